@@ -1,0 +1,1 @@
+"""What NVLM-D is: its configuration, tiling, prompt, checkpoint and reference arithmetic. Knows no other part."""

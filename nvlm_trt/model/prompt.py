@@ -1,0 +1,172 @@
+"""The prompt of the released chat(): template, tile tags, visual tokens, ids.
+
+Source: conversation.py and modeling_nvlm_d.py of nvidia/NVLM-D-72B. Three rules matter:
+
+* there is no newline after ``<|im_end|>``, and the default system message is "Answer the questions.";
+* ``<image>`` is expanded to tags and visual tokens in the text of the whole conversation, and the text between special
+  tokens is tokenised as one stretch: ``<Image><tile_1>`` holds the merged token ``><``, pieces would not;
+* special tokens typed by a user, in any message, are plain text. (The release would read them as special.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nvlm_trt.errors import PromptError
+from nvlm_trt.model.tiling import tile_tags
+from nvlm_trt.model.tokenizer import END_OF_TURN, START_OF_TURN, VISION_PAD, NvlmTokenizer
+
+DEFAULT_SYSTEM = "Answer the questions."
+IMAGE_PLACEHOLDER = "<image>"
+
+Turn = tuple[str, str]
+"""A question and the answer that was given to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token of the template, set apart from text."""
+
+    text: str
+
+
+Piece = Special | str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised conversation.
+
+    Attributes:
+        text: The expanded text, visual tokens written as ``<|vision_pad|>``.
+        input_ids: Its ids for people: every visual position holds the id of ``<|vision_pad|>`` (151654).
+        tiles: Tiles of each image, thumbnail included.
+        num_visual_tokens: Visual positions in all.
+        visual_positions: Their indices in `input_ids`, ascending.
+    """
+
+    text: str
+    input_ids: tuple[int, ...]
+    tiles: tuple[int, ...]
+    num_visual_tokens: int
+    visual_positions: tuple[int, ...]
+
+    def decoder_ids(self, vocab_size: int) -> npt.NDArray[np.int32]:
+        """What the decoder takes: visual position number `row` holds ``vocab_size + row``, its row of the prompt table.
+
+        Args:
+            vocab_size: The engine's vocabulary (embedding rows), not the tokenizer's size.
+        """
+        ids = np.asarray(self.input_ids, dtype=np.int32)
+        ids[list(self.visual_positions)] = vocab_size + np.arange(self.num_visual_tokens, dtype=np.int32)
+        return ids
+
+
+def build_prompt(
+    tokenizer: NvlmTokenizer,
+    tokens_per_tile: int,
+    question: str,
+    *,
+    tiles: Sequence[int] = (),
+    history: Sequence[Turn] = (),
+    system: str | None = None,
+) -> Prompt:
+    """Build the prompt of one request.
+
+    Where a conversation has images and no ``<image>`` at all, one ``<image>`` and a newline per image are put in front
+    of the question (the release does so for one image). With fewer ``<image>`` than images the request is refused; one
+    ``<image>`` too many stays text, as in the release.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer.
+        tokens_per_tile: Visual tokens a tile (256).
+        question: The user's new message.
+        tiles: Tiles of each image, thumbnail included, in the order of the ``<image>`` placeholders.
+        history: Earlier questions and answers, oldest first.
+        system: The system message; None for the release's own.
+
+    Raises:
+        PromptError: there are more images than placeholders.
+    """
+    system = DEFAULT_SYSTEM if system is None else system
+    said = [system, *(message for turn in history for message in turn), question]
+    placeholders = sum(message.count(IMAGE_PLACEHOLDER) for message in said)
+    if tiles and not placeholders:
+        question = f"{IMAGE_PLACEHOLDER}\n" * len(tiles) + question
+    elif len(tiles) > placeholders:
+        raise PromptError(
+            "there are more images than <image> placeholders",
+            seen=f"{len(tiles)} images, {placeholders} placeholders",
+            fix="write <image> once for each image, or nowhere",
+        )
+    pieces = list(_expand(_template(system, history, question), tiles, tokens_per_tile))
+    return _tokenise(tokenizer, pieces, tuple(tiles))
+
+
+def image_text(num_tiles: int, tokens_per_tile: int) -> str:
+    """The expansion of one ``<image>`` as text: tags, each followed by its tile's visual tokens."""
+    return "".join(piece.text if isinstance(piece, Special) else piece for piece in _image(num_tiles, tokens_per_tile))
+
+
+def _template(system: str, history: Sequence[Turn], question: str) -> Iterator[Piece]:
+    """The chatml template of conversation.py (style MPT, separator ``<|im_end|>``)."""
+    yield from (Special(START_OF_TURN), f"system\n{system}", Special(END_OF_TURN))
+    for role, message in [pair for old in history for pair in (("user", old[0]), ("assistant", old[1]))]:
+        yield from _turn(role, message)
+    yield from _turn("user", question)
+    yield from _turn("assistant", "")
+
+
+def _turn(role: str, message: str) -> Iterator[Piece]:
+    """One message; an empty one has no separator: that is how the source opens the assistant's turn."""
+    yield from (Special(START_OF_TURN), f"{role}\n{message}")
+    if message:
+        yield Special(END_OF_TURN)
+
+
+def _expand(pieces: Iterator[Piece], tiles: Sequence[int], tokens_per_tile: int) -> Iterator[Piece]:
+    """Replace the i-th placeholder of the conversation by image i."""
+    waiting = list(tiles)
+    for piece in pieces:
+        if isinstance(piece, Special):
+            yield piece
+            continue
+        before, *after = piece.split(IMAGE_PLACEHOLDER)
+        yield before
+        for text in after:
+            if waiting:
+                yield from _image(waiting.pop(0), tokens_per_tile)
+                yield text
+            else:
+                yield IMAGE_PLACEHOLDER + text
+
+
+def _image(num_tiles: int, tokens_per_tile: int) -> Iterator[Piece]:
+    yield "<Image>"
+    for tag in tile_tags(num_tiles):
+        yield tag
+        yield from [Special(VISION_PAD)] * tokens_per_tile
+    yield "</Image>"
+
+
+def _tokenise(tokenizer: NvlmTokenizer, pieces: Sequence[Piece], tiles: tuple[int, ...]) -> Prompt:
+    """Tokenise each stretch of text between special tokens as a whole."""
+    ids: list[int] = []
+    visual: list[int] = []
+    stretch: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            stretch.append(piece)
+            continue
+        ids += tokenizer.encode_text("".join(stretch))
+        stretch.clear()
+        if piece.text == VISION_PAD:
+            visual.append(len(ids))
+        ids.append(tokenizer.special_id(piece.text))
+    ids += tokenizer.encode_text("".join(stretch))
+    text = "".join(piece.text if isinstance(piece, Special) else piece for piece in pieces)
+    return Prompt(text, tuple(ids), tiles, len(visual), tuple(visual))

@@ -1,0 +1,109 @@
+"""Dynamic tiling: how many tiles an image is cut into, in which grid, under which tags.
+
+Source: load_image / dynamic_preprocess of the model card of nvidia/NVLM-D-72B (arXiv 2409.11402, section 3). This module
+is the one home of tile counts and tag text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nvlm_trt.errors import RequestError
+from nvlm_trt.model.config import MAX_TILES
+
+THUMBNAIL_TAG = "<tile_global_thumbnail>"
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """A grid of `columns` x `rows` tiles, row-major, and a thumbnail of the whole image last.
+
+    An image of one tile has no separate thumbnail: it is its own. So there are 1 or 3 and more tiles, never 2 (unless
+    the model's configuration switches thumbnails off).
+    """
+
+    columns: int
+    rows: int
+    thumbnail: bool
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles in all, the thumbnail included."""
+        return self.columns * self.rows + self.thumbnail
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The text tag in front of each tile's visual tokens."""
+        return tile_tags(self.num_tiles)
+
+
+def tile_tags(num_tiles: int) -> tuple[str, ...]:
+    """Tags of `num_tiles` tiles: numbered from 1, the last one the global thumbnail (modeling_nvlm_d.py, chat())."""
+    return (*(f"<tile_{number}>" for number in range(1, num_tiles)), THUMBNAIL_TAG)
+
+
+def plan_grid(width: int, height: int, *, max_tiles: int, tile_size: int, use_thumbnail: bool = True) -> TileGrid:
+    """The grid whose aspect ratio is nearest to the image's.
+
+    Among grids that are equally near, a larger one is taken when the image has more than half its pixels. The
+    comparison is done in Python floats with strict ``<``, as in the source: exact fractions differ on some sizes.
+
+    Args:
+        width: Image width in pixels.
+        height: Image height in pixels.
+        max_tiles: Most tiles of the grid, the thumbnail not counted; 1 to 12.
+        tile_size: Side of a tile in pixels.
+        use_thumbnail: Whether the model appends a thumbnail to grids of several tiles.
+
+    Raises:
+        RequestError: `max_tiles` is out of range, or the image has no pixels.
+    """
+    if not 1 <= max_tiles <= MAX_TILES:
+        raise RequestError("max_tiles is out of range", seen=max_tiles, expected=f"1 to {MAX_TILES}")
+    if width < 1 or height < 1:
+        raise RequestError("the image has no pixels", seen=f"{width} x {height}")
+    aspect = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in _grids(max_tiles):
+        distance = abs(aspect - columns / rows)
+        roomy = width * height > 0.5 * tile_size * tile_size * columns * rows
+        if distance < best_distance or (distance == best_distance and roomy):
+            best, best_distance = (columns, rows), distance
+    return TileGrid(*best, thumbnail=use_thumbnail and best != (1, 1))
+
+
+def cut_tiles(image: Image.Image, grid: TileGrid, tile_size: int) -> npt.NDArray[np.uint8]:
+    """Resize an RGB image to the grid and cut it; the thumbnail is resized from the original image.
+
+    Resizing is PIL's bicubic with its antialiasing, aspect ratio not kept: the source calls ``image.resize`` with its
+    default filter.
+
+    Args:
+        image: An RGB image.
+        grid: The grid of `plan_grid` for its size.
+        tile_size: Side of a tile in pixels.
+
+    Returns:
+        uint8 [grid.num_tiles, tile_size, tile_size, 3], thumbnail last.
+    """
+    size = tile_size
+    whole = np.asarray(image.resize((size * grid.columns, size * grid.rows), Image.Resampling.BICUBIC))
+    split = whole.reshape(grid.rows, size, grid.columns, size, 3).swapaxes(1, 2)
+    tiles = split.reshape(grid.columns * grid.rows, size, size, 3)
+    if grid.thumbnail:
+        thumbnail = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        tiles = np.concatenate([tiles, thumbnail[np.newaxis]])
+    return np.ascontiguousarray(tiles)
+
+
+@cache
+def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """Every (columns, rows) of at most `max_tiles` tiles, by area."""
+    sides = range(1, max_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_tiles]
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))

@@ -1,0 +1,148 @@
+"""Qwen2's byte-level BPE, with the special tokens kept out of reach of user text.
+
+Hugging Face splits a text at its special tokens before anything else, so encoding the stretches between them one by one
+gives the same ids. This class encodes such stretches only: a special token typed by a user stays plain text, and the
+prompt builder inserts the real ones by id. Added tokens that are not special (<tool_call> ...) behave as in the release.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from nvlm_trt.errors import CheckpointError
+
+END_OF_TURN = "<|im_end|>"
+START_OF_TURN = "<|im_start|>"
+VISION_PAD = "<|vision_pad|>"
+REQUIRED_SPECIALS = (START_OF_TURN, END_OF_TURN, VISION_PAD)
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen2's pre-tokenisation (transformers, tokenization_qwen2.py)."""
+
+FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+class NvlmTokenizer:
+    """Text to ids and back.
+
+    Args:
+        bpe: The byte-level BPE with its added tokens, told to read special tokens in a text as plain text.
+        specials: Id of every special token by its text.
+    """
+
+    def __init__(self, bpe: Tokenizer, specials: Mapping[str, int]) -> None:
+        missing = [text for text in REQUIRED_SPECIALS if text not in specials]
+        if missing:
+            raise CheckpointError("the tokenizer lacks special tokens of Qwen2", seen=sorted(specials), expected=missing)
+        self._bpe = bpe
+        self._specials = dict(specials)
+        self.special_ids = frozenset(specials.values())
+        self.start_of_turn_id = specials[START_OF_TURN]
+        self.eos_id = specials[END_OF_TURN]
+        self.vision_pad_id = specials[VISION_PAD]
+
+    @classmethod
+    def load(cls, directory: Path) -> NvlmTokenizer:
+        """Read vocab.json, merges.txt and tokenizer_config.json of a checkpoint or engine directory.
+
+        Raises:
+            CheckpointError: a file is absent or damaged, or a special token of Qwen2 is not there.
+        """
+        try:
+            vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+            merges = read_merges((directory / "merges.txt").read_text(encoding="utf-8"))
+            settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            added = {int(index): dict(token) for index, token in settings["added_tokens_decoder"].items()}
+            bpe = build_bpe(vocabulary, merges, added)
+        except FileNotFoundError as error:
+            name = Path(str(error.filename)).name
+            raise CheckpointError("a tokenizer file is missing", seen=f"no {name}", expected=", ".join(FILES)) from None
+        except Exception as error:  # tokenizers raises bare Exception for a merge that is not in the vocabulary
+            raise CheckpointError(f"the tokenizer cannot be read ({error})", seen=directory.name) from None
+        return cls(bpe, {str(token["content"]): index for index, token in added.items() if token.get("special")})
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a stretch of text that holds no special token; one typed in it is plain text."""
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def special_id(self, text: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            CheckpointError: the tokenizer has no such special token.
+        """
+        try:
+            return self._specials[text]
+        except KeyError:
+            raise CheckpointError("the tokenizer has no such special token", seen=text) from None
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of a sequence of ids; bytes that form no character become U+FFFD, ids beyond the vocabulary vanish."""
+        return str(self._bpe.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that one id stands for; empty for special tokens and ids beyond the vocabulary."""
+        piece = None if index in self.special_ids else self._bpe.id_to_token(index)
+        if piece is None:
+            return b""
+        if all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
+        return piece.encode()  # an added token is stored as its own text
+
+
+def build_bpe(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Mapping[int, Mapping[str, object]]
+) -> Tokenizer:
+    """A byte-level BPE with Qwen2's normalisation and split.
+
+    Args:
+        vocabulary: Id of every BPE piece (vocab.json).
+        merges: Merges by rank (merges.txt).
+        added: ``added_tokens_decoder`` of tokenizer_config.json, special tokens and others.
+    """
+    # An added token found in the vocabulary keeps that id; otherwise it would be numbered from the vocabulary's end on.
+    pieces = {**vocabulary, **{str(token["content"]): index for index, token in added.items()}}
+    bpe = Tokenizer(BPE(vocab=pieces, merges=list(merges), fuse_unk=False, byte_fallback=False))
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_tokens([_added_token(added[index]) for index in sorted(added)])
+    bpe.encode_special_tokens = True
+    return bpe
+
+
+def read_merges(text: str) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt, best rank first."""
+    merges = []
+    for line in text.split("\n"):
+        if line and not line.startswith("#version:"):
+            left, right = line.split(" ")
+            merges.append((left, right))
+    return merges
+
+
+def _added_token(token: Mapping[str, object]) -> AddedToken:
+    flags = {name: bool(token.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    return AddedToken(str(token["content"]), **flags)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in of every byte, inverted (transformers, bytes_to_unicode)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    shifted = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(shifted)}
+
+
+_BYTE_OF = _byte_alphabet()
