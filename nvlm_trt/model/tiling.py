@@ -1,7 +1,7 @@
 """Dynamic tiling: how many tiles an image is cut into, in which grid, under which tags.
 
-Source: load_image / dynamic_preprocess of the model card of nvidia/NVLM-D-72B (arXiv 2409.11402, section 3). This module
-is the one home of tile counts and tag text.
+Source: load_image and dynamic_preprocess of the model card of nvidia/NVLM-D-72B (arXiv 2409.11402, section 3). This
+module is the one home of tile counts and tag text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Qwen2's byte-level BPE, with the special tokens kept out of reach of user text.
 
-Hugging Face splits a text at its special tokens before anything else, so encoding the stretches between them one by one
-gives the same ids. This class encodes such stretches only: a special token typed by a user stays plain text, and the
-prompt builder inserts the real ones by id. Added tokens that are not special (<tool_call> ...) behave as in the release.
+Hugging Face splits a text at its special tokens before anything else, so encoding the stretches between them one by
+one gives the same ids. This class encodes such stretches only: a special token typed by a user stays plain text, and
+the prompt builder inserts the real ones by id. Added tokens that are not special (<tool_call> ...) behave as released.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NvlmTokenizer:
     def __init__(self, bpe: Tokenizer, specials: Mapping[str, int]) -> None:
         missing = [text for text in REQUIRED_SPECIALS if text not in specials]
         if missing:
-            raise CheckpointError("the tokenizer lacks special tokens of Qwen2", seen=sorted(specials), expected=missing)
+            raise CheckpointError("the tokenizer lacks tokens of Qwen2", seen=sorted(specials), expected=missing)
         self._bpe = bpe
         self._specials = dict(specials)
         self.special_ids = frozenset(specials.values())
@@ -134,8 +134,8 @@ def read_merges(text: str) -> list[tuple[str, str]]:
 
 
 def _added_token(token: Mapping[str, object]) -> AddedToken:
-    flags = {name: bool(token.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-    return AddedToken(str(token["content"]), **flags)
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(str(token["content"]), **{name: bool(token.get(name, False)) for name in names})
 
 
 def _byte_alphabet() -> dict[str, int]:
