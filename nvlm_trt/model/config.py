@@ -15,7 +15,7 @@ from pathlib import Path
 from nvlm_trt.errors import CheckpointError
 
 PLAIN_ROPE_LIMIT = 32768
-"""Tokens up to which the released `rope_scaling` (dynamic, factor 3) changes nothing; transformers 4.39.3 ignores it."""
+"""Tokens up to which the released `rope_scaling` (dynamic, factor 3) changes nothing (transformers 4.39.3 drops it)."""
 
 MAX_TILES = 12
 """The most tiles a single image may be cut into; the released model was trained with up to 6."""

@@ -141,7 +141,7 @@ class DecoderReference:
 def rope_table(
     head_dim: int, theta: float, start: int, count: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of positions [start, start + count): computed in float32, cast before use; [count, head_dim]."""
+    """Cosines and sines [count, head_dim] of positions from `start` on: computed in float32, cast before use."""
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     angles = torch.outer(torch.arange(start, start + count).float(), frequencies)
     angles = torch.cat([angles, angles], dim=-1)

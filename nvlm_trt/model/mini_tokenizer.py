@@ -1,0 +1,84 @@
+"""The project's own small tokenizer, for synthetic checkpoints: byte-level BPE with Qwen2's special tokens.
+
+244 merges learned on a page of picture questions. Like Qwen2's it merges ``><`` and ``>`` with a newline, so that the
+traps of the real tokenizer are traps here too; ids differ, names do not.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from tokenizers import pre_tokenizers
+
+from nvlm_trt.model.tokenizer import FILES, read_merges
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""In the order of Qwen2.5's ids 151643 to 151656."""
+
+PLAIN_ADDED_TOKENS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
+"""Added tokens that are not special, ids 151657 to 151664 there."""
+
+
+def mini_vocabulary() -> dict[str, int]:
+    """Id of every BPE piece: the 256 bytes, then the merges in order."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in read_merges(_merges()))]
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+def mini_tokenizer_size() -> int:
+    """Number of ids, added tokens included."""
+    return len(mini_vocabulary()) + len(SPECIAL_TOKENS) + len(PLAIN_ADDED_TOKENS)
+
+
+def write_mini_tokenizer(directory: Path) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json, in the layout of the release."""
+    vocabulary = mini_vocabulary()
+    added = {}
+    for index, text in enumerate([*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS], start=len(vocabulary)):
+        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        added[str(index)] = {"content": text, **flags, "special": text in SPECIAL_TOKENS}
+    settings = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    vocab_name, merges_name, settings_name = FILES
+    (directory / vocab_name).write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (directory / merges_name).write_text(_merges(), encoding="utf-8")
+    (directory / settings_name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _merges() -> str:
+    return (files("nvlm_trt.model") / "data" / "mini_merges.txt").read_text(encoding="utf-8")
