@@ -1,0 +1,1 @@
+"""The build: stages with fingerprints, a manifest, a lock, and a runner that resumes."""

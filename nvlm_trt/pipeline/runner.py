@@ -1,0 +1,196 @@
+"""Runs the stages of a plan: each writes beside its place, is flushed, renamed, digested, and noted in the manifest.
+
+A build that is killed leaves at most (1) a `.<stage>.partial` folder, (2) a stage in state "running" whose old outputs
+may be partly replaced. The next build removes the first and runs the second again; every other stage stands. Because a
+stage is a function of its basis alone, the result is the one that an undisturbed build leaves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nvlm_trt import __version__
+from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, NvlmTrtError, UserError
+from nvlm_trt.pipeline import durable
+from nvlm_trt.pipeline.digest import DigestCache, FileDigest, files_below
+from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, fingerprint, identify, peek_identity
+from nvlm_trt.pipeline.manifest import Manifest, StageRecord
+from nvlm_trt.pipeline.memory import PeakMemory
+from nvlm_trt.pipeline.plan import Decision, Planner
+from nvlm_trt.pipeline.preflight import check_fits, in_words, needs
+from nvlm_trt.pipeline.progress import Reporter
+from nvlm_trt.pipeline.stage import Stage, StageContext
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one call of the runner works on.
+
+    Attributes:
+        engine: The engine directory; it exists and its lock is held.
+        stages: The chosen stages in order.
+        checkpoint: The checkpoint directory; a synthetic one appears when its stage has run.
+        command: The command line of this build without --from and --until, as words.
+        forced: Names of stages that are built anew.
+    """
+
+    engine: Path
+    stages: Sequence[Stage]
+    checkpoint: Path
+    command: Sequence[str]
+    forced: frozenset[str]
+
+
+class Runner:
+    """Brings an engine directory up to date."""
+
+    def __init__(self, job: Job, manifest: Manifest, reporter: Reporter) -> None:
+        self._job, self._manifest, self._reporter = job, manifest, reporter
+        self._cache = DigestCache(job.engine)
+        self._planner = Planner(job.engine, self._cache, self._identity, job.forced, read_files=True)
+
+    def run(self) -> Manifest:
+        """Run what must be run and return the manifest as it then is.
+
+        Raises:
+            UserError: a stage cannot run here, does not fit, or the checkpoint is at fault.
+            BuildError: a stage failed.
+        """
+        self._clean_leftovers()
+        decisions = self._planner.plan(self._job.stages, self._manifest)
+        self._refuse_early(decisions)
+        count = len(decisions)
+        try:
+            for number, decision in enumerate(decisions, start=1):
+                label = f"[{number}/{count}] {decision.stage.name}"
+                if decision.action == "leave out":
+                    self._reporter.line(f"{label}: left out ({decision.reason})")
+                    continue
+                now = self._planner.decide(decision.stage, self._manifest)
+                if now.action == "skip":
+                    self._reporter.line(f"{label}: stands")
+                else:
+                    self._run_stage(now.stage, label, now.reason)
+        finally:
+            self._cache.save()
+        return self._manifest
+
+    def _clean_leftovers(self) -> None:
+        for leftover in self._job.engine.glob(".*.partial"):
+            durable.remove(leftover)
+        for leftover in self._job.engine.glob(".*.tmp"):
+            durable.remove(leftover)
+
+    def _refuse_early(self, decisions: Sequence[Decision]) -> None:
+        running = [decision.stage for decision in decisions if decision.action == "run"]
+        for stage in running:
+            if stage.lacks is not None:
+                raise UserError(f"stage {stage.name} cannot run here: {stage.lacks}")
+        replaced = {stage.name: self._bytes_of(stage) for stage in running}
+        check_fits(needs(running, replaced), self._job.engine)
+
+    def _bytes_of(self, stage: Stage) -> int:
+        engine = self._job.engine
+        return sum((engine / name).stat().st_size for name in files_below(engine, stage.outputs))
+
+    def _identity(self) -> CheckpointIdentity | None:
+        """The checkpoint's identity; every file of it is read the first time."""
+        directory = self._job.checkpoint
+        if not directory.is_dir():
+            return None
+        known = peek_identity(directory, self._cache)
+        if known is not None:
+            return known
+        with self._reporter.task("digest of the checkpoint") as progress:
+            identity = identify(directory, self._cache, progress)
+        self._cache.save()
+        return identity
+
+    def _run_stage(self, stage: Stage, label: str, reason: str) -> None:
+        self._reporter.line(f"{label}: {reason}")
+        basis = self._planner.basis(stage, self._manifest)
+        self._note_checkpoint(stage)
+        record = StageRecord(
+            state="running",
+            fingerprint=fingerprint(basis),
+            basis=basis,
+            command=self._command_of(stage),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._note(stage, record)  # from here on the old outputs are not trusted any more
+        started = time.monotonic()
+        partial = self._job.engine / stage.partial_name
+        try:
+            with PeakMemory() as memory, self._reporter.task(label) as progress:
+                partial.mkdir()
+                stage.run(StageContext(self._job.engine, partial, progress, self._reporter.line))
+            self._check_unchanged(stage, basis)
+            outputs = self._promote(stage, partial)
+        except Exception as error:
+            durable.remove(partial)
+            failed = dataclasses.replace(record, state="failed", error=str(error), seconds=time.monotonic() - started)
+            self._note(stage, failed)
+            raise _as_told(stage, error) from error
+        seconds = time.monotonic() - started
+        done = dataclasses.replace(
+            record, state="done", outputs=outputs, seconds=round(seconds, 3), peak_memory_bytes=memory.peak_bytes
+        )
+        self._note(stage, done)
+        self._cache.save()
+        size = sum(file.size for file in outputs)
+        self._reporter.line(
+            f"{label}: done in {seconds:.1f} s, {in_words(size)}, peak memory {in_words(memory.peak_bytes)}"
+        )
+
+    def _note(self, stage: Stage, record: StageRecord) -> None:
+        self._manifest = self._manifest.with_stage(stage.name, record)
+        self._manifest.save(self._job.engine)
+
+    def _note_checkpoint(self, stage: Stage) -> None:
+        """Write down which checkpoint and which tools take part."""
+        tools = {"nvlm-trt": __version__, "python": platform.python_version()}
+        for record in self._manifest.stages.values():
+            tools.update(record.basis["tools"])
+        checkpoint = self._manifest.checkpoint
+        identity = self._identity() if stage.reads_checkpoint else None
+        if identity is not None:
+            files = [dataclasses.asdict(file) for file in identity.files]
+            checkpoint = {"path": str(self._job.checkpoint), "fingerprint": identity.fingerprint, "files": files}
+        self._manifest = dataclasses.replace(self._manifest, tools=tools, checkpoint=checkpoint)
+
+    def _check_unchanged(self, stage: Stage, basis: dict[str, object]) -> None:
+        if self._planner.basis(stage, self._manifest)["checkpoint"] != basis["checkpoint"]:
+            raise CheckpointError(
+                "the checkpoint was changed while it was being read", seen=self._job.checkpoint, fix="build again"
+            )
+
+    def _promote(self, stage: Stage, partial: Path) -> tuple[FileDigest, ...]:
+        """Flush the finished outputs, move them to their places and digest them there."""
+        for output in stage.outputs:
+            if not (partial / output).exists():
+                raise BuildError(f"stage {stage.name} left no {output}")
+        durable.sync_tree(partial)
+        for output in stage.outputs:
+            durable.move_into_place(partial / output, self._job.engine / output)
+        durable.remove(partial)
+        return self._cache.digest_all(self._job.engine, files_below(self._job.engine, stage.outputs))
+
+    def _command_of(self, stage: Stage) -> str:
+        return shlex.join([*self._job.command, "--from", stage.name, "--until", stage.name])
+
+
+def _as_told(stage: Stage, error: Exception) -> NvlmTrtError:
+    """The error that the caller is told about."""
+    if isinstance(error, NvlmTrtError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DoesNotFitError(f"the disk became full in stage {stage.name}", fix="free space and build again")
+    return BuildError(f"stage {stage.name} failed: {type(error).__name__}: {error}")

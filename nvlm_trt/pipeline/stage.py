@@ -1,0 +1,76 @@
+"""What a stage of the build is: a value that names its inputs, its outputs, and all that its result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvlm_trt.progress import Progress
+
+Log = Callable[[str], None]
+"""Told one line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a stage needs, for the checks that are made before the first byte is written.
+
+    Attributes:
+        disk_bytes: Bytes of its outputs.
+        memory_bytes: Peak of its resident memory.
+    """
+
+    disk_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """Where a running stage reads and writes.
+
+    Attributes:
+        engine: The engine directory; the outputs of earlier stages lie in it. Read only.
+        out: A fresh folder with the layout of the engine directory: the stage writes its outputs here.
+        progress: Told (bytes done, bytes in all).
+        log: Told one line for a person.
+    """
+
+    engine: Path
+    out: Path
+    progress: Progress
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One named step.
+
+    Attributes:
+        name: Its name in `--from`, `--until` and the manifest.
+        inputs: Names of the stages whose outputs it reads.
+        outputs: Files and folders that it leaves, relative to the engine directory.
+        parts: Whatever else its result depends on: fields of the recipe, derived figures. JSON values.
+        modules: Modules whose code (with all that they import from nvlm_trt) its result depends on.
+        tools: Distributions whose version its result depends on.
+        run: Writes every output below `StageContext.out`.
+        estimate: What it needs.
+        reads_checkpoint: Whether the content of the checkpoint belongs to its fingerprint.
+        lacks: Why it cannot run on this machine, in one sentence; None when it can.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parts: Mapping[str, object]
+    modules: tuple[str, ...]
+    tools: tuple[str, ...]
+    run: Callable[[StageContext], None]
+    estimate: Estimate = field(default=Estimate(0, 0))
+    reads_checkpoint: bool = False
+    lacks: str | None = None
+
+    @property
+    def partial_name(self) -> str:
+        """Name of the folder beside the outputs that holds them while the stage runs."""
+        return f".{self.name}.partial"
