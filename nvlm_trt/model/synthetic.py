@@ -32,6 +32,9 @@ F32_PARTS = ("q_proj.", "k_proj.", "v_proj.", "attn.qkv.", "attn.proj.weight", "
 
 NORM_PARTS = ("norm.weight", "layernorm.weight", "norm1.weight", "norm2.weight", "mlp1.0.weight", "ls1", "ls2")
 
+GAINS = {"lm_head": 4.0, "q_proj": 2.0, "k_proj": 2.0, "o_proj": 2.0, "down_proj": 2.0}
+"""Deviations above 1 / sqrt(inputs): attention that picks out tokens, so that an answer doesn't repeat one for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSpec:
@@ -305,7 +308,7 @@ def _distribution(tensor: TensorSpec) -> tuple[float, float]:
         return 0.0, 0.7
     if name.endswith("bias"):
         return 0.0, 0.1
-    gain = 4.0 if "lm_head" in name else 1.0
+    gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
     return 0.0, gain / math.sqrt(math.prod(tensor.shape[1:]))
 
 

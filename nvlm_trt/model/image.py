@@ -1,0 +1,96 @@
+"""From the bytes of an image file to an upright RGB image, with every limit checked before a pixel is decoded.
+
+Images whose colours or frame are not defined for the model are refused, not guessed at: animations (which frame?), CMYK
+(by which profile?), 16 bits a channel (Pillow would clip them), palettes with transparency (over which ground?).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from nvlm_trt.errors import ImageRejected
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+PNG_BIT_DEPTH_OFFSET = 24
+"""Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may be at most; `min_side` refuses images without content.
+
+    The default of 50 megapixels admits a phone's photograph and needs 150 MB to decode.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    max_side: int = 20_000
+    min_side: int = 2
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orientation: bool = True) -> Image.Image:
+    """Decode an image file.
+
+    Args:
+        data: The file's bytes.
+        limits: Checked against the file's size and header before decoding.
+        exif_orientation: Turn the image upright as its EXIF says; False gives the released behaviour.
+
+    Returns:
+        The image in mode RGB: alpha is dropped, as the released ``convert("RGB")`` does.
+
+    Raises:
+        ImageRejected: with one sentence that holds no text of the decoding library.
+    """
+    if not data:
+        raise ImageRejected("the image is empty", seen="0 bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
+    image = _open(data, limits)
+    _check_header(image, data, limits)
+    try:
+        upright = ImageOps.exif_transpose(image) if exif_orientation else image
+        return upright.convert("RGB")
+    except Exception:  # decoders raise many types on damaged data; their texts may carry addresses or paths
+        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageRejected("the image has too many pixels", expected=f"at most {limits.max_pixels}") from None
+    except Exception:  # as above
+        expected = ", ".join(FORMATS)
+        raise ImageRejected(
+            "this is not an image of a known format, or its header is damaged", expected=expected
+        ) from None
+
+
+def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
+    width, height = image.size
+    size = f"{width} x {height}"
+    if width * height > limits.max_pixels:
+        raise ImageRejected("the image has too many pixels", seen=size, expected=f"at most {limits.max_pixels}")
+    if max(width, height) > limits.max_side:
+        raise ImageRejected("the image is too long", seen=size, expected=f"sides of at most {limits.max_side}")
+    if min(width, height) < limits.min_side:
+        raise ImageRejected("the image is too small", seen=size, expected=f"sides of at least {limits.min_side}")
+    # A phone's JPEG may carry further pictures (format MPO); its first one is the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise ImageRejected("the image is animated", fix="send the one frame that is meant")
+    if image.format == "PNG" and data[PNG_BIT_DEPTH_OFFSET] > 8:
+        raise ImageRejected("the image has 16 bits a channel", expected="8 bits a channel")
+    if image.mode not in PLAIN_MODES:
+        raise ImageRejected(
+            "the image's colours are not RGB or grey", seen=f"mode {image.mode}", fix="convert it to RGB"
+        )
+    if image.mode == "P" and "transparency" in image.info:
+        raise ImageRejected("the image has a palette with transparency", fix="convert it to RGB")

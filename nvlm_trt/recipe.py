@@ -1,0 +1,119 @@
+"""The recipe: what to build, read from YAML into one frozen, typed value.
+
+Every field has its home here; an unknown key is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nvlm_trt.errors import RecipeError
+
+Target = Literal["gpu", "cpu"]
+VisionPrecision = Literal["fp32", "bf16", "fp8", "int8"]
+DecoderPrecision = Literal["fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
+
+CPU_VISION: tuple[VisionPrecision, ...] = ("fp32", "bf16")
+CPU_DECODER: tuple[DecoderPrecision, ...] = ("fp32", "bf16", "int8_wo")
+
+SYNTHETIC_PREFIX = "synth:"
+"""A checkpoint of ``synth:tiny`` is made by the build itself, random and in the real layout."""
+
+
+class ImageLimitFields(BaseModel):
+    """Limits on images, checked from headers before a pixel is decoded (nvlm_trt.model.image)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000
+    max_side: Annotated[int, Field(ge=1)] = 20_000
+    min_side: Annotated[int, Field(ge=1)] = 2
+
+
+class BuildRecipe(BaseModel):
+    """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    target: Target
+    checkpoint: str | None = None
+    tp: Annotated[int, Field(ge=1, le=64)] = 1
+    pp: Annotated[int, Field(ge=1, le=64)] = 1
+    vision_precision: VisionPrecision = "bf16"
+    decoder_precision: DecoderPrecision = "bf16"
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_tiles: Annotated[int, Field(ge=1, le=12)] = 6
+    max_images: Annotated[int, Field(ge=1, le=64)] = 4
+    max_input_len: Annotated[int, Field(ge=1)] = 8192
+    max_output_len: Annotated[int, Field(ge=1)] = 1024
+    exif_orientation: bool = True
+    image_limits: ImageLimitFields = ImageLimitFields()
+    cpu_threads: Annotated[int, Field(ge=0)] = 0
+    verify_prompts: Annotated[int, Field(ge=1, le=64)] = 3
+    verify_tokens: Annotated[int, Field(ge=1, le=1024)] = 32
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        if self.target == "cpu":
+            if self.vision_precision not in CPU_VISION:
+                raise ValueError(
+                    f"vision_precision {self.vision_precision} is for gpu; cpu has {', '.join(CPU_VISION)}"
+                )
+            if self.decoder_precision not in CPU_DECODER:
+                raise ValueError(
+                    f"decoder_precision {self.decoder_precision} is for gpu; cpu has {', '.join(CPU_DECODER)}"
+                )
+        elif self.decoder_precision == "fp32":
+            raise ValueError("decoder_precision fp32 is for cpu; TensorRT-LLM runs bf16, fp16 and quantised decoders")
+        return self
+
+
+def load_recipe(path: Path) -> BuildRecipe:
+    """Read a recipe; its `name` is the file's stem unless it gives one.
+
+    Raises:
+        RecipeError: the file cannot be read, is no mapping, or a field is unknown or out of range.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError("there is no such recipe", seen=path, fix="see build/recipes") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"the recipe cannot be read ({error})", seen=path) from None
+    if not isinstance(raw, dict):
+        raise RecipeError("a recipe is a mapping of fields", seen=f"{path.name}: {type(raw).__name__}")
+    return parse_recipe({"name": path.stem, **raw}, path.name)
+
+
+def parse_recipe(raw: dict[str, object], source: str) -> BuildRecipe:
+    """Check the fields of a recipe.
+
+    Args:
+        raw: Fields by name.
+        source: What to call the recipe in an error.
+
+    Raises:
+        RecipeError: naming every field that is unknown or out of range.
+    """
+    try:
+        return BuildRecipe.model_validate(raw)
+    except ValidationError as error:
+        faults = [_fault(dict(fault)) for fault in error.errors()]
+        raise RecipeError(f"{source}: " + "; ".join(faults)) from None
+
+
+def _fault(fault: dict[str, object]) -> str:
+    where = ".".join(str(part) for part in fault["loc"]) if isinstance(fault["loc"], tuple) else ""
+    if fault["type"] == "extra_forbidden":
+        fields = ImageLimitFields.model_fields if "." in where else BuildRecipe.model_fields
+        near = difflib.get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
+        return f"unknown field {where}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}, seen: {fault['input']!r}" if where else message

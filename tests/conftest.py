@@ -1,0 +1,45 @@
+"""Fixtures that every area shares: a tiny checkpoint, real photographs, and the reference data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+
+from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "page", "moon", "camera")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, Image.Image]:
+    """Photographs of several aspect ratios, colour and grey, as RGB images."""
+    images = {}
+    for name in PHOTOGRAPHS:
+        file = Path(skimage.data.__file__).parent / f"{name}.png"
+        source = file if file.is_file() else file.with_suffix(".jpg")
+        if source.is_file():
+            images[name] = Image.open(source).convert("RGB")
+    assert len(images) >= 3, "scikit-image ships at least three photographs in its wheel"
+    return images
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic checkpoint of tiles of 112 pixels (16 visual tokens), in several shards. Read only."""
+    out = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_synthetic(out, tiny_spec(tile_size=112, decoder_layers=3))
+    return out
+
+
+@pytest.fixture(scope="session")
+def nvlm_72b() -> Path:
+    """Config, tensor index and tokenizer of nvidia/NVLM-D-72B, which the project does not ship."""
+    default = Path(__file__).parents[2] / "shared" / "nvlm-d-72b"
+    directory = Path(os.environ.get("NVLM_D_72B", default))
+    if not (directory / "config.json").is_file():
+        pytest.skip("needs the released NVLM-D-72B metadata: set NVLM_D_72B to a folder with its config and tokenizer")
+    return directory
