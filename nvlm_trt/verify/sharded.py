@@ -1,0 +1,226 @@
+"""Prove tensor and pipeline parallelism without a GPU: run a converted decoder rank by rank, compare its logits.
+
+Every rank is a process that reads its own file and talks to the others over gloo on the loopback interface. The
+unsharded reference reads the source checkpoint with its weights rounded to the converted dtype, and both compute in
+float32: what is left between them is the order of summation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import nvlm_trt
+from nvlm_trt.decoder.trtllm_config import TrtllmConfig
+from nvlm_trt.errors import FaultError, VerificationError
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
+from nvlm_trt.verify import sharded_worker
+from nvlm_trt.verify.sharded_worker import LOGITS_NAME, PROMPTS_NAME, Job
+
+TOLERANCE = 1e-4
+"""Largest relative error of a logit; float32 sums in another order differ by about 1e-6."""
+
+GRACE_SECONDS = 5.0
+"""What the watching process gets on top of the time of its ranks, to end them and to say so."""
+
+Prompt = tuple[Ids, Table]
+"""Decoder ids (visual ids from vocab_size up) and the prompt table that they index, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptAgreement:
+    """How near the sharded logits of one prompt are to the reference's.
+
+    Attributes:
+        tokens: Positions compared.
+        max_abs_error: Largest difference of a logit; infinite if a sharded logit is not finite.
+        max_rel_error: The same over the largest magnitude of a reference logit.
+        argmax_agreement: Share of positions whose largest logit is the same one.
+    """
+
+    tokens: int
+    max_abs_error: float
+    max_rel_error: float
+    argmax_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedReport:
+    """The outcome of a sharded run; `seconds` is the wall time of the ranks alone."""
+
+    tp: int
+    pp: int
+    dtype: str
+    tolerance: float
+    seconds: float
+    prompts: tuple[PromptAgreement, ...]
+
+    @property
+    def max_abs_error(self) -> float:
+        """Over all prompts."""
+        return max(each.max_abs_error for each in self.prompts)
+
+    @property
+    def max_rel_error(self) -> float:
+        """Over all prompts."""
+        return max(each.max_rel_error for each in self.prompts)
+
+    @property
+    def argmax_agreement(self) -> float:
+        """The lowest of all prompts."""
+        return min(each.argmax_agreement for each in self.prompts)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every logit is within the tolerance."""
+        return self.max_rel_error <= self.tolerance
+
+    def require_ok(self) -> None:
+        """Insist on it.
+
+        Raises:
+            VerificationError: a logit is further off than the tolerance.
+        """
+        if not self.ok:
+            raise VerificationError(
+                f"the ranks of the converted checkpoint (tp {self.tp} x pp {self.pp}) do not compute the decoder",
+                seen=f"relative error {self.max_rel_error:.3g}, argmax agreement {self.argmax_agreement:.1%}",
+                expected=f"at most {self.tolerance:g}",
+                fix="convert the checkpoint again",
+            )
+
+
+def verify_sharded(
+    checkpoint: Checkpoint,
+    trtllm_dir: Path,
+    *,
+    prompts: Sequence[Prompt],
+    tolerance: float = TOLERANCE,
+    timeout: float = 600.0,
+) -> ShardedReport:
+    """Compare a converted decoder, run rank by rank, with the unsharded reference.
+
+    Args:
+        checkpoint: The source of the conversion.
+        trtllm_dir: The TensorRT-LLM checkpoint.
+        prompts: At least one; logits of all of their positions are compared.
+        tolerance: Largest relative error that passes.
+        timeout: Seconds after which the ranks are ended.
+
+    Raises:
+        CheckpointError: the converted checkpoint's config.json cannot be read.
+        FaultError: a rank failed, or the time was up; no process is left behind.
+    """
+    if not prompts:
+        raise ValueError("at least one prompt is needed")
+    config = TrtllmConfig.read(trtllm_dir)
+    started = time.monotonic()
+    sharded = run_sharded(trtllm_dir, prompts, timeout=timeout)
+    seconds = time.monotonic() - started
+    reference = DecoderReference(_RoundedCheckpoint(checkpoint, config.dtype.torch))
+    agreements = tuple(
+        _compare(logits, reference.logits(ids, table)) for logits, (ids, table) in zip(sharded, prompts, strict=True)
+    )
+    return ShardedReport(config.tp, config.pp, config.dtype.name, tolerance, seconds, agreements)
+
+
+def run_sharded(trtllm_dir: Path, prompts: Sequence[Prompt], *, timeout: float) -> list[torch.Tensor]:
+    """Logits of every prompt, float32 [t, vocab_size] each, from one process per rank.
+
+    Raises:
+        FaultError: a rank failed, or the time was up; no process is left behind.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for number, (ids, table) in enumerate(prompts):
+        tensors[f"ids.{number}"] = torch.as_tensor(np.asarray(ids, dtype=np.int64))
+        if table is not None:
+            tensors[f"table.{number}"] = torch.as_tensor(table).float().contiguous()
+    with tempfile.TemporaryDirectory(prefix="nvlm-trt-sharded-") as name:
+        directory = Path(name)
+        save_file(tensors, directory / PROMPTS_NAME)
+        Job(str(trtllm_dir.resolve()), len(prompts), timeout).write(directory)
+        _run_ranks(directory, timeout)
+        logits = load_file(directory / LOGITS_NAME)
+        return [logits[f"logits.{number}"].clone() for number in range(len(prompts))]
+
+
+def _run_ranks(directory: Path, timeout: float) -> None:
+    with (directory / "stderr.txt").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", sharded_worker.__name__, str(directory)],
+            stdin=subprocess.PIPE,  # never written to: the ranks end when it closes
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=_environment(),
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout + GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(process)
+    if code != 0:
+        raise FaultError("the sharded run failed", seen=_explain(directory, timeout))
+
+
+def _environment() -> dict[str, str]:
+    package_root = str(Path(nvlm_trt.__file__).parents[1])
+    paths = [package_root, os.environ.get("PYTHONPATH", "")]
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the process and every rank that it forked: they are a session, and so a group, of their own.
+
+    A process that ended by itself has ended its ranks before.
+    """
+    if process.returncode is None or process.returncode < 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        process.stdin.close()
+    process.wait()
+
+
+def _explain(directory: Path, timeout: float) -> str:
+    """What the first rank to fail said, else the last line of stderr, else that the time was up."""
+    faults = sorted(directory.glob("fault*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    if faults:
+        return faults[0].read_text(encoding="utf-8")
+    lines = (directory / "stderr.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else f"no answer within {timeout:g} s, or a rank was killed"
+
+
+class _RoundedCheckpoint(Checkpoint):
+    """The source checkpoint as the converter stored it: every value rounded to the converted dtype."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint.path, checkpoint.config, checkpoint.tensors)
+        self._dtype = dtype
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One tensor, rounded, then widened to `dtype` if given."""
+        rounded = super().read(name, self._dtype)
+        return rounded if dtype is None else rounded.to(dtype)
+
+
+def _compare(sharded: torch.Tensor, reference: torch.Tensor) -> PromptAgreement:
+    error = float((sharded - reference).abs().max()) if bool(sharded.isfinite().all()) else float("inf")
+    agreed = (sharded.argmax(dim=-1) == reference.argmax(dim=-1)).float().mean()
+    return PromptAgreement(len(reference), error, error / float(reference.abs().max()), float(agreed))
