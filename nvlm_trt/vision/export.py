@@ -1,0 +1,117 @@
+"""Export the vision side of a checkpoint as ONNX: `vision.onnx`, its weights in `vision.onnx.data`, `config.json`.
+
+Weights are streamed: a block of rows is read, cast and written before the next one is read, so memory grows neither
+with the number of layers nor with the largest tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from onnx import ValueInfoProto, helper
+
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.vision import IMAGE_MEAN, IMAGE_STD
+from nvlm_trt.model.safetensors_stream import as_bytes
+from nvlm_trt.progress import Progress
+from nvlm_trt.vision.builder import OPSET, Weight, WeightSource
+from nvlm_trt.vision.description import TensorDescription, VisionDescription
+from nvlm_trt.vision.dtypes import FP32, graph_precision, table_dtype
+from nvlm_trt.vision.graph import DATA_FILE, build_vision_graph
+
+ONNX_FILE = "vision.onnx"
+
+BLOCK_VALUES = 4 << 20
+"""Values read at a time: 16 MiB in FP32, plenty for the disk's full speed."""
+
+
+def export_vision(
+    checkpoint: Checkpoint,
+    out_dir: Path,
+    *,
+    precision: str,
+    output_dtype: str,
+    progress: Progress | None = None,
+) -> None:
+    """Write `vision.onnx`, `vision.onnx.data` and `config.json` into `out_dir`; same checkpoint, same bytes.
+
+    Args:
+        checkpoint: The checkpoint; its dummy heads are checked to be zero, then left out.
+        out_dir: An existing directory.
+        precision: Type of weights and activations: "fp32" or "bf16".
+        output_dtype: Type of the prompt table: "fp32", "bf16" or "fp16".
+        progress: Told the bytes of `vision.onnx.data` written so far.
+
+    Raises:
+        RecipeError: unknown precision or output type.
+        CheckpointError: a dummy head holds something, or a shard cannot be read.
+    """
+    compute, table = graph_precision(precision), table_dtype(output_dtype)
+    checkpoint.check_dummy_heads()
+    config = checkpoint.config
+    graph = build_vision_graph(config, dummy_heads=checkpoint.dummy_heads, precision=compute, output=table)
+    with (out_dir / DATA_FILE).open("wb") as file:
+        for weight in graph.weights:
+            file.write(bytes(weight.offset - file.tell()))
+            _write_weight(file, checkpoint, weight)
+            if progress is not None:
+                progress(file.tell(), graph.data_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    (out_dir / ONNX_FILE).write_bytes(graph.model.SerializeToString(deterministic=True))
+    VisionDescription(
+        precision=compute.name,
+        input=_describe(graph.model.graph.input[0]),
+        output=_describe(graph.model.graph.output[0]),
+        opset=OPSET,
+        tile_size=config.tile_size,
+        tokens_per_tile=config.tokens_per_tile,
+        hidden_size=config.decoder.hidden_size,
+        num_layers=config.vision.num_layers,
+        num_heads=config.vision.num_heads,
+        stripped_dummy_heads=checkpoint.dummy_heads,
+        mean=list(IMAGE_MEAN),
+        std=list(IMAGE_STD),
+        data_bytes=graph.data_bytes,
+    ).save(out_dir)
+
+
+def vision_export_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """Bytes that `export_vision` will write, a few kB of `config.json` aside.
+
+    Raises:
+        RecipeError: unknown precision.
+    """
+    graph = build_vision_graph(
+        checkpoint.config, dummy_heads=checkpoint.dummy_heads, precision=graph_precision(precision), output=FP32
+    )
+    return graph.data_bytes + int(graph.model.ByteSize())
+
+
+def _describe(value: ValueInfoProto) -> TensorDescription:
+    tensor = value.type.tensor_type
+    return TensorDescription(
+        name=value.name,
+        dtype=helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        shape=[dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+    )
+
+
+def _write_weight(file: BinaryIO, checkpoint: Checkpoint, weight: Weight) -> None:
+    for block in _blocks(checkpoint, weight.source):
+        file.write(as_bytes(block.to(weight.dtype.torch)).data)
+
+
+def _blocks(checkpoint: Checkpoint, source: WeightSource) -> Iterator[torch.Tensor]:
+    """The weight's values as consecutive matrices of a bounded number of rows, in the checkpoint's dtype."""
+    shape = checkpoint.tensors[source.tensor].shape
+    width = max(1, torch.Size(shape[1:]).numel())
+    step = max(1, BLOCK_VALUES // width)
+    for start, stop in source.rows:
+        for row in range(start, stop, step):
+            rows = checkpoint.read_rows(source.tensor, row, min(row + step, stop))
+            yield rows.reshape(-1, width)[:, : source.columns]
