@@ -1,0 +1,113 @@
+"""Stage decoder-compile on the cpu target: a TensorRT-LLM checkpoint to an OpenVINO model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openvino as ov
+
+from nvlm_trt.decoder.engine_config import BLOCK_SIZE, FORMAT, MODEL_NAME, DecoderEngineConfig
+from nvlm_trt.decoder.graph_constants import PRECISIONS
+from nvlm_trt.decoder.graph_cpu import build_graph
+from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
+from nvlm_trt.errors import BuildError, RecipeError
+from nvlm_trt.model.config import DecoderConfig
+from nvlm_trt.progress import Progress
+
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8_wo": 1}
+
+
+def build_decoder_cpu(
+    trtllm_dir: Path,
+    out_dir: Path,
+    *,
+    precision: str,
+    max_batch_size: int,
+    max_seq_len: int,
+    max_prompt_table_rows: int,
+    progress: Progress | None = None,
+) -> None:
+    """Compile the checkpoint: out_dir gets model.xml, model.bin and config.json.
+
+    The same weights give the same bytes, however many ranks they were sharded over. For an fp32 engine that equals the
+    fp32 reference the TensorRT-LLM checkpoint has to be float32 too.
+
+    Args:
+        trtllm_dir: A TensorRT-LLM checkpoint of any tp and pp; its ranks are joined, one tensor at a time.
+        out_dir: Directory to write into; made if it is missing.
+        precision: "fp32", "bf16" or "int8_wo".
+        max_batch_size: Sequences in one step at most.
+        max_seq_len: Prompt and answer of one request at most, in tokens.
+        max_prompt_table_rows: Rows of one request's prompt table at most (0 for text only).
+        progress: Called with (bytes done, bytes in all) of the engine's weights.
+
+    Raises:
+        RecipeError: a limit or the precision is impossible.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        BuildError: a weight is not finite, or the model cannot be written.
+    """
+    _check_recipe(precision, max_batch_size, max_seq_len, max_prompt_table_rows)
+    checkpoint = TrtllmCheckpoint.open(trtllm_dir)
+    decoder = checkpoint.decoder
+    if max_seq_len > decoder.max_position_embeddings:
+        raise RecipeError(
+            "the recipe's input and output are longer than the model's positions",
+            seen=max_seq_len,
+            expected=f"at most {decoder.max_position_embeddings}",
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    total = engine_bytes(decoder, precision)
+    layer_bytes = _layer_weights(decoder) * BYTES_PER_WEIGHT[precision]
+
+    def on_layer(count: int) -> None:
+        if progress is not None:
+            progress(count * layer_bytes, total)
+
+    model = build_graph(checkpoint, precision=precision, max_seq_len=max_seq_len, on_layer=on_layer)
+    try:
+        ov.save_model(model, out_dir / MODEL_NAME, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise BuildError(f"the decoder model cannot be written ({error})", fix="check the disk") from None
+    DecoderEngineConfig(
+        format=FORMAT,
+        precision=precision,
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        block_size=BLOCK_SIZE,
+        max_batch_size=max_batch_size,
+        max_seq_len=max_seq_len,
+        max_prompt_table_rows=max_prompt_table_rows,
+    ).write(out_dir)
+    if progress is not None:
+        progress(total, total)
+
+
+def engine_bytes(decoder: DecoderConfig, precision: str) -> int:
+    """Bytes of the weights of an engine, for the preflight of disk and memory (RoPE tables and scales left out)."""
+    each = BYTES_PER_WEIGHT[precision]
+    vocabulary = decoder.vocab_size * decoder.hidden_size
+    embedding = vocabulary * max(each, BYTES_PER_WEIGHT["bf16"])
+    return embedding + vocabulary * each + decoder.num_layers * _layer_weights(decoder) * each
+
+
+def _layer_weights(decoder: DecoderConfig) -> int:
+    queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    return decoder.hidden_size * (2 * queries + 2 * keys + 3 * decoder.intermediate_size)
+
+
+def _check_recipe(precision: str, max_batch_size: int, max_seq_len: int, max_prompt_table_rows: int) -> None:
+    if precision not in PRECISIONS:
+        raise RecipeError(
+            "the cpu target has no such decoder precision", seen=precision, expected=" | ".join(PRECISIONS)
+        )
+    for name, value, least in (
+        ("max_batch_size", max_batch_size, 1),
+        ("max_seq_len", max_seq_len, 2),
+        ("max_prompt_table_rows", max_prompt_table_rows, 0),
+    ):
+        if value < least:
+            raise RecipeError(f"{name} is too small", seen=value, expected=f"{least} or more")

@@ -1,0 +1,122 @@
+"""A compiled decoder and its KV cache: one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from nvlm_trt.decoder.attention_cpu import splice_attention
+from nvlm_trt.decoder.engine_config import MODEL_NAME, DecoderEngineConfig
+from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.errors import EngineError
+
+Ints = npt.NDArray[np.int32]
+
+
+class DecoderSession:
+    """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
+
+    fp32 engines compute and cache in float32; the others compute and cache in bf16 where the CPU can. Activations are
+    never quantised, so what a sequence gets does not hang on its batch.
+
+    Args:
+        directory: What `build_decoder_cpu` wrote.
+        config: Its config.json.
+        num_blocks: Blocks of the KV cache.
+        threads: Threads to compute with; 0 leaves it to OpenVINO.
+
+    Raises:
+        EngineError: the model is missing, or OpenVINO cannot compile it.
+    """
+
+    def __init__(self, directory: Path, config: DecoderEngineConfig, num_blocks: int, threads: int = 0) -> None:
+        self._config = config
+        self._no_table = np.zeros((1, config.hidden_size), np.float32)
+        try:
+            core = ov.Core()
+            model = splice_attention(core.read_model(directory / MODEL_NAME), config)
+            compiled = core.compile_model(model, "CPU", _properties(config.precision, threads))
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
+            raise EngineError(
+                f"the compiled decoder cannot be loaded ({first})", fix="build the engine again"
+            ) from None
+        self._request = compiled.create_infer_request()
+        shape = ov.Shape([num_blocks, config.num_kv_heads, config.block_size, config.head_dim])
+        caches = [port for port in compiled.inputs if "_cache." in port.any_name]
+        for port in caches:
+            self._request.set_tensor(port, ov.Tensor(port.element_type, shape))
+
+    def run(self, parts: Sequence[StepPart]) -> npt.NDArray[np.float32]:
+        """Run one step.
+
+        Returns:
+            float32 [parts that want logits, vocab_size], valid until the next step.
+        """
+        for name, array in self._inputs(parts).items():
+            self._request.set_tensor(name, ov.Tensor(array))
+        self._request.infer()
+        logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
+        return logits[: sum(part.wants_logits for part in parts)]
+
+    def _inputs(self, parts: Sequence[StepPart]) -> dict[str, npt.NDArray[np.generic]]:
+        counts = [len(part.input_ids) for part in parts]
+        ends = np.cumsum(counts)
+        lengths = [part.past + count for part, count in zip(parts, counts, strict=True)]
+        used = [
+            part.blocks[: -(-length // self._config.block_size)] for part, length in zip(parts, lengths, strict=True)
+        ]
+        ids, table = self._pack_table(parts)
+        # One row always goes through the output matrix, also in a step that reads unfinished prompts only.
+        rows = [end - 1 for end, part in zip(ends, parts, strict=True) if part.wants_logits] or [0]
+        return {
+            "input_ids": ids,
+            "position_ids": _int32(
+                np.concatenate([np.arange(part.past, end) for part, end in zip(parts, lengths, strict=True)])
+            ),
+            "prompt_table": table,
+            "logit_rows": _int32(rows),
+            "past_lens": _int32([part.past for part in parts]),
+            "subsequence_begins": _int32([0, *ends]),
+            "block_indices": _int32([block for blocks in used for block in blocks]),
+            "block_indices_begins": _int32([0, *np.cumsum([len(blocks) for blocks in used])]),
+            "max_context_len": _int32(max(lengths)),
+        }
+
+    def _pack_table(self, parts: Sequence[StepPart]) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """The step's ids, visual ones renumbered to the rows of one table that holds only the rows of this step."""
+        first, rows, ids = self._config.vocab_size, 0, []
+        tables = []
+        for part in parts:
+            visual = part.input_ids >= first
+            if part.table is None or not visual.any():
+                ids.append(part.input_ids)
+                continue
+            tables.append(part.table[part.input_ids[visual] - first])
+            packed = part.input_ids.copy()
+            packed[visual] = first + rows + np.arange(len(tables[-1]), dtype=np.int32)
+            rows += len(tables[-1])
+            ids.append(packed)
+        return np.concatenate(ids), np.concatenate(tables) if tables else self._no_table
+
+
+def _properties(precision: str, threads: int) -> dict[str, str]:
+    compute = "f32" if precision == "fp32" else "bf16"
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": compute,
+        "KV_CACHE_PRECISION": compute,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+    if threads:
+        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    return properties
+
+
+def _int32(values: object) -> Ints:
+    return np.asarray(values, np.int32)
