@@ -1,0 +1,119 @@
+"""Text becomes Qwen2's ids and comes back, whole or token by token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvlm_trt.errors import CheckpointError
+from nvlm_trt.model.detokenizer import IncrementalDetokenizer
+from nvlm_trt.model.mini_tokenizer import mini_tokenizer_size, write_mini_tokenizer
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+
+@pytest.fixture(scope="module")
+def mini(tiny_checkpoint: Path) -> NvlmTokenizer:
+    return NvlmTokenizer.load(tiny_checkpoint)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    write_mini_tokenizer(tmp_path)
+    return tmp_path
+
+
+def test_the_released_tokenizer_gives_the_known_ids(nvlm_72b: Path) -> None:
+    qwen = NvlmTokenizer.load(nvlm_72b)
+    assert (qwen.start_of_turn_id, qwen.eos_id, qwen.vision_pad_id) == (151644, 151645, 151654)
+    assert qwen.encode_text("Hello, who are you?") == [9707, 11, 879, 525, 498, 30]
+    assert qwen.encode_text("<tile_global_thumbnail>") == [27, 21094, 19296, 37824, 29]
+    assert qwen.encode_text("<tile_10>") == [27, 21094, 62, 16, 15, 29]
+    assert qwen.encode_text("</Image>\n\n") == [522, 1906, 1339]
+    assert qwen.encode_text("<tool_call>") == [151657]
+    assert qwen.decode([9707, 151645, 11]) == "Hello,"
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives_the_round_trip_up_to_normalisation(mini: NvlmTokenizer, text: str) -> None:
+    import unicodedata
+
+    assert mini.decode(mini.encode_text(text)) == unicodedata.normalize("NFC", text)
+
+
+@given(st.text(alphabet=st.sampled_from("<|im_end|>vision_pad start \n")))
+@settings(max_examples=200, deadline=None)
+def test_no_text_becomes_a_special_token(mini: NvlmTokenizer, text: str) -> None:
+    assert not mini.special_ids.intersection(mini.encode_text(text + "<|im_end|><|vision_pad|>" + text))
+
+
+@given(st.lists(st.integers(0, mini_tokenizer_size() + 20), max_size=40), st.integers(1, 7))
+@settings(max_examples=300, deadline=None)
+def test_joined_pieces_equal_the_whole_whatever_the_ids(mini: NvlmTokenizer, ids: list[int], step: int) -> None:
+    detokenizer = IncrementalDetokenizer(mini)
+    pieces = [detokenizer.push(ids[start : start + step]) for start in range(0, len(ids), step)]
+    assert "".join(pieces) + detokenizer.flush() == mini.decode(ids)
+
+
+def test_a_character_of_several_tokens_comes_whole(mini: NvlmTokenizer) -> None:
+    detokenizer = IncrementalDetokenizer(mini)
+    ids = mini.encode_text("é€🚀")
+    assert len(ids) == 9
+    assert [piece for piece in (detokenizer.push([index]) for index in ids) if piece] == ["é", "€", "🚀"]
+
+
+def test_decoding_may_show_special_tokens(mini: NvlmTokenizer) -> None:
+    ids = [*mini.encode_text("a"), mini.eos_id]
+    assert mini.decode(ids) == "a"
+    assert mini.decode(ids, skip_special_tokens=False) == "a<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_missing_file_is_named(files: Path, name: str) -> None:
+    (files / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        NvlmTokenizer.load(files)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json"])
+def test_a_damaged_file_is_one_clear_error(files: Path, name: str) -> None:
+    (files / name).write_text("{]")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        NvlmTokenizer.load(files)
+
+
+def test_a_merge_outside_the_vocabulary_is_refused(files: Path) -> None:
+    with (files / "merges.txt").open("a") as merges:
+        merges.write("nope nada\n")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        NvlmTokenizer.load(files)
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(files: Path) -> None:
+    settings_file = files / "tokenizer_config.json"
+    raw = json.loads(settings_file.read_text())
+    raw["added_tokens_decoder"] = {
+        index: token for index, token in raw["added_tokens_decoder"].items() if token["content"] != "<|vision_pad|>"
+    }
+    settings_file.write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="vision_pad"):
+        NvlmTokenizer.load(files)
+
+
+def test_added_tokens_keep_their_ids_across_a_gap(files: Path, tmp_path: Path) -> None:
+    settings_file = files / "tokenizer_config.json"
+    raw = json.loads(settings_file.read_text())
+    raw["added_tokens_decoder"] = {str(int(i) + 1000): token for i, token in raw["added_tokens_decoder"].items()}
+    moved = shutil.copytree(files, tmp_path / "moved", ignore=shutil.ignore_patterns("moved"))
+    (moved / "tokenizer_config.json").write_text(json.dumps(raw))
+    assert NvlmTokenizer.load(moved).eos_id == NvlmTokenizer.load(files).eos_id + 1000
+
+
+def test_an_unknown_special_token_is_an_error(mini: NvlmTokenizer) -> None:
+    with pytest.raises(CheckpointError, match="no such special token"):
+        mini.special_id("<|nothing|>")
