@@ -261,25 +261,30 @@ def test_nothing_is_touched_when_the_shapes_do_not_allow_it(source: Checkpoint, 
 
 
 PEAK_MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.model.checkpoint import Checkpoint
 
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
 checkpoint = Checkpoint.open(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports are not what is measured
+before = peak()
 convert_decoder(checkpoint, Path(sys.argv[2]), tp=2, pp=1, dtype="bfloat16")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
     peaks = {}
     for layers in (2, 8):
         source, out = tmp_path / f"source{layers}", tmp_path / f"out{layers}"
         make_source(source, layers=layers, head_dim=64, wide=3072, vocab=2000)
         command = [sys.executable, "-c", PEAK_MEMORY, str(source), str(out)]
-        peaks[layers] = int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout) * 1024
-    layer_bytes = (out / "rank0.safetensors").stat().st_size / 8
-    assert layer_bytes > 5 << 20, "layers are large enough for growth to show"
-    assert peaks[8] < peaks[2] + 2 * layer_bytes, json.dumps(peaks)
+        peaks[layers] = int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    layer_bytes = 2 * (out / "rank0.safetensors").stat().st_size / 8
+    assert layer_bytes > 10 << 20, "layers are large enough for growth to show"
+    assert 0 < peaks[8] < peaks[2] + layer_bytes, json.dumps(peaks)
