@@ -285,7 +285,7 @@ def _sorted(shard: list[TensorSpec]) -> list[TensorSpec]:
 
 def _values(tensor: TensorSpec, spec: SyntheticSpec, seed: int) -> Iterator[torch.Tensor]:
     """The values of one tensor in blocks of whole rows; each tensor has a generator of its own."""
-    generator = torch.Generator().manual_seed(zlib.crc32(tensor.name.encode()) + (seed << 32))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {tensor.name}".encode()))  # takes 32 bits
     mean, deviation = _distribution(tensor)
     rows, *rest = tensor.shape
     width = math.prod(rest)

@@ -74,9 +74,9 @@ def test_golden_system_messages(qwen: NvlmTokenizer) -> None:
 
 def test_text_merges_across_the_image_tag_on_the_left_and_on_the_right(qwen: NvlmTokenizer) -> None:
     left = collapsed(build_prompt(qwen, 256, "Look: <image>", tiles=[1]).input_ids)
-    assert [366, 1906, 1784] == left[left.index(366) : left.index(366) + 3]
+    assert left[left.index(366) : left.index(366) + 3] == [366, 1906, 1784]
     glued = collapsed(build_prompt(qwen, 256, "(<image>", tiles=[1]).input_ids)
-    assert [22726, 1906, 1784] == glued[len(HEAD) : len(HEAD) + 3]
+    assert glued[len(HEAD) : len(HEAD) + 3] == [22726, 1906, 1784]
     right = collapsed(build_prompt(qwen, 256, "<image>Describe", tiles=[1]).input_ids)
     assert right[right.index("tile") + 1 : right.index("tile") + 4] == [522, 1906, 29]
 
@@ -130,7 +130,7 @@ def test_a_placeholder_without_an_image_stays_text_as_in_the_release(mini: NvlmT
 @pytest.mark.parametrize("token", ["<|vision_pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"])
 @pytest.mark.parametrize("where", ["question", "system", "old question", "old answer"])
 def test_a_special_token_typed_by_a_user_stays_text(mini: NvlmTokenizer, token: str, where: str) -> None:
-    said = {name: "plain" for name in ("question", "system", "old question", "old answer")}
+    said = dict.fromkeys(("question", "system", "old question", "old answer"), "plain")
 
     def special_ids(texts: dict[str, str]) -> list[int]:
         history = [(texts["old question"], texts["old answer"])]

@@ -1,0 +1,127 @@
+"""Image files are checked by their headers, decoded upright, or refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvlm_trt.errors import ImageRejected
+from nvlm_trt.model.image import ImageLimits, read_image
+
+
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int, bit_depth: int = 8) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, 2, 0, 0, 0)
+    body = zlib.compress(bytes(5000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def photo(photographs: dict[str, Image.Image]) -> Image.Image:
+    return photographs["chelsea"]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF", "JPEG", "WEBP"])
+def test_known_formats_are_decoded_as_the_release_does(photo: Image.Image, image_format: str) -> None:
+    data = encoded(photo, image_format)
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    assert np.array_equal(np.asarray(read_image(data)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_grey_alpha_and_plain_palettes_become_rgb(photo: Image.Image, mode: str) -> None:
+    data = encoded(photo.convert(mode), "PNG")
+    image = read_image(data)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_photograph_is_turned_upright_unless_asked_not_to(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo, "JPEG", exif=exif)
+    assert read_image(data).size == (photo.height, photo.width)
+    assert read_image(data, exif_orientation=False).size == photo.size
+
+
+def frames(photo: Image.Image, image_format: str) -> bytes:
+    small = photo.resize((32, 32))
+    return encoded(small, image_format, save_all=True, append_images=[small.rotate(90)])
+
+
+def palette_with_alpha(photo: Image.Image) -> bytes:
+    return encoded(photo.quantize(16), "PNG", transparency=0)
+
+
+REFUSED = {
+    "empty": lambda photo: b"",
+    "text": lambda photo: b"this is no image",
+    "svg": lambda photo: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "truncated png": lambda photo: encoded(photo, "PNG")[:5000],
+    "truncated jpeg": lambda photo: encoded(photo, "JPEG")[:2000],
+    "header only": lambda photo: encoded(photo, "PNG")[:40],
+    "bomb": lambda photo: png_header(60_000, 60_000),
+    "long": lambda photo: png_header(30_000, 10),
+    "tiff": lambda photo: encoded(photo, "TIFF"),
+    "animated gif": lambda photo: frames(photo, "GIF"),
+    "animated png": lambda photo: frames(photo, "PNG"),
+    "animated webp": lambda photo: frames(photo, "WEBP"),
+    "cmyk": lambda photo: encoded(photo.convert("CMYK"), "JPEG"),
+    "16-bit grey": lambda photo: encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG"),
+    "16-bit colour": lambda photo: png_header(8, 8, bit_depth=16),
+    "palette with alpha": palette_with_alpha,
+    "1 x 1": lambda photo: encoded(photo.resize((1, 1)), "PNG"),
+    "1 x 9": lambda photo: encoded(photo.resize((1, 9)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_image_is_refused_in_one_sentence(photo: Image.Image, name: str) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        read_image(REFUSED[name](photo))
+    message = str(caught.value)
+    assert message.startswith(("the image", "this is not an image"))
+    assert "\n" not in message
+    assert "0x" not in message
+    assert "/" not in message
+
+
+def test_a_bomb_is_refused_from_its_header(photo: Image.Image) -> None:
+    data = png_header(60_000, 60_000)
+    assert len(data) < 4000
+    start = time.perf_counter()
+    with pytest.raises(ImageRejected, match="too many pixels"):
+        read_image(data)
+    assert time.perf_counter() - start < 0.5
+
+
+def test_the_limits_are_settings(photo: Image.Image) -> None:
+    data = encoded(photo, "PNG")
+    for limits in (
+        ImageLimits(max_bytes=len(data) - 1),
+        ImageLimits(max_pixels=451 * 300 - 1),
+        ImageLimits(max_side=450),
+    ):
+        with pytest.raises(ImageRejected):
+            read_image(data, limits)
+    exact = ImageLimits(max_bytes=len(data), max_pixels=451 * 300, max_side=451, min_side=300)
+    assert read_image(data, exact).size == (451, 300)
+
+
+def test_a_phones_two_picture_jpeg_is_its_first_picture(photo: Image.Image) -> None:
+    data = encoded(photo, "MPO", save_all=True, append_images=[photo.rotate(90)])
+    assert read_image(data).size == photo.size

@@ -1,0 +1,61 @@
+"""Recipes are frozen and typed; what is unknown or out of range is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nvlm_trt.errors import NvlmTrtError, RecipeError, UserError
+from nvlm_trt.recipe import load_recipe, parse_recipe
+
+MINIMAL: dict[str, object] = {"name": "r", "target": "cpu"}
+
+
+def test_a_recipe_is_named_after_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mini-cpu.yaml"
+    file.write_text("target: cpu\ntp: 2\n")
+    recipe = load_recipe(file)
+    assert (recipe.name, recipe.tp, recipe.max_tiles) == ("mini-cpu", 2, 6)
+    with pytest.raises(Exception, match="frozen"):
+        recipe.tp = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tile": 6}, "unknown field max_tile, did you mean max_tiles?"),
+        ({"zzz": 6}, "unknown field zzz; known: name, target"),
+        ({"image_limits": {"max_byte": 1}}, "unknown field image_limits.max_byte, did you mean max_bytes?"),
+        ({"max_tiles": 13}, "max_tiles"),
+        ({"max_tiles": "many"}, "'many'"),
+        ({"tp": 0}, "tp"),
+        ({"target": "tpu"}, "'gpu' or 'cpu'"),
+        ({"name": "../escape"}, "name"),
+        ({"vision_precision": "fp8"}, "vision_precision fp8 is for gpu; cpu has fp32, bf16"),
+        ({"decoder_precision": "int4_awq"}, "cpu has fp32, bf16, int8_wo"),
+        ({"target": "gpu", "decoder_precision": "fp32"}, "fp32 is for cpu"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL | change, "r.yaml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [", ""])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_an_error_says_what_was_seen_what_was_expected_and_what_to_do() -> None:
+    error = UserError("the pot is cold", seen=3, expected=95, fix="heat it")
+    assert str(error) == "the pot is cold; seen: 3; expected: 95; heat it"
+    assert (error.exit_code, NvlmTrtError("x").exit_code) == (2, 1)
