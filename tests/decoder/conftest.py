@@ -75,7 +75,9 @@ def fp32_engine(compiled: Callable[..., Path]) -> Iterator[DecoderEngine]:
 
 
 @pytest.fixture(scope="session")
-def make_prompt(reference: DecoderReference) -> Callable[..., tuple[npt.NDArray[np.int32], npt.NDArray[np.float32] | None]]:
+def make_prompt(
+    reference: DecoderReference,
+) -> Callable[..., tuple[npt.NDArray[np.int32], npt.NDArray[np.float32] | None]]:
     """Random prompts by seed: ids, and a table whose rows stand in one stretch of the prompt."""
     config = reference.config
 

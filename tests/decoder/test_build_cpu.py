@@ -16,7 +16,7 @@ from nvlm_trt.errors import CheckpointError, EngineError, RecipeError
 LIMITS = {"precision": "fp32", "max_batch_size": 2, "max_seq_len": 64, "max_prompt_table_rows": 0}
 
 
-@pytest.mark.parametrize("tp, pp", [(2, 1), (1, 2), (4, 2), (8, 1)])
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (4, 2), (8, 1)])
 def test_any_sharding_of_the_same_weights_gives_the_same_engine(compiled: Callable[..., Path], tp: int, pp: int):
     one, sharded = compiled("fp32"), compiled("fp32", tp, pp)
     for name in ("model.xml", "model.bin", "config.json"):
@@ -47,7 +47,7 @@ def test_int8_weights_are_a_quarter_of_fp32(compiled: Callable[..., Path]):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         ({"precision": "fp8"}, "fp8.*fp32 | bf16 | int8_wo"),
         ({"max_batch_size": 0}, "max_batch_size"),
@@ -68,7 +68,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         ({"format": 99}, "another format"),
         ({"block_size": 16}, "other blocks"),

@@ -83,7 +83,9 @@ def test_a_step_of_unfinished_prompts_has_no_logits(compiled, make_prompt):
     assert session.run([StepPart(ids, 0, (0,), None, wants_logits=False)]).shape[0] == 0
 
 
-@pytest.mark.parametrize("heads, kv_heads, hidden", [(8, 2, 128), (4, 4, 128), (4, 1, 256), (2, 1, 256), (4, 2, 96)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "hidden"), [(8, 2, 128), (4, 4, 128), (4, 1, 256), (2, 1, 256), (4, 2, 96)]
+)
 def test_every_head_width_is_exact(tmp_path, heads: int, kv_heads: int, hidden: int):
     spec = tiny_spec(
         tile_size=56, hidden_size=hidden, intermediate_size=64, decoder_layers=2, heads=heads, kv_heads=kv_heads
@@ -104,7 +106,7 @@ def test_every_head_width_is_exact(tmp_path, heads: int, kv_heads: int, hidden: 
     assert relative_error(last_logits(session_of(tmp_path / "engine"), ids, None), expected) < 1e-5
 
 
-@pytest.mark.parametrize("precision, least", [("bf16", 0.999), ("int8_wo", 0.995)])
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("int8_wo", 0.995)])
 def test_reduced_precisions_point_where_the_reference_points(compiled, reference, make_prompt, precision, least):
     session = session_of(compiled(precision))
     for seed in range(6):

@@ -66,7 +66,7 @@ def test_equal_scores_are_kept_by_lower_id():
     assert candidates(logits, 1.0, 2, 0)[0].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.0), (5, 0.0), (0, 0.8), (10, 0.7)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (5, 0.0), (0, 0.8), (10, 0.7)])
 def test_drawn_tokens_follow_the_distribution(top_k: int, top_p: float):
     logits = logits_of(1)
     sampler = Sampler(SamplingParams(10**6, temperature=1.3, top_k=top_k, top_p=top_p, seed=5), NO_PROMPT, VOCAB)
@@ -131,7 +131,7 @@ def test_min_tokens_forbids_stop_ids_until_then():
 
 
 @pytest.mark.parametrize(
-    "fields, words",
+    ("fields", "words"),
     [
         ({"temperature": float("nan")}, "temperature is out of range; seen: nan"),
         ({"temperature": -0.1}, "temperature is out of range"),
