@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# From a checkpoint to an answering Triton server.
+#
+#   scripts/build_engines.sh                                       the default recipe, on any laptop
+#   scripts/build_engines.sh RECIPE --checkpoint DIR [OPTION ...]  a recipe of yours; options of `nvlm-trt build`
+#
+# Makes .venv and installs on the first run, builds engines/<recipe>/, starts its server, asks about a photograph,
+# prints the answer and where everything lies, and stops the server. A killed run resumes where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+recipe=build/recipes/nvlm-d-mini-cpu.yaml
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+    recipe=$1
+    shift
+fi
+
+extras=cpu
+grep -Eq '^target: *gpu' "$recipe" 2>/dev/null && extras=none
+. scripts/venv.sh "$extras"
+
+nvlm-trt build "$recipe" "$@"
+
+# A plan, a part of a build, or engines for another machine: nothing to ask yet.
+case " $* " in *" --dry-run "* | *" --until "* | *" --help "*) exit 0 ;; esac
+[ "$extras" = cpu ] || exit 0
+
+member() { python -c 'import json, sys; print(json.loads(sys.stdin.readline())[sys.argv[1]])' "$1"; }
+engine=$(nvlm-trt build "$recipe" "$@" --dry-run --json | member output)
+
+echo "Starting the server of $engine ..."
+coproc SERVER { exec nvlm-trt serve "$engine" --http-port 0 --grpc-port 0 --metrics-port 0 --json; }
+server=$SERVER_PID
+trap 'kill -TERM "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
+read -r ready <&"${SERVER[0]}"
+url=$(member grpc <<<"$ready")
+
+photograph=examples/coffee.jpg
+question="What is in this picture?"
+echo "Photograph: $photograph"
+echo "Question:   $question"
+printf 'Answer:     '
+nvlm-trt chat --url "$url" --image "$photograph" --prompt "$question" --max-tokens 32
+
+echo
+echo "Everything lies in $engine (manifest.json says what was built; verify.json how exact it is)."
+echo "Serve it with: scripts/serve.sh $engine"
