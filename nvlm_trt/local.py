@@ -1,0 +1,287 @@
+"""An engine directory in this process: images and a question in, an answer out, no server.
+
+Used by ``nvlm-trt generate`` and by the stage `verify`; the server runs the same parts as separate models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nvlm_trt.decoder.engine import DecoderEngine, RequestHandle
+from nvlm_trt.decoder.request import DecodeRequest, FinishReason, SamplingParams
+from nvlm_trt.decoder.stopping import AnswerText
+from nvlm_trt.errors import EngineError, RequestError, ServerError
+from nvlm_trt.model.config import load_config
+from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.prompt import Prompt, Turn, build_prompt
+from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.recipe import load_recipe
+from nvlm_trt.vision.runner import VisionRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds.
+
+    Attributes:
+        preprocess_s: Reading and cutting the images, building the prompt.
+        vision_s: The vision encoder.
+        ttft_s: From the call to the first token (or to the end, when there is none).
+        decode_s: From the first token to the end.
+        tokens_per_s: Tokens after the first by `decode_s`; 0 with fewer than two.
+    """
+
+    preprocess_s: float
+    vision_s: float
+    ttft_s: float
+    decode_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """An answer.
+
+    Attributes:
+        text: Its text, without special tokens, stop texts and white space at the ends.
+        input_ids: The prompt for people: 151654 (``<|vision_pad|>``) at visual positions.
+        output_ids: The tokens of the answer, without the stop id.
+        finish_reason: "stop", "length" or "cancelled".
+        tiles: Tiles of each image, thumbnail included.
+        num_visual_tokens: Visual tokens in the prompt.
+        timings: Where the time went.
+    """
+
+    text: str
+    input_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    tiles: tuple[int, ...]
+    num_visual_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt as the decoder takes it.
+
+    Attributes:
+        prompt: The prompt for people.
+        decoder_ids: int32 [tokens], ``vocab_size + row`` at visual positions.
+        table: float32 [rows, hidden] prompt table, None without images.
+        preprocess_s: Seconds before the vision encoder.
+        vision_s: Seconds in it.
+    """
+
+    prompt: Prompt
+    decoder_ids: npt.NDArray[np.int32]
+    table: npt.NDArray[np.float32] | None
+    preprocess_s: float
+    vision_s: float
+
+
+class AnswerStream:
+    """The text of an answer as it comes; the joined pieces are `result.text`.
+
+    Iterate it once. Leaving the loop early and calling `close` ends the request.
+    """
+
+    def __init__(self, handle: RequestHandle, prepared: PreparedPrompt, text: AnswerText, started: float) -> None:
+        self._handle = handle
+        self._prepared = prepared
+        self._text = text
+        self._started = started
+        self._first: float | None = None
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._reason: FinishReason | None = None
+        self._result: GenerateResult | None = None
+        self._deltas = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._deltas
+
+    def close(self) -> None:
+        """End the request, if it has not ended."""
+        self._handle.cancel()
+
+    @property
+    def result(self) -> GenerateResult:
+        """The whole answer; reads the rest of the stream first."""
+        for _ in self._deltas:
+            pass
+        if self._result is None:
+            raise ServerError("the answer was not finished")
+        return self._result
+
+    def _run(self) -> Iterator[str]:
+        for event in self._handle:
+            if event.finish_reason == "error":
+                raise ServerError(event.error or "the decoder failed")
+            if event.token is not None and self._reason is None:
+                self._first = self._first or time.perf_counter()
+                self._ids.append(event.token)
+                yield from self._emit(self._text.push([event.token]))
+                if self._text.stopped:
+                    self._reason = "stop"
+                    self._handle.cancel()
+            self._reason = self._reason or event.finish_reason
+        ended = time.perf_counter()
+        yield from self._emit(self._text.flush())
+        self._result = self._finished(ended)
+
+    def _emit(self, piece: str) -> Iterator[str]:
+        if piece:
+            self._pieces.append(piece)
+            yield piece
+
+    def _finished(self, ended: float) -> GenerateResult:
+        first = self._first or ended
+        decode = ended - first
+        prompt = self._prepared.prompt
+        return GenerateResult(
+            text="".join(self._pieces),
+            input_ids=prompt.input_ids,
+            output_ids=tuple(self._ids),
+            finish_reason=self._reason or "cancelled",
+            tiles=prompt.tiles,
+            num_visual_tokens=prompt.num_visual_tokens,
+            timings=Timings(
+                preprocess_s=self._prepared.preprocess_s,
+                vision_s=self._prepared.vision_s,
+                ttft_s=first - self._started,
+                decode_s=decode,
+                tokens_per_s=(len(self._ids) - 1) / decode if len(self._ids) > 1 and decode > 0 else 0.0,
+            ),
+        )
+
+
+class LocalEngine:
+    """The parts of an engine directory of the cpu target, loaded once. May be called from several threads.
+
+    Args:
+        engine_dir: ``engines/<recipe>``.
+        threads: Threads to compute with; None takes the recipe's `cpu_threads`, 0 leaves it to OpenVINO.
+
+    Raises:
+        EngineError: the directory is incomplete, or of the gpu target.
+    """
+
+    def __init__(self, engine_dir: Path, *, threads: int | None = None) -> None:
+        for name in ("recipe.yaml", "config.json", "tokenizer", "vision/cpu", "decoder/cpu"):
+            if not (engine_dir / name).exists():
+                raise EngineError(
+                    "the engine directory is incomplete", seen=f"no {name} in {engine_dir}", fix="run nvlm-trt build"
+                )
+        self.recipe = load_recipe(engine_dir / "recipe.yaml")
+        self.config = load_config(engine_dir)
+        self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
+        count = self.recipe.cpu_threads if threads is None else threads
+        self.vision = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
+        self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count)
+        self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
+        self._names = itertools.count()
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every request and the decoder's worker."""
+        self.decoder.close()
+
+    def generate(
+        self,
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        images: Sequence[bytes] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+    ) -> GenerateResult:
+        """Answer a question; arguments and errors are those of `stream`."""
+        return self.stream(question, sampling, images=images, history=history, system=system).result
+
+    def stream(
+        self,
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        images: Sequence[bytes] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+    ) -> AnswerStream:
+        """Answer a question piece by piece.
+
+        Args:
+            question: The user's message.
+            sampling: How tokens are chosen; None is greedy with the longest answer that the recipe and the room allow.
+                The answer always stops at ``<|im_end|>`` too.
+            images: Encoded image files, in the order of the ``<image>`` placeholders.
+            history: Earlier questions and answers, oldest first.
+            system: The system message; None for the release's own.
+
+        Raises:
+            ImageRejected: an image cannot be read or is beyond the limits.
+            PromptError: there are more images than placeholders.
+            RequestError: too many images, or the prompt and max_tokens are longer than the engine.
+        """
+        started = time.perf_counter()
+        prepared = self.prepare(question, images=images, history=history, system=system)
+        if sampling is None:
+            room = self.decoder.config.max_seq_len - len(prepared.decoder_ids)
+            sampling = SamplingParams(max(1, min(self.recipe.max_output_len, room)))
+        text = AnswerText(self.tokenizer, sampling.stop)
+        sampling = replace(sampling, stop_ids=(*sampling.stop_ids, self.tokenizer.eos_id))
+        name = f"local-{next(self._names)}"
+        handle = self.decoder.submit(DecodeRequest(name, prepared.decoder_ids, prepared.table, sampling))
+        return AnswerStream(handle, prepared, text, started)
+
+    def prepare(
+        self,
+        question: str,
+        *,
+        images: Sequence[bytes] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+    ) -> PreparedPrompt:
+        """The decoder's inputs of a question: images read, tiled and encoded, the prompt tokenised."""
+        started = time.perf_counter()
+        if len(images) > self.recipe.max_images:
+            raise RequestError(
+                "there are too many images", seen=len(images), expected=f"at most {self.recipe.max_images}"
+            )
+        tiles = [self._tiles(data) for data in images]
+        prompt = build_prompt(
+            self.tokenizer,
+            self.config.tokens_per_tile,
+            question,
+            tiles=[len(cut) for cut in tiles],
+            history=history,
+            system=system,
+        )
+        cut_at = time.perf_counter()
+        table = self.vision.encode(np.concatenate(tiles)).reshape(-1, self.vision.hidden_size) if tiles else None
+        ids = prompt.decoder_ids(self.decoder.config.vocab_size)
+        return PreparedPrompt(prompt, ids, table, cut_at - started, time.perf_counter() - cut_at)
+
+    def _tiles(self, data: bytes) -> npt.NDArray[np.uint8]:
+        image = read_image(data, self._limits, exif_orientation=self.recipe.exif_orientation)
+        grid = plan_grid(
+            image.width,
+            image.height,
+            max_tiles=self.recipe.max_tiles,
+            tile_size=self.config.tile_size,
+            use_thumbnail=self.config.use_thumbnail,
+        )
+        return cut_tiles(image, grid, self.config.tile_size)
