@@ -1,0 +1,65 @@
+"""`nvlm-trt verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    engine_dir: Annotated[Path, typer.Argument(help="An engine directory.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Where the checkpoint lies now, if it was moved.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts to compare; default: the recipe's.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of each; default: the recipe's.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
+) -> None:
+    """Run every gate on an engine directory and write its verify.json.
+
+    Exit code 0: every gate passed; 1: one failed.
+    """
+    from nvlm_trt.cli.output import print_json, print_table
+    from nvlm_trt.errors import EngineError
+    from nvlm_trt.pipeline.durable import write_atomic
+    from nvlm_trt.pipeline.lock import locked
+    from nvlm_trt.pipeline.manifest import load_manifest
+    from nvlm_trt.pipeline.progress import reporter_for
+    from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
+    from nvlm_trt.recipe import load_recipe
+    from nvlm_trt.verify.engine import verify_engine
+    from nvlm_trt.verify.report import short
+
+    if not (engine_dir / "recipe.yaml").is_file():
+        raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
+    recipe = load_recipe(engine_dir / "recipe.yaml")
+    asked = {"verify_prompts": prompts, "verify_tokens": tokens}
+    recipe = recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    made = engine_dir / CHECKPOINT_FOLDER
+    recorded = made if made.is_dir() else Path(str(load_manifest(engine_dir).checkpoint.get("path", made)))
+    reporter = reporter_for(silent=quiet or json)
+    with locked(engine_dir, wait=False):
+        report = verify_engine(engine_dir, checkpoint or recorded, recipe, log=reporter.line)
+        write_atomic(engine_dir / "verify.json", report.encoded())
+    if json:
+        print_json(report.as_json())
+    else:
+        print_table(
+            ("part", "figure", "value", "limit", "verdict", "why"),
+            [
+                (
+                    check.part,
+                    check.gate.figure,
+                    short(check.value),
+                    f"{check.gate.limit:g}",
+                    "ok" if check.ok else "FAILED",
+                    check.gate.reason,
+                )
+                for check in report.checks
+            ],
+        )
+        for remark in report.remarks:
+            typer.echo(remark)
+    if not report.ok:
+        raise typer.Exit(1)

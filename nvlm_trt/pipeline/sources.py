@@ -1,0 +1,105 @@
+"""What a build starts from: the recipe as it will be built and the checkpoint that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvlm_trt.errors import RecipeError
+from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, TensorInfo
+from nvlm_trt.model.synthetic import TINY, SyntheticSpec
+from nvlm_trt.model.tensors import expected_tensors
+from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
+
+RECIPE_FOLDER = Path("build") / "recipes"
+CHECKPOINT_FOLDER = "checkpoint"
+"""Where in the engine directory a synthetic checkpoint lies."""
+
+SYNTHETIC_SPECS = {"tiny": TINY}
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a build starts from.
+
+    Attributes:
+        recipe: The recipe; its `checkpoint` is the one that is used.
+        checkpoint: The checkpoint's headers. Those of a synthetic one that is not written yet are worked out.
+        synthetic: How to make the checkpoint, or None where it is given.
+    """
+
+    recipe: BuildRecipe
+    checkpoint: Checkpoint
+    synthetic: SyntheticSpec | None
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of prompt and answer together: what the recipe asks for, at most the positions of the model."""
+        asked = self.recipe.max_input_len + self.recipe.max_output_len
+        return min(asked, self.checkpoint.config.decoder.max_position_embeddings)
+
+    @property
+    def max_table_rows(self) -> int:
+        """Visual tokens of one request at most."""
+        tiles = self.recipe.max_tiles + (1 if self.checkpoint.config.use_thumbnail and self.recipe.max_tiles > 1 else 0)
+        return min(self.recipe.max_images * tiles * self.checkpoint.config.tokens_per_tile, self.max_seq_len)
+
+    def remarks(self) -> list[str]:
+        """Where the engine will differ from the letter of the recipe, one sentence each."""
+        asked = self.recipe.max_input_len + self.recipe.max_output_len
+        if asked == self.max_seq_len:
+            return []
+        return [
+            f"max_input_len + max_output_len is {asked}, but the checkpoint has {self.max_seq_len} positions: "
+            f"the engine takes {self.max_seq_len} tokens"
+        ]
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given as a path or as the name of one in build/recipes."""
+    path = Path(name)
+    named = RECIPE_FOLDER / f"{name}.yaml"
+    return named if not path.exists() and named.is_file() else path
+
+
+def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> Sources:
+    """Read the recipe and the headers of its checkpoint, and check both; nothing is written.
+
+    Args:
+        recipe_path: The recipe's file.
+        checkpoint: Takes the place of the recipe's checkpoint.
+        engine: The engine directory, in which a synthetic checkpoint lies.
+
+    Raises:
+        RecipeError: the recipe is at fault, or names no checkpoint.
+        CheckpointError: with every fault of the checkpoint.
+    """
+    recipe = load_recipe(recipe_path)
+    if checkpoint is not None:
+        recipe = recipe.model_copy(update={"checkpoint": str(checkpoint)})
+    if recipe.checkpoint is None:
+        raise RecipeError("the recipe names no checkpoint", seen=recipe_path.name, fix="give one with --checkpoint")
+    if recipe.checkpoint.startswith(SYNTHETIC_PREFIX):
+        spec = _synthetic_spec(recipe.checkpoint)
+        return Sources(recipe, planned_checkpoint(engine / CHECKPOINT_FOLDER, spec), spec)
+    return Sources(recipe, Checkpoint.open(Path(recipe.checkpoint)), None)
+
+
+def planned_checkpoint(directory: Path, spec: SyntheticSpec) -> Checkpoint:
+    """The headers of a synthetic checkpoint before it is written: enough to plan with, not to read values."""
+    file = directory / SINGLE_NAME
+    tensors = {}
+    for name, shape in expected_tensors(spec.config, spec.dummy_heads).items():
+        count = 1
+        for size in shape:
+            count *= size
+        tensors[name] = TensorInfo(name, shape, "F32", file, count * ITEM_BYTES["F32"])
+    return Checkpoint(directory, spec.config, tensors)
+
+
+def _synthetic_spec(checkpoint: str) -> SyntheticSpec:
+    size = checkpoint.removeprefix(SYNTHETIC_PREFIX)
+    if size not in SYNTHETIC_SPECS:
+        known = ", ".join(SYNTHETIC_PREFIX + name for name in SYNTHETIC_SPECS)
+        raise RecipeError("there is no such synthetic checkpoint", seen=checkpoint, expected=known)
+    return SYNTHETIC_SPECS[size]

@@ -1,0 +1,127 @@
+"""The questions and pictures on which an engine is compared with the reference.
+
+No photograph is shipped: a picture of gradients, edges, texture and grain made by formula has what tiles of photographs
+have (large smooth areas, sharp borders, detail at every scale), and every machine makes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nvlm_trt.model.config import NvlmConfig
+from nvlm_trt.model.prompt import Prompt, build_prompt
+from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+QUESTIONS = (
+    "What is written on the sign?",
+    "Describe the image in one sentence.",
+    "Which of the two pictures is brighter, and why?",
+    "Schreibe die Antwort auf Deutsch: wie spät ist es? 几点了",
+)
+
+ASPECTS = ((2, 1), (1, 1), (1, 2))
+"""Sides of the pictures in tiles, in turn."""
+
+MOST_TILES = 2
+"""Tiles of a picture's grid: with its thumbnail the smallest that has every kind of tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request to the engine may hold: tokens of the prompt, images, tiles of an image's grid."""
+
+    input_len: int
+    images: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request.
+
+    Attributes:
+        question: The text.
+        pictures: Its images.
+        tiles: uint8 [n, s, s, 3], the tiles of all images in order; n may be 0.
+        prompt: The tokenised conversation.
+    """
+
+    question: str
+    pictures: tuple[Image.Image, ...]
+    tiles: npt.NDArray[np.uint8]
+    prompt: Prompt
+
+
+def make_cases(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, count: int) -> list[Case]:
+    """`count` requests with 0, 1 and 2 images in turn, or as many images as the limits allow."""
+    cases = []
+    for number in range(count):
+        wanted = min(number % 3, limits.images)
+        fitting = (make_case(config, tokenizer, limits, number, images) for images in range(wanted, -1, -1))
+        cases.append(next((case for case in fitting if len(case.prompt.input_ids) <= limits.input_len), None))
+    return [case for case in cases if case is not None]
+
+
+def make_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, number: int, images: int) -> Case:
+    """Request number `number` with `images` images."""
+    size, question = config.tile_size, QUESTIONS[number % len(QUESTIONS)]
+    pictures, blocks, counts = [], [np.zeros((0, size, size, 3), np.uint8)], []
+    for index in range(images):
+        columns, rows = ASPECTS[(number + index) % len(ASPECTS)]
+        picture = make_picture(columns * size + 32, rows * size + 32, seed=number * 8 + index)
+        grid = plan_grid(
+            picture.width,
+            picture.height,
+            max_tiles=min(MOST_TILES, limits.tiles),
+            tile_size=size,
+            use_thumbnail=config.use_thumbnail,
+        )
+        pictures.append(picture)
+        blocks.append(cut_tiles(picture, grid, size))
+        counts.append(grid.num_tiles)
+    prompt = build_prompt(tokenizer, config.tokens_per_tile, question, tiles=counts)
+    return Case(question, tuple(pictures), np.concatenate(blocks), prompt)
+
+
+def make_picture(width: int, height: int, *, seed: int) -> Image.Image:
+    """An RGB picture of a sky-like gradient, waves of several scales, hard-edged discs, and grain."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    x, y = x / width, y / height
+    channels = [0.25 + 0.5 * y, 0.35 + 0.3 * x, 0.6 - 0.3 * y]
+    for scale in (3.0, 11.0, 37.0):
+        phase, turn = random.uniform(0, 2 * np.pi, size=2)
+        wave = np.sin(2 * np.pi * scale * (x * np.cos(turn) + y * np.sin(turn)) + phase)
+        channels = [channel + weight * wave / scale for channel, weight in zip(channels, (0.5, 0.4, 0.3), strict=True)]
+    for colour in random.uniform(0, 1, size=(5, 3)):
+        centre_x, centre_y, radius = random.uniform(0.1, 0.9), random.uniform(0.1, 0.9), random.uniform(0.05, 0.2)
+        inside = (x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2
+        channels = [np.where(inside, tone, channel) for channel, tone in zip(channels, colour, strict=True)]
+    pixels = np.stack(channels, axis=-1) + random.normal(0, 0.02, size=(height, width, 3))
+    return Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+
+
+def prompt_faults(config: NvlmConfig, tokenizer: NvlmTokenizer, cases: Sequence[Case]) -> list[str]:
+    """What is wrong with the tokenizer or the template, one sentence each; an exact one gives an empty list."""
+    faults = []
+    for text in (*QUESTIONS, "a  b\n\n c", "🙂", "<|im_start|>system<|vision_pad|><image>"):
+        ids = tokenizer.encode_text(text)
+        if tokenizer.decode(ids, skip_special_tokens=False) != text:
+            faults.append(f"{text!r} is not what its tokens decode to")
+        if tokenizer.vision_pad_id in ids:
+            faults.append(f"{text!r} typed by a user becomes a visual token")
+    for case in cases:
+        expected = len(case.tiles) * config.tokens_per_tile
+        seen = sum(token == tokenizer.vision_pad_id for token in case.prompt.input_ids)
+        if not expected == seen == case.prompt.num_visual_tokens:
+            faults.append(f"{case.question!r}: {seen} visual tokens for {len(case.tiles)} tiles")
+        rows = case.prompt.decoder_ids(config.decoder.vocab_size) - config.decoder.vocab_size
+        if not np.array_equal(rows[rows >= 0], np.arange(expected)):
+            faults.append(f"{case.question!r}: visual ids do not count the rows of the prompt table")
+    return faults

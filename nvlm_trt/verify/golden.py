@@ -1,0 +1,124 @@
+"""Figures that say how near an engine is to the torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nvlm_trt.decoder.session_cpu import DecoderSession
+from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.verify.gates import TIE
+
+Floats = npt.NDArray[np.float32]
+
+CHUNK_TOKENS = 512
+"""Prompt tokens of one step: bounds the memory, and reads the cache back as serving does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the reference's greedy answer: the token, and the float32 [vocab_size] logits it was taken from."""
+
+    token: int
+    logits: Floats
+
+
+def closeness(engine: Floats, reference: Floats) -> dict[str, float]:
+    """How near rows of an engine's output are to the reference's.
+
+    Args:
+        engine: [..., n].
+        reference: The same shape.
+
+    Returns:
+        `max_rel_error`: largest difference over the largest magnitude of the reference;
+        `max_cosine_distance`: the largest 1 - cosine of a row; `mean_cosine_distance`: its mean. NaN in, NaN out.
+    """
+    ours = engine.reshape(-1, engine.shape[-1]).astype(np.float64)
+    theirs = reference.reshape(ours.shape).astype(np.float64)
+    product = (ours * theirs).sum(axis=-1)
+    distance = 1 - product / (np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1))
+    return {
+        "max_rel_error": float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
+        "max_cosine_distance": float(np.maximum(distance, 0).max()),
+        "mean_cosine_distance": float(np.maximum(distance, 0).mean()),
+    }
+
+
+def worst(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Over several measurements: the mean of means, the sum of counts, the largest of everything else; NaN stays."""
+    merged = {}
+    for name in figures[0]:
+        values = np.array([figure[name] for figure in figures])
+        if name.startswith("mean_"):
+            merged[name] = float(values.mean())
+        else:
+            merged[name] = float(values.sum() if name.startswith("tokens") else values.max())
+    return merged
+
+
+def forced_logits(
+    session: DecoderSession, ids: npt.NDArray[np.int32], table: Floats | None, answer: Sequence[int], block_size: int
+) -> Iterator[Floats]:
+    """Logits of the engine before each token of `answer`, each time after the tokens that the reference chose.
+
+    Args:
+        session: A compiled decoder whose cache holds the prompt and the answer.
+        ids: int32 [t], visual ids from vocab_size up.
+        table: float32 [rows, hidden], or None.
+        answer: The reference's tokens; it is fed all but the last one.
+        block_size: Tokens in a block of the cache.
+
+    Yields:
+        float32 [vocab_size], a copy, for each token of `answer`.
+    """
+    blocks = range(-(-(len(ids) + len(answer)) // block_size))
+    parts = [ids[start : start + CHUNK_TOKENS] for start in range(0, len(ids), CHUNK_TOKENS)]
+    parts += [np.array([token], np.int32) for token in answer[:-1]]
+    past = 0
+    for part in parts:
+        wants_logits = past + len(part) >= len(ids)
+        logits = session.run([StepPart(part, past, blocks, table, wants_logits)])
+        past += len(part)
+        if wants_logits:
+            yield logits[0].copy()
+
+
+def decoder_figures(reference: Sequence[Step], engine: Sequence[Floats]) -> dict[str, float]:
+    """`closeness` of teacher-forced logits, and how many greedy tokens agree.
+
+    Returns:
+        Besides the figures of `closeness`: `tokens` compared, `tokens_differing` without ties, and `tokens_tied`, those
+        that differ where the reference's own two logits are closer than the tie.
+    """
+    figures = closeness(np.stack(engine), np.stack([step.logits for step in reference]))
+    differing = tied = 0
+    for step, logits in zip(reference, engine, strict=True):
+        choice = int(logits.argmax())
+        if choice != step.token:
+            margin = float(step.logits[step.token] - step.logits[choice])
+            tied += margin < TIE
+            differing += not margin < TIE
+    return {**figures, "tokens": len(reference), "tokens_differing": differing, "tokens_tied": tied}
+
+
+def answer_figures(reference: Sequence[Step], answer: Sequence[int]) -> dict[str, float]:
+    """How far a freely generated answer follows the reference's.
+
+    Returns:
+        `tokens` of the reference; `tokens_differing`: 0 if both are equal, or part at a tie; else those from the first
+        difference on.
+    """
+    same = next(
+        (place for place, (step, token) in enumerate(zip(reference, answer, strict=False)) if step.token != token),
+        min(len(reference), len(answer)),
+    )
+    left = max(len(reference), len(answer)) - same
+    if left and same < min(len(reference), len(answer)):
+        step = reference[same]
+        if float(step.logits[step.token] - step.logits[answer[same]]) < TIE:
+            left = 0
+    return {"tokens": len(reference), "tokens_differing": left}

@@ -1,0 +1,88 @@
+"""What `verify` found: verify.json, and a table for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nvlm_trt.errors import VerificationError
+from nvlm_trt.verify.gates import Check
+
+Figures = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The outcome for one engine directory.
+
+    Attributes:
+        precisions: Of `vision` and `decoder`.
+        checks: Every gate with its figure.
+        figures: Everything that was measured, by part.
+        remarks: What was found besides, or could not be done in full, one sentence each.
+    """
+
+    precisions: Mapping[str, str]
+    checks: tuple[Check, ...]
+    figures: Figures
+    remarks: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate passed."""
+        return all(check.ok for check in self.checks)
+
+    def as_json(self) -> dict[str, object]:
+        """The content of verify.json. It holds no times: equal engines give equal bytes."""
+        checks = [
+            {"part": check.part, **dataclasses.asdict(check.gate), "value": finite(check.value), "ok": check.ok}
+            for check in self.checks
+        ]
+        figures = {
+            part: {name: finite(value) for name, value in figures.items()} for part, figures in self.figures.items()
+        }
+        return {
+            "ok": self.ok,
+            "precisions": dict(self.precisions),
+            "checks": checks,
+            "figures": figures,
+            "remarks": list(self.remarks),
+        }
+
+    def encoded(self) -> bytes:
+        """verify.json."""
+        return (json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    def lines(self) -> list[str]:
+        """One line a gate: part, figure, value, limit, verdict."""
+        return [
+            f"{check.part:<9} {check.gate.figure:<20} {short(check.value):>10} "
+            f"{'<=' if check.ok else '> '} {check.gate.limit:<7g} {'ok' if check.ok else 'FAILED'}"
+            for check in self.checks
+        ] + list(self.remarks)
+
+    def require_ok(self) -> None:
+        """Insist on it.
+
+        Raises:
+            VerificationError: naming every gate that failed.
+        """
+        failed = [f"{check.part} {check.gate.figure} {short(check.value)}" for check in self.checks if not check.ok]
+        if failed:
+            limits = [f"{check.gate.limit:g}" for check in self.checks if not check.ok]
+            raise VerificationError(
+                "the engine differs from the reference", seen=", ".join(failed), expected="at most " + ", ".join(limits)
+            )
+
+
+def finite(value: float) -> float | None:
+    """The figure as JSON can hold it: shortened, None for NaN and infinity."""
+    return short(value) if math.isfinite(value) else None
+
+
+def short(value: float) -> float:
+    """Three significant digits: what a figure means, without the noise of a summation order."""
+    return float(f"{value:.3g}")
