@@ -36,7 +36,7 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineStatus:
     """How busy an engine is: requests in the batch and in the queue, cache blocks free and in all."""
 
     running: int
@@ -181,11 +181,11 @@ class DecoderEngine:
                 generation.cancelled = True
                 self._wake.notify()
 
-    def load_now(self) -> EngineLoad:
+    def status(self) -> EngineStatus:
         """How busy the engine is."""
         with self._wake:
             waiting = self._scheduler.num_waiting + len(self._arrived)
-            return EngineLoad(self._scheduler.num_running, waiting, self._blocks.num_free, self._blocks.num_blocks)
+            return EngineStatus(self._scheduler.num_running, waiting, self._blocks.num_free, self._blocks.num_blocks)
 
     def close(self) -> None:
         """End every request ("cancelled") and the worker; may be called twice."""

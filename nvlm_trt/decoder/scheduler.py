@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class Generation:
     """
 
     def __init__(self, request: DecodeRequest, sink: EventSink, vocab_size: int) -> None:
-        self.request = request
+        self.request = replace(request, prompt_table=None)
         self.sink = sink
         self.blocks: tuple[int, ...] = ()
         self.cancelled = False

@@ -39,7 +39,7 @@ class DecoderSession:
         try:
             core = ov.Core()
             model = splice_attention(core.read_model(directory / MODEL_NAME), config)
-            compiled = core.compile_model(model, "CPU", _properties(config.precision, threads))
+            compiled = core.compile_model(model, "CPU", _properties(core, config.precision, threads))
         except RuntimeError as error:
             first = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             raise EngineError(
@@ -104,8 +104,9 @@ class DecoderSession:
         return np.concatenate(ids), np.concatenate(tables) if tables else self._no_table
 
 
-def _properties(precision: str, threads: int) -> dict[str, str]:
-    compute = "f32" if precision == "fp32" else "bf16"
+def _properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    compute = "bf16" if precision != "fp32" and has_bf16 else "f32"
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",

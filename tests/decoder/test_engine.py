@@ -90,7 +90,7 @@ def test_requests_that_join_leave_and_are_cancelled_do_not_change_each_other(com
         for each in requests:
             handles.append(engine.submit(each))
             time.sleep(0.002)
-            most_at_once = max(most_at_once, engine.load_now().running)
+            most_at_once = max(most_at_once, engine.status().running)
         for index in range(0, 16, 3):
             events = iter(handles[index])
             next(events)
@@ -99,8 +99,36 @@ def test_requests_that_join_leave_and_are_cancelled_do_not_change_each_other(com
         assert most_at_once >= 4
         survivors = [index for index in range(16) if index % 3]
         assert [handles[index].result() for index in survivors] == [alone[index] for index in survivors]
-        load = engine.load_now()
-        assert (load.running, load.waiting, load.free_blocks) == (0, 0, load.num_blocks)
+        status = engine.status()
+        assert (status.running, status.waiting, status.free_blocks) == (0, 0, status.num_blocks)
+
+
+def test_200_requests_with_bad_and_cancelled_ones_all_end_and_the_good_ones_are_exact(compiled, make_prompt):
+    def made(number: int, name: str) -> DecodeRequest:
+        kind = number % 20  # twenty different requests, ten times over
+        ids, table = make_prompt(kind, 5 + 13 * kind % 170, (0, 0, 5, 0)[kind % 4])
+        if number % 10 == 7:
+            ids[0] = -1
+        return DecodeRequest(name, ids, table, SamplingParams(6 + kind, temperature=(None, 0.8)[kind % 2], seed=kind))
+
+    with DecoderEngine.load(compiled("fp32"), threads=1, cache_tokens=1024) as engine:
+        good = [kind for kind in range(20) if kind % 10 != 7]
+        alone = {kind: engine.submit(made(kind, "alone")).result() for kind in good}
+        handles, refused = {}, 0
+        for number in range(200):
+            try:
+                handles[number] = engine.submit(made(number, f"request {number}"))
+            except RequestError:
+                refused += 1
+            if number % 10 == 3:
+                handles[number].cancel()
+        results = {number: handle.result() for number, handle in handles.items()}
+        status = engine.status()
+    assert refused == 20
+    assert (status.running, status.waiting, status.free_blocks) == (0, 0, status.num_blocks)
+    assert all(results[number] == alone[number % 20] for number in results if number % 10 != 3)
+    cancelled = [results[number] for number in results if number % 10 == 3]
+    assert sum(reason == "cancelled" for _, reason in cancelled) > 15
 
 
 def test_seeded_sampling_repeats_and_differs_between_seeds(fp32_engine, make_prompt):
@@ -124,7 +152,7 @@ def test_a_cancelled_request_ends_at_the_next_token_and_frees_its_blocks():
         handle.cancel()
         gate.release()
         assert list(events)[-1] == TokenEvent("a", None, "cancelled")
-        assert engine.load_now().free_blocks == 4
+        assert engine.status().free_blocks == 4
 
 
 def test_a_waiting_request_can_be_cancelled():
@@ -146,7 +174,7 @@ def test_a_fault_in_a_step_ends_its_requests_and_the_engine_lives_on(caplog):
     with DecoderEngine(config(), Counting(fail_once), 4) as engine:
         with pytest.raises(ServerError, match="failed in this step"):
             engine.submit(request("bad", 3)).result()
-        assert engine.load_now().free_blocks == 4
+        assert engine.status().free_blocks == 4
         assert engine.submit(request("good", 10)).result() == ([11, 12, 13], "length")
     assert "broken step" in caplog.text
 
@@ -158,7 +186,7 @@ def test_a_sink_that_raises_ends_its_own_request_only(caplog):
     with DecoderEngine(config(), Counting(), 4) as engine:
         engine.submit(request("bad"), broken)
         assert engine.submit(request("good")).result() == ([1, 2, 3], "length")
-        assert engine.load_now().free_blocks == 4
+        assert engine.status().free_blocks == 4
     assert "broken sink" in caplog.text
 
 
@@ -236,7 +264,7 @@ def test_a_bad_request_is_refused_alone(ids, table, words):
     with DecoderEngine(config(), Counting(), 4) as engine:
         with pytest.raises(RequestError, match=words):
             engine.submit(DecodeRequest("bad", np.array(ids, np.int32), table, SamplingParams(3)))
-        assert engine.load_now().running + engine.load_now().waiting == 0
+        assert engine.status().running + engine.status().waiting == 0
 
 
 def test_ids_of_another_type_and_a_used_name_are_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 
 from nvlm_trt.decoder.kv_blocks import BlockManager
@@ -87,11 +89,14 @@ def test_a_waiting_request_can_be_removed():
 
 def test_the_prompt_table_is_given_back_once_the_prompt_was_read():
     table = np.zeros((2, 4), np.float32)
+    alive = weakref.ref(table)
     request = DecodeRequest("a", np.array([1, 10, 11], np.int32), table, SamplingParams(3))
     subject = Generation(request, lambda event: None, VOCAB)
     part = subject.part(8)
     assert part.table is table
     assert subject.advance(part, np.eye(VOCAB, dtype=np.float32)[3]) == TokenEvent("a", 3)
+    del part, request, table
+    assert alive() is None
     assert subject.part(8).table is None
     assert subject.part(8).input_ids.tolist() == [3]
 
