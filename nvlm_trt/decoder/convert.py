@@ -3,16 +3,18 @@
 The ranks of a pipeline stage are written side by side, so that every source byte is read once: a tensor that all of
 them share (the embedding, norms) or cut by columns (dense, proj) is read by blocks of rows and dealt out, and a tensor
 cut by rows is read by each rank for its own rows only. Rows of a kv head that several ranks repeat are the one
-exception. Memory is a few blocks whatever the size of the model.
+exception. The next block is read while one is written. Memory is a few blocks whatever the size of the model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +28,8 @@ from nvlm_trt.progress import Progress
 
 BLOCK_ELEMENTS = 8 << 20
 """Numbers that are read at a time: 16 MiB of BF16, 32 MiB of F32."""
+
+Item = TypeVar("Item")
 
 RANK_FILE = re.compile(r"rank\d+\.safetensors")
 
@@ -129,10 +133,23 @@ def _write_stage(
         for index, parameters in zip(indices, ranks, strict=True):
             specs = [TensorSpec(each.name, stored.safetensors, each.shape) for each in parameters]
             streams.append(stack.enter_context(SafetensorsStream(out_dir / rank_file(index), specs)))
-        for same in zip(*ranks, strict=True):
-            for piece, outputs in _groups(streams, same):
-                for block in _blocks(checkpoint, piece, same[0].shape[1:], stored):
-                    advance(sum(output.write(block) for output in outputs))
+        parts = (
+            (outputs, block)
+            for same in zip(*ranks, strict=True)
+            for piece, outputs in _groups(streams, same)
+            for block in _blocks(checkpoint, piece, same[0].shape[1:], stored)
+        )
+        for outputs, block in stack.enter_context(closing(_read_ahead(parts))):
+            advance(sum(output.write(block) for output in outputs))
+
+
+def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, each made by another thread while the one before is being used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
 
 
 def _groups(streams: Sequence[SafetensorsStream], same: Sequence[Parameter]) -> Iterator[tuple[Piece, list[_Output]]]:
@@ -163,7 +180,7 @@ def _blocks(
 
 
 def _read(checkpoint: Checkpoint, name: str, start: int, stop: int, stored: StoredDtype) -> torch.Tensor:
-    rows = checkpoint.read_rows(name, start, stop, stored.torch)
+    rows = checkpoint.read_rows(name, start, stop).to(stored.torch, copy=True)  # a mapped view is not yet read
     if stored.torch is torch.float16 and not torch.isfinite(rows).all():
         raise CheckpointError(
             "a weight does not fit into float16", seen=f"{name}, rows {start} to {stop}", fix="convert to bfloat16"
