@@ -26,10 +26,7 @@ QUESTIONS = (
 )
 
 ASPECTS = ((2, 1), (1, 1), (1, 2))
-"""Sides of the pictures in tiles, in turn."""
-
-MOST_TILES = 2
-"""Tiles of a picture's grid: with its thumbnail the smallest that has every kind of tag."""
+"""Sides of the pictures in tiles, in turn: two tiles and their thumbnail have every kind of tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def make_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, numb
         grid = plan_grid(
             picture.width,
             picture.height,
-            max_tiles=min(MOST_TILES, limits.tiles),
+            max_tiles=limits.tiles,
             tile_size=size,
             use_thumbnail=config.use_thumbnail,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
-from nvlm_trt.decoder.request import DecodeRequest, SamplingParams
+from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.errors import EngineError
+from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference
@@ -37,13 +38,17 @@ from nvlm_trt.verify.golden import (
     closeness,
     decoder_figures,
     forced_logits,
+    reference_logits,
+    with_excess,
     worst,
 )
 from nvlm_trt.verify.report import VerifyReport
 from nvlm_trt.verify.sharded import verify_sharded
+from nvlm_trt.verify.yardstick import reduced_decoder, reduced_vision
 from nvlm_trt.vision.runner import VisionRunner
 
-Ints = npt.NDArray[np.int32]
+Figures = dict[str, float]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,17 @@ class _Golden:
     """A case with the reference's own results: its prompt table [rows, hidden] (None for text) and greedy answer."""
 
     case: Case
-    ids: Ints
+    ids: npt.NDArray[np.int32]
     table: Floats | None
     steps: tuple[Step, ...]
 
+    @property
+    def answer(self) -> list[int]:
+        return [step.token for step in self.steps]
+
 
 def verify_engine(
-    engine: Path, checkpoint_dir: Path, recipe: BuildRecipe, *, log: Callable[[str], None] = lambda _line: None
+    engine: Path, checkpoint_dir: Path, recipe: BuildRecipe, *, log: Log = lambda _line: None
 ) -> VerifyReport:
     """Compare tokenizer, vision, decoder, whole engine and converted ranks with the reference.
 
@@ -79,23 +88,22 @@ def verify_engine(
     decoder = DecoderEngineConfig.read(engine / "decoder" / "cpu")
     cases = _cases(checkpoint, tokenizer, decoder, recipe)
     faults = prompt_faults(checkpoint.config, tokenizer, cases)
-    figures: dict[str, dict[str, float]] = {"prompt": {"faults": len(faults), "cases": len(cases)}}
+    figures: dict[str, Figures] = {"prompt": {"faults": len(faults), "cases": len(cases)}}
 
     log("vision: tiles through the engine and the reference")
     tables, figures["vision"] = _compare_vision(engine, checkpoint, recipe, cases)
-    log("decoder: the reference's answers")
-    goldens = _goldens(checkpoint, cases, tables, recipe.verify_tokens)
     log("decoder: logits after the same tokens")
-    figures["decoder"] = _compare_decoder(engine, decoder, goldens, recipe.cpu_threads)
+    goldens = _goldens(checkpoint, cases, tables, recipe.verify_tokens)
+    figures["decoder"] = _compare_decoder(engine, checkpoint, recipe, decoder, goldens)
     log("answer: the whole engine")
-    figures["answer"] = _compare_answers(engine, goldens, [table for table, _ in tables], recipe)
+    figures["answer"] = _compare_answers(engine, goldens, tokenizer.eos_id)
     log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
     figures["sharded"] = _compare_sharded(engine, checkpoint, goldens)
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     return VerifyReport(precisions, tuple(_judge_all(figures, recipe)), figures, tuple(faults))
 
 
-def _judge_all(figures: dict[str, dict[str, float]], recipe: BuildRecipe) -> list[Check]:
+def _judge_all(figures: dict[str, Figures], recipe: BuildRecipe) -> list[Check]:
     exact = recipe.vision_precision == recipe.decoder_precision == "fp32"
     gates = {
         "prompt": PROMPT_GATES,
@@ -120,30 +128,37 @@ def _cases(
 
 def _compare_vision(
     engine: Path, checkpoint: Checkpoint, recipe: BuildRecipe, cases: Sequence[Case]
-) -> tuple[list[tuple[Floats | None, Floats | None]], dict[str, float]]:
-    """Prompt tables of every case (the engine's, the reference's) and their figures; none without a tile."""
+) -> tuple[list[Floats | None], Figures]:
+    """The reference's prompt table of every case (None without a tile) and the figures of the engine's."""
     runner = VisionRunner(engine / "vision" / "cpu", threads=recipe.cpu_threads)
-    reference = VisionReference(checkpoint)
-    tables: list[tuple[Floats | None, Floats | None]] = []
-    figures = []
+    reference, reduced = VisionReference(checkpoint), reduced_vision(checkpoint, recipe.vision_precision)
+    tables: list[Floats | None] = []
+    figures, yardsticks = [], []
     for case in cases:
         if not len(case.tiles):
-            tables.append((None, None))
+            tables.append(None)
             continue
-        ours = runner.encode(case.tiles)
-        theirs = torch.cat([reference(tile[np.newaxis]) for tile in case.tiles]).numpy()
-        figures.append(closeness(ours, theirs))
-        width = ours.shape[-1]
-        tables.append((ours.reshape(-1, width), theirs.reshape(-1, width)))
-    return tables, worst(figures) if figures else {}
+        expected = _encode(reference, case)
+        figures.append(closeness(runner.encode(case.tiles), expected))
+        if reduced is not None:
+            yardsticks.append(closeness(_encode(reduced, case), expected))
+        tables.append(expected.reshape(-1, expected.shape[-1]))
+    return tables, with_excess(figures, yardsticks) if figures else {}
+
+
+def _encode(reference: VisionReference, case: Case) -> Floats:
+    """float32 [tiles, tokens, hidden], tile by tile: the memory is that of one."""
+    rows = [reference(tile[np.newaxis]).to(torch.float32) for tile in case.tiles]
+    encoded: Floats = torch.cat(rows).numpy()
+    return encoded
 
 
 def _goldens(
-    checkpoint: Checkpoint, cases: Sequence[Case], tables: Sequence[tuple[Floats | None, Floats | None]], tokens: int
+    checkpoint: Checkpoint, cases: Sequence[Case], tables: Sequence[Floats | None], tokens: int
 ) -> list[_Golden]:
     reference = DecoderReference(checkpoint)
     goldens = []
-    for case, (_, table) in zip(cases, tables, strict=True):
+    for case, table in zip(cases, tables, strict=True):
         ids = case.prompt.decoder_ids(checkpoint.config.decoder.vocab_size)
         steps = reference.greedy_steps(ids, table, max_tokens=tokens)
         goldens.append(_Golden(case, ids, table, tuple(Step(token, logits.numpy()) for token, logits in steps)))
@@ -151,36 +166,45 @@ def _goldens(
 
 
 def _compare_decoder(
-    engine: Path, config: DecoderEngineConfig, goldens: Sequence[_Golden], threads: int
-) -> dict[str, float]:
+    engine: Path,
+    checkpoint: Checkpoint,
+    recipe: BuildRecipe,
+    config: DecoderEngineConfig,
+    goldens: Sequence[_Golden],
+) -> Figures:
     longest = max(len(golden.ids) + len(golden.steps) for golden in goldens)
     num_blocks = -(-longest // config.block_size)
-    session = DecoderSession(engine / "decoder" / "cpu", config, num_blocks, threads)
-    figures = []
+    session = DecoderSession(engine / "decoder" / "cpu", config, num_blocks, recipe.cpu_threads)
+    reduced = reduced_decoder(checkpoint, recipe.decoder_precision)
+    figures, yardsticks = [], []
     for golden in goldens:
-        answer = [step.token for step in golden.steps]
-        logits = list(forced_logits(session, golden.ids, golden.table, answer, config.block_size))
+        logits = list(forced_logits(session, golden.ids, golden.table, golden.answer, config.block_size))
         figures.append(decoder_figures(golden.steps, logits))
+        if reduced is not None:
+            rounded = reference_logits(reduced, golden.ids, golden.table, golden.answer)
+            yardsticks.append(decoder_figures(golden.steps, list(rounded)))
+    return with_excess(figures, yardsticks)
+
+
+def _compare_answers(engine: Path, goldens: Sequence[_Golden], eos_id: int) -> Figures:
+    """Every question asked as a user asks it: encoded images in, tokens out."""
+    figures = []
+    with LocalEngine(engine) as local:
+        for golden in goldens:
+            images = []
+            for picture in golden.case.pictures:
+                encoded = io.BytesIO()
+                picture.save(encoded, "PNG")
+                images.append(encoded.getvalue())
+            answer = local.generate(golden.case.question, SamplingParams(len(golden.steps)), images=images)
+            until_stop = next((i for i, token in enumerate(golden.answer) if token == eos_id), len(golden.steps))
+            same = answer.input_ids == golden.case.prompt.input_ids
+            differing = answer_figures(golden.steps[:until_stop], answer.output_ids)
+            figures.append({**differing, "prompts_differing": 0.0 if same else 1.0})
     return worst(figures)
 
 
-def _compare_answers(
-    engine: Path, goldens: Sequence[_Golden], tables: Sequence[Floats | None], recipe: BuildRecipe
-) -> dict[str, float]:
-    """All requests at a time, from the engine's own prompt tables."""
-    longest = sum(len(golden.ids) + len(golden.steps) for golden in goldens)
-    with DecoderEngine.load(
-        engine / "decoder" / "cpu", threads=recipe.cpu_threads, cache_tokens=2 * longest
-    ) as decoder:
-        handles = [
-            decoder.submit(DecodeRequest(str(number), golden.ids, table, SamplingParams(max_tokens=len(golden.steps))))
-            for number, (golden, table) in enumerate(zip(goldens, tables, strict=True))
-        ]
-        answers = [handle.result()[0] for handle in handles]
-    return worst([answer_figures(golden.steps, answer) for golden, answer in zip(goldens, answers, strict=True)])
-
-
-def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[_Golden]) -> dict[str, float]:
+def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[_Golden]) -> Figures:
     prompts = [(golden.ids, golden.table) for golden in goldens]
     report = verify_sharded(checkpoint, engine / "decoder" / "checkpoint", prompts=prompts)
     return {

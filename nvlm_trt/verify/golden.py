@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.verify.gates import TIE
 
 Floats = npt.NDArray[np.float32]
@@ -55,9 +56,35 @@ def worst(figures: Sequence[dict[str, float]]) -> dict[str, float]:
         values = np.array([figure[name] for figure in figures])
         if name.startswith("mean_"):
             merged[name] = float(values.mean())
+        elif name.startswith(("tokens", "prompts")):
+            merged[name] = float(values.sum())
         else:
-            merged[name] = float(values.sum() if name.startswith("tokens") else values.max())
+            merged[name] = float(values.max())
     return merged
+
+
+def with_excess(figures: Sequence[dict[str, float]], yardsticks: Sequence[dict[str, float]]) -> dict[str, float]:
+    """`worst` of an engine's figures; with yardsticks also `excess`, and their distance.
+
+    Args:
+        figures: The engine's, one a prompt.
+        yardsticks: Those of torch in the same precision on the same prompts; empty for fp32.
+    """
+    merged = worst(figures)
+    if yardsticks:
+        distance = worst(yardsticks)["mean_cosine_distance"]
+        merged["torch_mean_cosine_distance"] = distance
+        merged["excess"] = merged["mean_cosine_distance"] / distance
+    return merged
+
+
+def reference_logits(
+    reference: DecoderReference, ids: npt.NDArray[np.int32], table: Floats | None, answer: Sequence[int]
+) -> Floats:
+    """As `forced_logits`, by a torch reference: float32 [len(answer), vocab_size]."""
+    forced = np.concatenate([ids, np.asarray(answer[:-1], np.int32)])
+    logits: Floats = reference.logits(forced, table)[len(ids) - 1 :].numpy()
+    return logits
 
 
 def forced_logits(

@@ -1,0 +1,45 @@
+"""The reference in a reduced precision: how far rounding alone moves the result.
+
+Weights are rounded as the engine stores them and activations are bfloat16, as on the cpu target. What is left between
+such a reference and an engine is the order of rounding, so their distances from the fp32 reference are alike.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nvlm_trt.decoder.graph_constants import quantize_rows
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.model.reference.vision import VisionReference
+
+EMBEDDING = "embed_tokens.weight"
+"""Rows are looked up, not multiplied: an int8 engine keeps them in bfloat16."""
+
+
+def reduced_vision(checkpoint: Checkpoint, precision: str) -> VisionReference | None:
+    """The vision reference in `precision`; None for fp32, which is the reference itself."""
+    return None if precision == "fp32" else VisionReference(checkpoint, torch.bfloat16)
+
+
+def reduced_decoder(checkpoint: Checkpoint, precision: str) -> DecoderReference | None:
+    """The decoder reference in `precision`; None for fp32, which is the reference itself."""
+    if precision == "fp32":
+        return None
+    source = _Int8Checkpoint(checkpoint) if precision == "int8_wo" else checkpoint
+    return DecoderReference(source, torch.bfloat16)
+
+
+class _Int8Checkpoint(Checkpoint):
+    """A checkpoint whose matrices were rounded to 8 bits with a scale per row."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.path, checkpoint.config, checkpoint.tensors)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One tensor, rounded, then cast to `dtype` if given."""
+        tensor = super().read(name)
+        if tensor.ndim == 2 and not name.endswith(EMBEDDING):
+            rows, scale = quantize_rows(tensor)
+            tensor = rows.to(torch.float32) * scale
+        return tensor if dtype is None else tensor.to(dtype)
