@@ -21,7 +21,7 @@ class DecoderSession:
     """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
 
     fp32 engines compute and cache in float32: what a sequence gets does not hang on its batch, up to float32 rounding.
-    The others compute and cache in bf16 where the CPU can, and activations are never quantised (int8_wo is weight-only);
+    The others compute and cache in bf16 where the CPU can, and activations are never quantised (int8 is weight-only);
     OpenVINO rounds a single row and several rows differently there, so a near tie may fall otherwise in another batch.
 
     Args:
