@@ -20,6 +20,9 @@ from nvlm_trt.vision.dtypes import graph_precision
 XML_NAME = "model.xml"
 BIN_NAME = "model.bin"
 
+ONE = {"f32": b"\x00\x00\x80\x3f", "bf16": b"\x80\x3f"}
+"""The bytes of a scalar one; OpenVINO shows bf16 constants to NumPy as float16, so their values cannot be compared."""
+
 GENERATED_NAME = re.compile(r"[A-Za-z]+_\d+")
 """How OpenVINO names what it adds (Multiply_21); the names of the graph are paths."""
 
@@ -50,6 +53,7 @@ def build_vision_cpu(onnx_path: Path, out_dir: Path, *, precision: str, progress
         progress(0, source.data_bytes)
     try:
         model = _with_fp32_output(ov.Core().read_model(onnx_path))
+        _drop_unit_factors(model)
         _settle_names(model)
         ov.save_model(model, out_dir / XML_NAME, compress_to_fp16=False)
     except RuntimeError as error:
@@ -72,6 +76,21 @@ def _with_fp32_output(model: ov.Model) -> ov.Model:
     process = ov.preprocess.PrePostProcessor(model)
     process.output().tensor().set_element_type(ov.Type.f32)
     return process.build()
+
+
+def _drop_unit_factors(model: ov.Model) -> None:
+    """Remove the multiplications by one that OpenVINO's reader makes of a Gemm's default alpha.
+
+    Left in place, every load multiplies them into the weights: minutes and twice the memory for the released model.
+    """
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() != "Multiply":
+            continue
+        factor = operation.input_value(1).get_node()
+        if factor.get_type_name() != "Constant" or factor.get_output_shape(0):
+            continue
+        if factor.get_data().tobytes() == ONE.get(factor.get_element_type().get_type_name()):
+            operation.output(0).replace(operation.input_value(0))
 
 
 def _settle_names(model: ov.Model) -> None:

@@ -19,7 +19,7 @@ from nvlm_trt.vision.export import export_vision
 
 
 def unusual_spec() -> SyntheticSpec:
-    """Heads of 24 values (whose scale is no power of two), patches of 7 pixels, widths that no tile of a kernel divides."""
+    """Heads of 24 values (whose scale is no power of two), patches of 7 pixels, odd widths."""
     spec = tiny_spec(tile_size=56, dummy_heads=2, hidden_size=48, intermediate_size=88, decoder_layers=1)
     vision = replace(spec.config.vision, hidden_size=72, num_heads=3, intermediate_size=100, patch_size=7)
     return replace(spec, config=replace(spec.config, vision=vision))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import openvino
 import pytest
 
 from nvlm_trt.errors import BuildError, EngineError, RecipeError
@@ -13,7 +14,7 @@ from nvlm_trt.vision.build_cpu import build_vision_cpu
 SHAPE = "five heads and three dummies"
 
 
-@pytest.fixture()
+@pytest.fixture
 def export_copy(export_of, tmp_path):
     """A bf16 export that a test may damage."""
     return shutil.copytree(export_of(SHAPE, "bf16"), tmp_path / "export")
@@ -77,3 +78,14 @@ def test_an_export_without_its_config_is_an_engine_error(export_copy, tmp_path):
     (export_copy / "config.json").unlink()
     with pytest.raises(EngineError, match=r"no config\.json"):
         build_vision_cpu(export_copy / "vision.onnx", tmp_path, precision="bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_weight_is_left_to_be_multiplied_by_one_at_every_load(export_of, precision):
+    model = openvino.Core().read_model(export_of(SHAPE, precision) / "cpu" / "model.xml")
+    scalars = [
+        operation.get_friendly_name().rsplit("/", 1)[-1]
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() == "Multiply" and not operation.input_value(1).get_shape()
+    ]
+    assert scalars == ["unit", "q_scaled", "q_scaled"]

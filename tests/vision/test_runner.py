@@ -30,7 +30,7 @@ def runner(export_of):
     return VisionRunner(export_of(SHAPE, "fp32") / "cpu", threads=1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine_copy(export_of, tmp_path):
     """A CPU engine that a test may damage."""
     return shutil.copytree(export_of(SHAPE, "fp32") / "cpu", tmp_path / "engine")
