@@ -27,7 +27,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: Tokens of the answer at most.
-        temperature: None or 0 is greedy; otherwise logits are divided by it.
+        temperature: Divides the logits; 0 is greedy. None is greedy too, unless top_k or top_p ask for a draw: then 1.
         top_k: Keep the k best tokens; None or 0 keeps all, 1 is greedy.
         top_p: Keep the smallest set of tokens with at least this probability; None, 0 and 1 keep all (TensorRT-LLM
             ignores values up to 0).
@@ -70,7 +70,11 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the best token is always taken, so that no random number is drawn."""
-        return not self.temperature or self.top_k == 1
+        if self.top_k == 1:
+            return True
+        if self.temperature is None:
+            return not self.top_k and self.top_p in (None, 0.0, 1.0)
+        return self.temperature == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Sampler:
 
     def _draw(self, scores: Floats) -> int:
         params = self._params
-        temperature = params.temperature or 1.0  # greedy requests, the only ones without, never come here
+        temperature = 1.0 if params.temperature is None else params.temperature
         tokens, probabilities = candidates(scores, temperature, params.top_k or 0, params.top_p or 0.0)
         edges = np.cumsum(probabilities)
         place = int(np.searchsorted(edges, self._random.random() * edges[-1], side="right"))

@@ -20,9 +20,9 @@ Ints = npt.NDArray[np.int32]
 class DecoderSession:
     """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
 
-    fp32 engines compute and cache in float32: what a sequence gets does not hang on its batch, up to float32 rounding.
-    The others compute and cache in bf16 where the CPU can, and activations are never quantised (int8 is weight-only);
-    OpenVINO rounds a single row and several rows differently there, so a near tie may fall otherwise in another batch.
+    fp32 and int8_wo engines compute and cache in float32, and activations are never quantised: what a sequence gets
+    does not hang on its batch, up to float32 rounding. bf16 engines compute and cache in bf16 where the CPU can; OpenVINO
+    rounds a single row and several rows differently there, so a near tie may fall otherwise in another batch.
 
     Args:
         directory: What `build_decoder_cpu` wrote.
@@ -107,7 +107,7 @@ class DecoderSession:
 
 def _properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compute = "bf16" if precision != "fp32" and has_bf16 else "f32"
+    compute = "bf16" if precision == "bf16" and has_bf16 else "f32"
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",

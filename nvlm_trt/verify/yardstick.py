@@ -1,7 +1,8 @@
 """The reference in a reduced precision: how far rounding alone moves the result.
 
-Weights are rounded as the engine stores them and activations are bfloat16, as on the cpu target. What is left between
-such a reference and an engine is the order of rounding, so their distances from the fp32 reference are alike.
+Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
+bf16, float32 for int8_wo. What is left between such a reference and an engine is the order of rounding, so their
+distances from the fp32 reference are alike.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def reduced_decoder(checkpoint: Checkpoint, precision: str) -> DecoderReference 
     """The decoder reference in `precision`; None for fp32, which is the reference itself."""
     if precision == "fp32":
         return None
-    source = _Int8Checkpoint(checkpoint) if precision == "int8_wo" else checkpoint
-    return DecoderReference(source, torch.bfloat16)
+    if precision == "int8_wo":
+        return DecoderReference(_Int8Checkpoint(checkpoint), torch.float32)
+    return DecoderReference(checkpoint, torch.bfloat16)
 
 
 class _Int8Checkpoint(Checkpoint):

@@ -96,13 +96,22 @@ def test_a_seed_repeats_its_tokens_and_another_does_not():
         SamplingParams(1),
         SamplingParams(1, temperature=0.0),
         SamplingParams(1, temperature=2.0, top_k=1),
-        SamplingParams(1, top_p=0.5, top_k=7),
+        SamplingParams(1, temperature=0.0, top_p=0.5, top_k=7),
+        SamplingParams(1, top_k=0, top_p=0.0),
     ],
 )
 def test_greedy_takes_the_best_token(params: SamplingParams):
     assert params.greedy
     for seed in range(10):
         assert Sampler(params, NO_PROMPT, VOCAB).next_token(logits_of(seed)) == int(logits_of(seed).argmax())
+
+
+@pytest.mark.parametrize("asked", [{"top_k": 7}, {"top_p": 0.9}])
+def test_asking_for_top_k_or_top_p_alone_draws_at_temperature_one(asked: dict[str, float]):
+    alone, spelt_out = SamplingParams(1, **asked), SamplingParams(1, temperature=1.0, **asked)
+    assert not alone.greedy
+    drawn = [Sampler(params, NO_PROMPT, VOCAB).next_token(logits_of(3)) for params in (alone, spelt_out)]
+    assert drawn[0] == drawn[1]
 
 
 def test_a_tiny_temperature_is_nearly_greedy():
