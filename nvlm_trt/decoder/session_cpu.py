@@ -21,8 +21,8 @@ class DecoderSession:
     """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
 
     fp32 and int8_wo engines compute and cache in float32, and activations are never quantised: what a sequence gets
-    does not hang on its batch, up to float32 rounding. bf16 engines compute and cache in bf16 where the CPU can; OpenVINO
-    rounds a single row and several rows differently there, so a near tie may fall otherwise in another batch.
+    does not hang on its batch, up to float32 rounding. bf16 engines compute and cache in bf16 where the CPU can, and
+    OpenVINO rounds one row and several rows differently there: a near tie may fall otherwise in another batch.
 
     Args:
         directory: What `build_decoder_cpu` wrote.
