@@ -91,6 +91,13 @@ def test_the_same_checkpoint_gives_the_same_bytes(export_of, checkpoint_of, tmp_
         assert (tmp_path / name).read_bytes() == (export_of(DUMMY, precision) / name).read_bytes()
 
 
+def test_the_size_of_the_blocks_read_does_not_show_in_the_bytes(export_of, checkpoint_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("nvlm_trt.vision.export.BLOCK_VALUES", 700)
+    export_vision(checkpoint_of(DUMMY), tmp_path, precision="bf16", output_dtype="fp32")
+    written = (tmp_path / "vision.onnx.data").read_bytes()
+    assert written == (export_of(DUMMY, "bf16") / "vision.onnx.data").read_bytes()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_size_is_known_beforehand(export_of, checkpoint_of, precision):
     out = export_of(DUMMY, precision)
