@@ -109,6 +109,16 @@ class DigestCache:
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             return tuple(pool.map(one, ordered))
 
+    def digest_outputs(self, root: Path, outputs: Iterable[str]) -> tuple[FileDigest, ...]:
+        """Digest all that `outputs` (relative to `root`) consist of, sorted by name.
+
+        A link counts by what it says, not by where it leads: the content there is the output of another stage.
+        """
+        names = entries_below(root, outputs)
+        marks = {name: mark for name in names if (mark := mark_of(root, name)) is not None}
+        files = self.digest_all(root, [name for name in names if name not in marks])
+        return tuple(sorted((*files, *marks.values()), key=lambda file: file.path))
+
     def save(self) -> None:
         """Write the cache beside and rename it; entries of files that are gone are dropped."""
         if self._path is None:
@@ -121,18 +131,32 @@ class DigestCache:
         write_atomic(self._path, (json.dumps(rows, indent=0) + "\n").encode())
 
 
-def files_below(root: Path, outputs: Iterable[str]) -> list[str]:
-    """The files that `outputs` (files or folders, relative to `root`) consist of, sorted, as relative POSIX paths.
+def mark_of(root: Path, name: str) -> FileDigest | None:
+    """What stands for an entry without bytes of its own, a link or an empty folder; None for a file."""
+    path = root / name
+    if path.is_symlink():
+        mark = f"link to {os.readlink(path)}"
+    elif path.is_dir():
+        mark = "empty folder"
+    else:
+        return None
+    return FileDigest(name, 0, hashlib.sha256(mark.encode()).hexdigest())
 
-    A link to a folder is listed as one entry and not followed. What is absent is left out.
+
+def entries_below(root: Path, outputs: Iterable[str]) -> list[str]:
+    """The files, links and empty folders that `outputs` (relative to `root`) consist of, sorted, as POSIX paths.
+
+    What is absent is left out, and so is byte code that running an output's Python files leaves.
     """
     found: list[str] = []
     for output in outputs:
         path = root / output
         if path.is_dir() and not path.is_symlink():
             for folder, folders, names in os.walk(path):
+                folders[:] = [name for name in folders if name != "__pycache__"]
                 links = [name for name in folders if Path(folder, name).is_symlink()]
-                found += [Path(folder, name).relative_to(root).as_posix() for name in names + links]
+                here = [Path(folder, name) for name in names + links] if names or folders else [Path(folder)]
+                found += [entry.relative_to(root).as_posix() for entry in here]
         elif path.exists() or path.is_symlink():
             found.append(Path(output).as_posix())
     return sorted(found)

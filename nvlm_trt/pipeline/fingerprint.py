@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def stage_basis(stage: Stage, inputs: Mapping[str, str], checkpoint: str | None)
         "inputs": dict(inputs),
         "checkpoint": checkpoint if stage.reads_checkpoint else None,
         "code": code_digest(stage.modules),
+        "files": {f"{path.parent.name}/{path.name}": sha256(path.read_bytes()).hexdigest() for path in stage.files},
         "tools": tool_versions(stage.tools),
         "machine": platform.machine(),
     }

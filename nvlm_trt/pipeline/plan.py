@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvlm_trt.errors import UserError
-from nvlm_trt.pipeline.digest import DigestCache, files_below
+from nvlm_trt.pipeline.digest import DigestCache, entries_below, mark_of
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, first_difference, stage_basis
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.pipeline.stage import Stage
@@ -135,16 +135,20 @@ class Planner:
     def _damage(self, stage: Stage, record: StageRecord) -> str | None:
         """In words, the first output that is not as it was recorded."""
         expected = {file.path: file for file in record.outputs}
-        present = set(files_below(self._engine, stage.outputs))
+        present = set(entries_below(self._engine, stage.outputs))
         if missing := sorted(expected.keys() - present):
             return f"{missing[0]} is missing"
         if extra := sorted(present - expected.keys()):
             return f"{extra[0]} is not one of its outputs"
         for name, file in expected.items():
             path = self._engine / name
-            if path.stat().st_size != file.size:
+            mark = mark_of(self._engine, name)
+            if mark is None and path.stat().st_size != file.size:
                 return f"{name} has another size"
-            digest = self._cache.digest(path) if self._read_files else self._cache.peek(path)
+            if mark is not None:
+                digest: str | None = mark.sha256
+            else:
+                digest = self._cache.digest(path) if self._read_files else self._cache.peek(path)
             if digest is None:
                 return f"{name} changed on the disk; its digest will decide"
             if digest != file.sha256:

@@ -20,7 +20,7 @@ from pathlib import Path
 from nvlm_trt import __version__
 from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, NvlmTrtError, UserError
 from nvlm_trt.pipeline import durable
-from nvlm_trt.pipeline.digest import DigestCache, FileDigest, files_below
+from nvlm_trt.pipeline.digest import DigestCache, FileDigest, entries_below
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, fingerprint, identify, peek_identity
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.pipeline.memory import PeakMemory
@@ -99,7 +99,7 @@ class Runner:
 
     def _bytes_of(self, stage: Stage) -> int:
         engine = self._job.engine
-        return sum((engine / name).stat().st_size for name in files_below(engine, stage.outputs))
+        return sum((engine / name).lstat().st_size for name in entries_below(engine, stage.outputs))
 
     def _identity(self) -> CheckpointIdentity | None:
         """The checkpoint's identity; every file of it is read the first time."""
@@ -181,7 +181,7 @@ class Runner:
         for output in stage.outputs:
             durable.move_into_place(partial / output, self._job.engine / output)
         durable.remove(partial)
-        return self._cache.digest_all(self._job.engine, files_below(self._job.engine, stage.outputs))
+        return self._cache.digest_outputs(self._job.engine, stage.outputs)
 
     def _command_of(self, stage: Stage) -> str:
         return shlex.join([*self._job.command, "--from", stage.name, "--until", stage.name])

@@ -57,6 +57,7 @@ class Stage:
         estimate: What it needs.
         reads_checkpoint: Whether the content of the checkpoint belongs to its fingerprint.
         lacks: Why it cannot run on this machine, in one sentence; None when it can.
+        files: Other files of the project that its result depends on.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     estimate: Estimate = field(default=Estimate(0, 0))
     reads_checkpoint: bool = False
     lacks: str | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def partial_name(self) -> str:

@@ -285,7 +285,10 @@ def _verify(sources: Sources) -> Stage:
 
 
 def _package(sources: Sources) -> Stage:
+    from nvlm_trt.serving.package import CHECKOUT_SOURCES, INSTALLED_SOURCES
+
     recipe = sources.recipe
+    models = [path for folder in (INSTALLED_SOURCES, CHECKOUT_SOURCES) for path in sorted(folder.glob("*/model.py"))]
 
     def run(context: StageContext) -> None:
         from nvlm_trt.serving.package import write_repository
@@ -302,6 +305,7 @@ def _package(sources: Sources) -> Stage:
         run=run,
         estimate=Estimate(16 << 20, BASE_BYTES),
         lacks=_lacks(sources),
+        files=tuple(models),
     )
 
 

@@ -1,0 +1,68 @@
+"""manifest.json: what it keeps, and what happens when it cannot be read or written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nvlm_trt.errors import EngineError
+from nvlm_trt.pipeline.digest import FileDigest
+from nvlm_trt.pipeline.manifest import Manifest, StageRecord, load_manifest
+
+RECORD = StageRecord(
+    state="done",
+    fingerprint="f" * 64,
+    basis={"parts": {"precision": "bf16"}, "tools": {"onnx": "1"}},
+    command="nvlm-trt build x.yaml --from a --until a",
+    started="2026-01-01T00:00:00+00:00",
+    outputs=(FileDigest("a/b", 3, "0" * 64),),
+    seconds=1.5,
+    peak_memory_bytes=7,
+)
+
+
+def test_a_saved_manifest_reads_back_equal(tmp_path: Path) -> None:
+    manifest = Manifest({"name": "x"}, {"path": "/c"}, {"onnx": "1"}).with_stage("a", RECORD)
+    manifest.save(tmp_path)
+    assert load_manifest(tmp_path) == manifest
+
+
+def test_there_is_an_empty_manifest_where_there_is_no_file(tmp_path: Path) -> None:
+    assert load_manifest(tmp_path) == Manifest()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "stages": {"a": {"state": "done"}}}'])
+def test_a_damaged_manifest_is_the_users_to_remove(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(EngineError, match=r"manifest\.json cannot be read.*remove the file"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(EngineError, match="of another release; seen: 2; expected: 1"):
+        load_manifest(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Manifest({"name": "old"}).save(tmp_path)
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="I/O error"):
+        Manifest({"name": "new"}).save(tmp_path)
+    assert load_manifest(tmp_path).recipe == {"name": "old"}
+
+
+def test_only_a_done_stage_vouches_for_its_outputs() -> None:
+    import dataclasses
+
+    for state in ("running", "failed"):
+        manifest = Manifest().with_stage("a", dataclasses.replace(RECORD, state=state))
+        assert manifest.done("a") is None
+    assert Manifest().with_stage("a", RECORD).done("a") == RECORD

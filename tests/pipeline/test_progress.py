@@ -1,0 +1,50 @@
+"""What a person sees of a build."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from nvlm_trt.pipeline import progress
+from nvlm_trt.pipeline.progress import PlainLines, Silent, TerminalBars, reporter_for
+
+
+def test_plain_lines_tell_bytes_rate_and_time_left_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    reporter = PlainLines(stream)
+    with reporter.task("vision-export") as report:
+        for done in (1, 2, 3):
+            clock[0] += 6
+            report(done * 10**9, 4 * 10**9)
+    reporter.line("done")
+    assert stream.getvalue() == "vision-export: 2.0 GB of 4.0 GB, 166.7 MB/s, 12 s left\ndone\n"
+
+
+def test_silence_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Silent()
+    reporter.line("nothing")
+    with reporter.task("nothing") as report:
+        report(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bars_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = TerminalBars()
+    with reporter.task("digest") as report:
+        report(1, 2)
+        reporter.line("[1/7] inspect: stands")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[1/7] inspect: stands" in err
+
+
+def test_bars_need_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert isinstance(reporter_for(silent=False), TerminalBars)
+    assert isinstance(reporter_for(silent=True), Silent)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert isinstance(reporter_for(silent=False), PlainLines)
