@@ -1,0 +1,81 @@
+"""The fields of a request and of an answer: names, types and shapes, in one place for configs, models and clients."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from nvlm_trt.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A tensor of the `nvlm` model.
+
+    Attributes:
+        name: Its name.
+        dtype: Triton's name of its type ("BYTES" carries text or files).
+        many: Whether it is a list of any length; otherwise it holds one value.
+    """
+
+    name: str
+    dtype: str
+    many: bool = False
+
+
+REQUEST_FIELDS: Final = (
+    Field("text_input", "BYTES"),
+    Field("messages", "BYTES"),
+    Field("image_bytes", "BYTES", many=True),
+    Field("max_tokens", "INT32"),
+    Field("min_tokens", "INT32"),
+    Field("temperature", "FP32"),
+    Field("top_k", "INT32"),
+    Field("top_p", "FP32"),
+    Field("repetition_penalty", "FP32"),
+    Field("seed", "UINT64"),
+    Field("max_tiles", "INT32"),
+    Field("system_message", "BYTES"),
+    Field("exif_orientation", "BOOL"),
+    Field("stream", "BOOL"),
+)
+"""What `ensemble` and `preprocessing` take; text_input or messages is required, the rest is optional."""
+
+STOP_WORDS: Final = Field("stop_words", "BYTES", many=True)
+"""Only `nvlm` takes it: matching text needs the whole answer, which no step of an ensemble sees."""
+
+NVLM_FIELDS: Final = (*REQUEST_FIELDS, STOP_WORDS)
+
+ANSWER_FIELDS: Final = (
+    Field("text_output", "BYTES"),
+    Field("finish_reason", "BYTES"),
+    Field("num_input_tokens", "INT32"),
+    Field("num_output_tokens", "INT32"),
+)
+
+PROTOCOL_PARAMETERS: Final = frozenset(
+    {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
+)
+"""Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
+
+
+def refuse_unknown(parameters: str, fields: Iterable[Field]) -> None:
+    """Refuse fields that the model does not have: Triton hands them over as request parameters.
+
+    Args:
+        parameters: The request's parameters as JSON text.
+        fields: The fields that the model has.
+
+    Raises:
+        RequestError: naming the unknown field and the nearest known one.
+    """
+    names = [field.name for field in fields]
+    for name in json.loads(parameters or "{}"):
+        if name in PROTOCOL_PARAMETERS or name.startswith("triton_"):
+            continue
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(names)}"
+        raise RequestError("unknown field", seen=name[:64], fix=hint)

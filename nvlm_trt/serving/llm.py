@@ -1,0 +1,196 @@
+"""The cpu target's `tensorrt_llm`: the C++ backend's tensors in front of the decoder engine.
+
+Everything that is sent, and every question whether a client is still there, goes through one thread: the Python
+backend of tritonserver 2.51 can deadlock when several threads of a process talk to the server at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+
+from nvlm_trt.decoder.engine import RequestHandle
+from nvlm_trt.decoder.request import DecodeRequest, EventSink, TokenEvent
+from nvlm_trt.errors import ServerError
+from nvlm_trt.serving.faults import UnavailableError
+from nvlm_trt.serving.llm_request import LlmRequest, parse_llm_request
+from nvlm_trt.serving.requests import Tensors, parse_flag
+
+POLL_SECONDS: Final = 0.05
+"""How often it is asked whether clients are still there; a cancelled request ends at the next token after that."""
+
+log = logging.getLogger(__name__)
+
+
+class Channel(Protocol):
+    """The way back to one client; its methods are called from one thread only."""
+
+    def send(self, ids: list[int], *, final: bool) -> None:
+        """Send tokens; the last call has `final`."""
+
+    def end(self) -> None:
+        """Say that nothing more comes."""
+
+    def fail(self, error: Exception) -> None:
+        """Send an error and end."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the client gave the request up."""
+
+
+class Engine(Protocol):
+    """What is needed of `nvlm_trt.decoder.engine.DecoderEngine`."""
+
+    def submit(self, request: DecodeRequest, sink: EventSink | None = None) -> RequestHandle:
+        """Queue a request."""
+
+    def cancel(self, request_id: str) -> None:
+        """End a request."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A request on its way.
+
+    Attributes:
+        client_id: The id that the client gave, by which it can stop the request; may be empty.
+        channel: The way back.
+        streaming: Whether tokens are sent as they come.
+        cancelled: Whether the client gave it up.
+        ids: Tokens not sent yet.
+    """
+
+    client_id: str
+    channel: Channel
+    streaming: bool = False
+    cancelled: bool = False
+    ids: list[int] = field(default_factory=list)
+
+
+class LlmServer:
+    """Feeds the engine and sends what comes out.
+
+    Args:
+        engine: The decoder engine.
+        vocab_size: Rows of its embedding.
+    """
+
+    def __init__(self, engine: Engine, vocab_size: int) -> None:
+        self._engine = engine
+        self._vocab_size = vocab_size
+        self._numbers = itertools.count()
+        self._jobs: dict[str, Job] = {}
+        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._polled = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="nvlm-sender", daemon=True)
+        self._thread.start()
+
+    @property
+    def active(self) -> int:
+        """Requests on their way."""
+        return len(self._jobs)
+
+    def submit(self, tensors: Tensors, client_id: str, channel: Channel) -> None:
+        """Take a request; never raises, every outcome goes through the channel.
+
+        Args:
+            tensors: The request's tensors, by the C++ backend's names; they may be reused after the call.
+            client_id: The client's id of the request.
+            channel: The way back.
+        """
+        job = Job(client_id, channel)
+        try:
+            if parse_flag(tensors, "stop"):
+                self._outbox.put(lambda: self._stop(client_id, channel))
+                return
+            name = str(next(self._numbers))
+            request = parse_llm_request(tensors, name, self._vocab_size)
+            self._outbox.put(lambda: self._start(name, job, request))
+        except Exception as error:
+            refusal = error
+            self._outbox.put(lambda: job.channel.fail(refusal))
+
+    def close(self) -> None:
+        """Send what is waiting and end the thread."""
+        self._outbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                action = self._outbox.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                action = self._flush
+            if action is None:
+                return
+            try:
+                action()
+                if self._outbox.empty():
+                    self._flush()
+                self._poll()
+            except Exception:  # a client that went away must not end the thread that serves the others
+                log.exception("sending failed")
+
+    def _start(self, name: str, job: Job, request: LlmRequest) -> None:
+        job.streaming = request.streaming
+        self._jobs[name] = job
+        try:
+            self._engine.submit(request.decode, lambda event: self._outbox.put(lambda: self._take(name, event)))
+        except Exception as error:
+            del self._jobs[name]
+            job.channel.fail(error)
+
+    def _stop(self, client_id: str, channel: Channel) -> None:
+        """End the client's requests of this id; an unknown id is nothing to do."""
+        for name, job in self._jobs.items():
+            if client_id and job.client_id == client_id:
+                self._cancel(name, job)
+        channel.end()
+
+    def _cancel(self, name: str, job: Job) -> None:
+        job.cancelled = True
+        self._engine.cancel(name)
+
+    def _poll(self) -> None:
+        if time.monotonic() - self._polled < POLL_SECONDS:
+            return
+        for name, job in self._jobs.items():
+            if not job.cancelled and job.channel.is_cancelled():
+                self._cancel(name, job)
+        self._polled = time.monotonic()
+
+    def _take(self, name: str, event: TokenEvent) -> None:
+        job = self._jobs[name]
+        if event.token is not None:
+            job.ids.append(event.token)
+        if event.finish_reason is None:
+            return
+        del self._jobs[name]
+        if event.finish_reason == "error":
+            job.channel.fail(ServerError(event.error or "the decoder failed"))
+        elif event.finish_reason == "cancelled" and not job.cancelled:
+            job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
+        elif event.finish_reason == "cancelled" or (job.streaming and not job.ids):
+            job.channel.end()
+        else:
+            job.channel.send(job.ids, final=True)
+
+    def _flush(self) -> None:
+        """Send the tokens that streams have; under load several go together."""
+        for job in self._jobs.values():
+            if job.streaming and job.ids:
+                ids, job.ids = job.ids, []
+                job.channel.send(ids, final=False)
+
+
+def padded(ids: list[int], pad: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], int]:
+    """Tokens as output_ids int32 [1, 1, n] with n >= 1, and their number: an ensemble carries no empty tensor."""
+    return np.array([[ids or [pad]]], dtype=np.int32), len(ids)

@@ -1,0 +1,55 @@
+"""What every Python model of the repository does when it is initialised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nvlm_trt.serving.config import spec_of
+from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.models.tensors import failure, input_names, log_to_stderr, model_directory
+
+
+class Model:
+    """A Triton Python model.
+
+    Attributes:
+        spec: Shapes and limits.
+        engine_dir: The engine directory.
+        input_names: Names of the model's inputs.
+    """
+
+    heartbeat: Heartbeat | None = None
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Called by Triton when the model is loaded; an exception here fails the server's start."""
+        log_to_stderr()
+        config = json.loads(args["model_config"])
+        self.spec, self.engine_dir = spec_of(config["parameters"], model_directory(args))
+        self.input_names = input_names(config)
+        self.load()
+        self.heartbeat = self.make_heartbeat(str(config["name"]))
+
+    def load(self) -> None:
+        """Load what the model needs."""
+
+    def make_heartbeat(self, name: str) -> Heartbeat:
+        """Start the process's heartbeat."""
+        return Heartbeat(name)
+
+    def finalize(self) -> None:
+        """Called by Triton before the process ends."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
+
+
+def each(requests: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:
+    """Run every request of a batch by itself: one that fails answers with its own error and harms no other."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(run(request))
+        except Exception as error:
+            responses.append(failure(error))
+    return responses

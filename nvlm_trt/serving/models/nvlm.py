@@ -1,0 +1,157 @@
+"""Triton model `nvlm`: the orchestrator.
+
+One thread with an event loop does everything that talks to the server, apart from calls of composing models, which
+wait in a small pool of threads (see `nvlm_trt.serving.llm` for why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from nvlm_trt.errors import RequestError, ServerError
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.serving.config import DECODER_FROM_PREPROCESSING, FEATURES
+from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
+from nvlm_trt.serving.faults import UnavailableError
+from nvlm_trt.serving.fields import NVLM_FIELDS, refuse_unknown
+from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.models.base import Model
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response, texts
+from nvlm_trt.serving.orchestrator import Orchestrator, Piece
+from nvlm_trt.serving.preprocessing import NUM_TILES, REFUSAL, TILES
+from nvlm_trt.serving.requests import Tensors
+
+Array = npt.NDArray[Any]
+
+CALL_THREADS: Final = 16
+"""Calls of preprocessing and vision_encoder that wait at once; more would only wait in those models' queues."""
+
+POLL_SECONDS: Final = 0.1
+POLL_SECONDS_PER_REQUEST: Final = 0.002
+"""How often clients are looked after; with many requests less often, each look costs a call to the server."""
+
+PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES, REFUSAL]
+
+
+class _Backends:
+    """The composing models: BLS for those that answer once, gRPC for the decoder."""
+
+    def __init__(self, decoder: DecodeClient) -> None:
+        self._decoder = decoder
+        self._threads = ThreadPoolExecutor(CALL_THREADS, "nvlm-call")
+
+    async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
+        """Outputs of `preprocessing`."""
+        wanted = [*PREPROCESSED, TILES] if with_tiles else PREPROCESSED
+        outputs = await self._call("preprocessing", tensors, wanted)
+        if REFUSAL in outputs:
+            raise RequestError(outputs[REFUSAL][0].decode())
+        return outputs
+
+    async def encode(self, tiles: Array) -> npt.NDArray[np.float32]:
+        """Rows by tile of `vision_encoder`."""
+        rows = (await self._call("vision_encoder", {TILES: tiles}, [FEATURES]))[FEATURES]
+        return rows.astype(np.float32, copy=False)
+
+    def decode(self, inputs: Mapping[str, Array]) -> GrpcDecoding:
+        """Start `tensorrt_llm`."""
+        return self._decoder.start(inputs)
+
+    async def _call(self, model: str, tensors: Tensors, wanted: list[str]) -> dict[str, Array]:
+        inputs = [pb_utils.Tensor(name, values) for name, values in tensors.items()]
+        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=wanted, inputs=inputs)
+        answer = await asyncio.get_running_loop().run_in_executor(self._threads, request.exec)
+        if answer.has_error():
+            raise ServerError(f"the model {model} failed; the server's log says why")
+        return {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
+
+
+class TritonPythonModel(Model):
+    """Answers requests, many at once."""
+
+    def load(self) -> None:
+        """Load the tokenizer and start the event loop."""
+        self.tokenizer = NvlmTokenizer.load(self.engine_dir / "tokenizer")
+        self.tasks: dict[asyncio.Task[None], Any] = {}
+        self.loop = asyncio.new_event_loop()
+        self.turned = threading.Event()
+        threading.Thread(target=self._run_loop, name="nvlm-loop", daemon=True).start()
+        self.turned.wait()
+
+    def make_heartbeat(self, name: str) -> Heartbeat:
+        """Beat while the event loop turns."""
+        return Heartbeat(name, healthy=self._turns, active=lambda: len(self.tasks))
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hand requests to the event loop."""
+        for request in requests:
+            self.loop.call_soon_threadsafe(self._take, request, request.get_response_sender())
+
+    def finalize(self) -> None:
+        """End the event loop."""
+        super().finalize()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(self._start)
+        self.loop.run_forever()
+
+    def _start(self) -> None:
+        self.orchestrator = Orchestrator(_Backends(DecodeClient()), self.tokenizer)
+        self.watcher = self.loop.create_task(self._watch())
+        self.turned.set()
+
+    def _turns(self) -> bool:
+        """Whether the event loop answered the last question; asks the next one."""
+        if not self.turned.is_set():
+            return False
+        self.turned.clear()
+        self.loop.call_soon_threadsafe(self.turned.set)
+        return True
+
+    def _take(self, request: Any, sender: Any) -> None:
+        if len(self.tasks) >= self.spec.max_requests:
+            sender.send(failure(UnavailableError("the server is busy", fix="try again later")), flags=FINAL)
+            return
+        task = self.loop.create_task(self._answer(request, sender))
+        self.tasks[task] = sender
+        task.add_done_callback(self.tasks.pop)
+
+    async def _answer(self, request: Any, sender: Any) -> None:
+        try:
+            refuse_unknown(request.parameters(), NVLM_FIELDS)
+            async for piece in self.orchestrator.answer(inputs_of(request, self.input_names)):
+                sender.send(_response(piece), flags=FINAL if piece.reason else 0)
+        except asyncio.CancelledError:
+            sender.send(flags=FINAL)
+        except Exception as error:
+            sender.send(failure(error), flags=FINAL)
+
+    async def _watch(self) -> None:
+        """Give up the requests whose clients did."""
+        while True:
+            await asyncio.sleep(max(POLL_SECONDS, POLL_SECONDS_PER_REQUEST * len(self.tasks)))
+            for task, sender in list(self.tasks.items()):
+                if not task.done() and sender.is_cancelled():
+                    task.cancel()
+                await asyncio.sleep(0)
+
+
+def _response(piece: Piece) -> Any:
+    return response(
+        {
+            "text_output": texts(piece.text),
+            "finish_reason": texts(piece.reason),
+            "num_input_tokens": np.array([piece.num_input_tokens], np.int32),
+            "num_output_tokens": np.array([piece.num_output_tokens], np.int32),
+        }
+    )

@@ -1,0 +1,35 @@
+"""Triton model `preprocessing`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nvlm_trt.errors import UserError
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
+from nvlm_trt.serving.models.base import Model, each
+from nvlm_trt.serving.models.tensors import inputs_of, response, texts
+from nvlm_trt.serving.preprocessing import REFUSAL, Preprocessor
+
+
+class TritonPythonModel(Model):
+    """Fields of a request to tiles, ids and sampling values."""
+
+    def load(self) -> None:
+        """Load the tokenizer."""
+        self.preprocessor = Preprocessor(self.spec, NvlmTokenizer.load(self.engine_dir / "tokenizer"))
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Prepare requests, each by itself."""
+        return each(requests, self._prepare)
+
+    def _prepare(self, request: Any) -> Any:
+        wanted = request.requested_output_names()
+        try:
+            refuse_unknown(request.parameters(), REQUEST_FIELDS)
+            return response(self.preprocessor.run(inputs_of(request, self.input_names), wanted))
+        except UserError as error:
+            if REFUSAL not in wanted:
+                raise
+            return response({REFUSAL: texts(str(error))})

@@ -1,0 +1,72 @@
+"""Triton model `tensorrt_llm` of the cpu target: the C++ backend's interface over the decoder engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from nvlm_trt.decoder.engine import DecoderEngine
+from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.llm import LlmServer, padded
+from nvlm_trt.serving.models.base import Model
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
+
+SLOWEST_STEP_SECONDS: Final = 120.0
+"""An engine whose worker has not turned for so long hangs: its process stops beating and is replaced."""
+
+
+class _Channel:
+    """The way back to one client."""
+
+    def __init__(self, sender: Any, pad: int) -> None:
+        self._sender = sender
+        self._pad = pad
+
+    def send(self, ids: list[int], *, final: bool) -> None:
+        """Send tokens."""
+        output_ids, length = padded(ids, self._pad)
+        made = response({"output_ids": output_ids, "sequence_length": np.array([[length]], np.int32)})
+        self._sender.send(made, flags=FINAL if final else 0)
+
+    def end(self) -> None:
+        """Say that nothing more comes."""
+        self._sender.send(flags=FINAL)
+
+    def fail(self, error: Exception) -> None:
+        """Send an error and end."""
+        self._sender.send(failure(error), flags=FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client gave the request up."""
+        return bool(self._sender.is_cancelled())
+
+
+class TritonPythonModel(Model):
+    """Decodes with continuous batching; `execute` only hands requests over."""
+
+    def load(self) -> None:
+        """Load the compiled decoder."""
+        self.engine = DecoderEngine.load(self.engine_dir / "decoder" / "cpu", threads=self.spec.cpu_threads)
+        self.server = LlmServer(self.engine, self.spec.vocab_size)
+
+    def make_heartbeat(self, name: str) -> Heartbeat:
+        """Beat while the engine's worker turns."""
+        return Heartbeat(name, healthy=self._turns, active=lambda: self.server.active)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Queue requests."""
+        for request in requests:
+            channel = _Channel(request.get_response_sender(), pad=0)
+            self.server.submit(inputs_of(request, self.input_names), request.request_id(), channel)
+
+    def finalize(self) -> None:
+        """End the engine and everything that is under way."""
+        super().finalize()
+        self.engine.close()
+        self.server.close()
+
+    def _turns(self) -> bool:
+        return time.monotonic() - self.engine.heartbeat < SLOWEST_STEP_SECONDS

@@ -1,0 +1,65 @@
+"""Tensors and errors of the Python backend, to and from those of the logic."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from nvlm_trt.serving.faults import Fault, fault_of
+
+log = logging.getLogger("nvlm_trt.serving")
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+def inputs_of(request: Any, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """The tensors that a request brings, by name."""
+    tensors = {}
+    for name in names:
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        if tensor is not None:
+            tensors[name] = tensor.as_numpy()
+    return tensors
+
+
+def response(outputs: Mapping[str, npt.NDArray[Any]]) -> Any:
+    """A response with these tensors."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in outputs.items()])
+
+
+def texts(*items: str) -> npt.NDArray[np.object_]:
+    """A tensor of texts."""
+    return np.array([item.encode() for item in items], dtype=np.object_)
+
+
+def failure(error: BaseException) -> Any:
+    """A response that carries an error; a fault of ours is written to the server's log, a client's is not."""
+    fault = fault_of(error)
+    if fault.code == "INTERNAL":
+        log.error("a request failed", exc_info=error)
+    return pb_utils.InferenceResponse(error=_triton_error(fault))
+
+
+def _triton_error(fault: Fault) -> Any:
+    return pb_utils.TritonError(fault.message, getattr(pb_utils.TritonError, fault.code))
+
+
+def model_directory(args: Mapping[str, str]) -> Path:
+    """The directory of the model that is being initialised."""
+    return Path(args["model_repository"])
+
+
+def input_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a model's inputs, from its configuration."""
+    return tuple(tensor["name"] for tensor in config["input"])
+
+
+def log_to_stderr() -> None:
+    """Let the process's own log go to stderr: the server's, where `pb_utils.Logger` would too, but from any thread."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

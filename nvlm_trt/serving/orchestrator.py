@@ -1,0 +1,162 @@
+"""The model to call: one request from its fields to its answer, over the composing models.
+
+The parts are asked for through `Backends`, so that this module knows neither Triton nor its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nvlm_trt.decoder.stopping import AnswerText
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.serving.config import TABLE
+from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
+from nvlm_trt.serving.requests import Tensors, parse_flag, parse_stop_words
+from nvlm_trt.serving.vision_encoder import as_table
+
+Array = npt.NDArray[Any]
+Reason = Literal["", "stop", "length"]
+
+PREPARED_ONLY: Final = frozenset({TILES, NUM_TILES})
+"""Outputs of preprocessing that the decoder does not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A response of the `nvlm` model.
+
+    Attributes:
+        text: What is new when streaming, else the whole answer.
+        reason: Why the answer ended; empty in all responses but the last.
+        num_input_tokens: Tokens of the prompt, visual ones included.
+        num_output_tokens: Tokens of the answer up to here, the end token not counted.
+    """
+
+    text: str
+    reason: Reason
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+class Decoding(Protocol):
+    """An answer in the making."""
+
+    def __aiter__(self) -> AsyncIterator[list[int]]:
+        """New tokens, as they come."""
+
+    async def stop(self) -> None:
+        """End it early; nothing to do when it has ended."""
+
+
+class Backends(Protocol):
+    """The composing models."""
+
+    async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
+        """Outputs of `preprocessing`."""
+
+    async def encode(self, tiles: Array) -> npt.NDArray[np.float32]:
+        """Rows by tile of `vision_encoder`."""
+
+    def decode(self, inputs: Mapping[str, Array]) -> Decoding:
+        """Start `tensorrt_llm`."""
+
+
+class Orchestrator:
+    """Answers requests; one instance serves any number at once.
+
+    Args:
+        backends: The composing models.
+        tokenizer: The checkpoint's tokenizer.
+    """
+
+    def __init__(self, backends: Backends, tokenizer: NvlmTokenizer) -> None:
+        self._backends = backends
+        self._tokenizer = tokenizer
+
+    async def answer(self, tensors: Tensors) -> AsyncIterator[Piece]:
+        """Answer one request.
+
+        Leaving the iteration early, by closing it or by cancelling the task, ends the decoding.
+
+        Args:
+            tensors: The request's fields (`nvlm_trt.serving.fields.NVLM_FIELDS`).
+
+        Yields:
+            Pieces whose texts join to the answer. Without `stream` there is one.
+
+        Raises:
+            NvlmTrtError: the request was refused, or a model failed.
+        """
+        stop_words = parse_stop_words(tensors)
+        stream = parse_flag(tensors, "stream")
+        fields = {name: values for name, values in tensors.items() if name != "stop_words"}
+        prepared = await self._backends.preprocess(fields, with_tiles="image_bytes" in tensors)
+        inputs = {name: values for name, values in prepared.items() if name not in PREPARED_ONLY}
+        if int(prepared[NUM_TILES][0]):
+            inputs[TABLE] = as_table(await self._backends.encode(prepared[TILES]))
+        # Stop texts are found here, so the decoder has to show its tokens as they come.
+        inputs["streaming"] = np.array([[stream or bool(stop_words)]])
+        answer = _Answer(self._tokenizer, stop_words, inputs)
+        decoding = self._backends.decode(inputs)
+        try:
+            async for ids in decoding:
+                fresh = answer.push(ids)
+                if stream and fresh:
+                    yield answer.piece(fresh)
+                if answer.stopped:
+                    break
+        finally:
+            await decoding.stop()
+        rest = answer.flush()
+        yield answer.piece(rest if stream else answer.text, last=True)
+
+
+class _Answer:
+    """The text of one answer, and why it ended."""
+
+    def __init__(self, tokenizer: NvlmTokenizer, stop_words: Sequence[str], inputs: Mapping[str, Array]) -> None:
+        self._text = AnswerText(tokenizer, stop_words)
+        self._end_id = tokenizer.eos_id
+        self._num_input = int(inputs["input_lengths"].item())
+        self._limit = int(inputs["request_output_len"].item())
+        self._count = 0
+        self._ended = False
+        self.text = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text or the end token was met."""
+        return self._ended
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Text that these tokens add; tokens after a stop are dropped, as if they had never been decoded."""
+        fresh = ""
+        for index in ids:
+            if index == self._end_id:  # the C++ backend shows the end token, the cpu decoder does not
+                self._ended = True
+                break
+            self._count += 1
+            fresh += self._text.push([index])
+            if self._text.stopped:
+                self._ended = True
+                break
+        self.text += fresh
+        return fresh
+
+    def flush(self) -> str:
+        """The rest of the text."""
+        rest = self._text.flush()
+        self.text += rest
+        return rest
+
+    def piece(self, text: str, *, last: bool = False) -> Piece:
+        """A response with this text."""
+        reason: Reason = ""
+        if last:
+            reason = "length" if self._count >= self._limit and not self._ended else "stop"
+        return Piece(text, reason, self._num_input, self._count)

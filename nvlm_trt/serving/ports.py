@@ -1,0 +1,45 @@
+"""TCP ports of the server: free ones, and a clear word when a given one is taken."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from nvlm_trt.errors import BusyError
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports of HTTP, gRPC and metrics; 0 takes any free one."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def claimed(self, host: str) -> Ports:
+        """These ports with every 0 replaced by a free one.
+
+        Raises:
+            BusyError: one of them is in use, or two are the same.
+        """
+        given = [port for port in (self.http, self.grpc, self.metrics) if port]
+        if len(set(given)) < len(given):
+            raise BusyError("two services cannot share a port", seen=given, fix="give different ports")
+        sockets = [_bound(host, port) for port in (self.http, self.grpc, self.metrics)]
+        try:
+            return Ports(*(int(one.getsockname()[1]) for one in sockets))
+        finally:
+            for one in sockets:
+                one.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as tritonserver does: a port in TIME_WAIT is free
+    try:
+        one.bind((host, port))
+    except OSError as error:
+        one.close()
+        fix = "stop what uses it, or give another port (0 takes a free one)"
+        raise BusyError(f"the server cannot use a port ({error.strerror})", seen=f"{host}:{port}", fix=fix) from None
+    return one

@@ -1,0 +1,154 @@
+"""From a request to what the vision encoder and the decoder take."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nvlm_trt.decoder.request import SamplingParams
+from nvlm_trt.errors import ImageRejected, PromptError
+from nvlm_trt.model.image import read_image
+from nvlm_trt.model.prompt import build_prompt
+from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.serving.requests import Question, Tensors, parse_question
+from nvlm_trt.serving.spec import ServingSpec
+
+Array = npt.NDArray[Any]
+
+TILES = "tiles"
+NUM_TILES = "num_tiles"
+REFUSAL = "refusal"
+"""Output that carries a refusal's sentence to callers that ask for it: through BLS an error would lose its code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The images of a request, cut: uint8 [n, s, s, 3], tiles of each image, and a digest of each image."""
+
+    tiles: npt.NDArray[np.uint8]
+    counts: tuple[int, ...]
+    digests: tuple[int, ...]
+
+
+class Preprocessor:
+    """Reads images, cuts them, writes the prompt and tokenises it.
+
+    Args:
+        spec: Shapes and limits.
+        tokenizer: The checkpoint's tokenizer.
+    """
+
+    def __init__(self, spec: ServingSpec, tokenizer: NvlmTokenizer) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def run(self, tensors: Tensors, wanted: Collection[str]) -> dict[str, Array]:
+        """Prepare one request.
+
+        Args:
+            tensors: The request's fields (`nvlm_trt.serving.fields.REQUEST_FIELDS`).
+            wanted: Names of the outputs that are asked for; `tiles` is made only where it is.
+
+        Returns:
+            num_tiles int32 [1]; tiles uint8 [n, s, s, 3], one black tile where there is none (an ensemble cannot carry
+            zero tiles, and no id refers to its rows); and the decoder's inputs by their names there, each with a
+            leading batch dimension of 1.
+
+        Raises:
+            UserError: a field, an image or the prompt is refused.
+        """
+        question = parse_question(tensors, self._spec)
+        images = self._cut(question)
+        conversation = question.conversation
+        prompt = build_prompt(
+            self._tokenizer,
+            self._spec.tokens_per_tile,
+            conversation.question,
+            tiles=images.counts,
+            history=conversation.history,
+            system=conversation.system,
+        )
+        ids = prompt.decoder_ids(self._spec.vocab_size)
+        if ids.size > self._spec.max_input_len:
+            raise PromptError(
+                "the prompt is longer than the engine",
+                seen=f"{ids.size} tokens, {prompt.num_visual_tokens} of them visual",
+                expected=f"at most {self._spec.max_input_len}",
+                fix="shorten the text, send fewer images, or lower max_tiles",
+            )
+        outputs: dict[str, Array] = {
+            "input_ids": ids[np.newaxis],
+            "prompt_table_extra_ids": self._extra_ids(ids, images)[np.newaxis],
+            NUM_TILES: np.array([len(images.tiles)], np.int32),
+            **self._scalars(question, ids.size, prompt.num_visual_tokens),
+        }
+        if TILES in wanted:
+            side = self._spec.tile_size
+            outputs[TILES] = images.tiles if len(images.tiles) else np.zeros((1, side, side, 3), np.uint8)
+        return {name: array for name, array in outputs.items() if name in wanted}
+
+    def _cut(self, question: Question) -> Images:
+        side = self._spec.tile_size
+        cut: list[npt.NDArray[np.uint8]] = []
+        for place, data in enumerate(question.images):
+            try:
+                image = read_image(data, self._spec.image_limits, exif_orientation=question.exif_orientation)
+            except ImageRejected as error:
+                what = f"image {place + 1} of {len(question.images)}: {error.what}"
+                raise ImageRejected(what, seen=error.seen, expected=error.expected, fix=error.fix) from None
+            grid = plan_grid(
+                *image.size,
+                max_tiles=question.max_tiles,
+                tile_size=side,
+                use_thumbnail=self._spec.use_thumbnail,
+            )
+            cut.append(cut_tiles(image, grid, side))
+        tiles = np.concatenate(cut) if cut else np.zeros((0, side, side, 3), np.uint8)
+        return Images(tiles, tuple(len(one) for one in cut), tuple(image_digest(one) for one in cut))
+
+    def _extra_ids(self, ids: npt.NDArray[np.int32], images: Images) -> npt.NDArray[np.uint64]:
+        """The image's digest at each of its visual tokens, 0 at text: keys of TensorRT-LLM's KV block reuse."""
+        extra = np.zeros(ids.size, np.uint64)
+        repeats = [count * self._spec.tokens_per_tile for count in images.counts]
+        extra[ids >= self._spec.vocab_size] = np.repeat(np.array(images.digests, np.uint64), repeats)
+        return extra
+
+    def _scalars(self, question: Question, length: int, rows: int) -> dict[str, Array]:
+        sampling = question.sampling
+        end = self._tokenizer.eos_id
+        values: dict[str, np.generic] = {
+            "input_lengths": np.int32(length),
+            "request_output_len": np.int32(sampling.max_tokens),
+            "end_id": np.int32(end),
+            "pad_id": np.int32(end),
+            "min_tokens": np.int32(sampling.min_tokens),
+            "repetition_penalty": np.float32(sampling.repetition_penalty),
+            "seed": np.uint64(sampling.seed),
+            "streaming": np.bool_(question.stream),
+            "prompt_vocab_size": np.int32(max(rows, 1)),
+            **_choice(sampling),
+        }
+        return {name: np.array([[value]]) for name, value in values.items()}
+
+
+def _choice(sampling: SamplingParams) -> dict[str, np.generic]:
+    """Temperature, top-k and top-p as TensorRT-LLM reads them: greedy is top-k 1, and top-p 1 keeps every token."""
+    if sampling.greedy:
+        return {"temperature": np.float32(1), "runtime_top_k": np.int32(1), "runtime_top_p": np.float32(1)}
+    return {
+        "temperature": np.float32(1 if sampling.temperature is None else sampling.temperature),
+        "runtime_top_k": np.int32(sampling.top_k or 0),
+        "runtime_top_p": np.float32(sampling.top_p or 1),
+    }
+
+
+def image_digest(tiles: npt.NDArray[np.uint8]) -> int:
+    """63 bits that tell images apart by their pixels, never 0 (TensorRT-LLM keys cached blocks with it)."""
+    digest = hashlib.blake2b(np.ascontiguousarray(tiles).data, digest_size=8)
+    return (int.from_bytes(digest.digest(), "little") >> 1) or 1

@@ -1,0 +1,171 @@
+"""A served engine directory: tritonserver, started, watched and replaced when a model process dies or hangs."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from nvlm_trt.errors import EngineError, ServerError
+from nvlm_trt.serving.environment import Triton
+from nvlm_trt.serving.ports import Ports
+from nvlm_trt.serving.process import ServerOptions, TritonProcess
+from nvlm_trt.serving.runtime import new_runtime_dir, remove_stale_runtime_dirs
+from nvlm_trt.serving.shm import remove_stale_regions
+from nvlm_trt.serving.supervisor import ServerEvent, Supervisor
+
+REPOSITORY: Final = "triton_repo"
+
+
+class TritonServer:
+    """Serves an engine directory; a context manager.
+
+    Args:
+        engine_dir: What a build left, with its model repository.
+        host: Address to listen on.
+        ports: Ports; 0 takes a free one. They stay the same when the server is replaced.
+        on_event: Called, from a thread of the server's own, with what happens.
+        start_timeout: Seconds until the server must be ready.
+        hang_timeout: Seconds without a heartbeat after which a model process is hung.
+        grace: Seconds that requests under way have to finish when the server stops.
+
+    Raises:
+        EngineError: there is no model repository, or tritonserver cannot run in this environment.
+    """
+
+    def __init__(
+        self,
+        engine_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        ports: Ports | None = None,
+        on_event: Callable[[ServerEvent], None] | None = None,
+        start_timeout: float = 180.0,
+        hang_timeout: float = 15.0,
+        grace: float = 15.0,
+    ) -> None:
+        repository = engine_dir.resolve() / REPOSITORY
+        if not repository.is_dir():
+            raise EngineError("there is no packaged engine", seen=engine_dir, fix="run nvlm-trt build first")
+        self._triton = Triton.find()
+        self._options = ServerOptions(repository, host, ports or Ports(), start_timeout, hang_timeout, grace)
+        self._supervisor = Supervisor(self._launch, on_event or _ignore)
+        self._runs = itertools.count(1)
+        self._runtime: Path | None = None
+        self._process: TritonProcess | None = None
+        self._error: ServerError | None = None
+        # tritonserver is a child of this thread: the kernel kills it if the thread, or the whole process, is gone.
+        self._thread = threading.Thread(target=self._run, name="nvlm-supervisor", daemon=True)
+
+    @property
+    def ports(self) -> Ports:
+        """The ports in use."""
+        return self._options.ports
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` of HTTP."""
+        return f"{self._options.host}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of gRPC."""
+        return f"{self._options.host}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """``host:port`` of metrics."""
+        return f"{self._options.host}:{self.ports.metrics}"
+
+    @property
+    def restarts(self) -> int:
+        """How often the server was replaced."""
+        return max(0, self._supervisor.starts - 1)
+
+    @property
+    def process(self) -> TritonProcess:
+        """The server that runs now.
+
+        Raises:
+            ServerError: none was started.
+        """
+        if self._process is None:
+            raise ServerError("the server does not run")
+        return self._process
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready.
+
+        Raises:
+            BusyError: a port is in use.
+            ServerError: the server did not start.
+        """
+        remove_stale_regions()
+        remove_stale_runtime_dirs()
+        self._options = replace(self._options, ports=self._options.ports.claimed(self._options.host))
+        self._runtime = new_runtime_dir()
+        self._thread.start()
+        while not self._supervisor.ready.wait(0.05) and self._thread.is_alive():
+            continue
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Stop the server: requests under way have the grace period to finish. May be called twice."""
+        self._supervisor.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the server has ended for good.
+
+        Returns:
+            Whether it has.
+
+        Raises:
+            ServerError: it ended because it could not be kept alive.
+        """
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+        return not self._thread.is_alive()
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Wait until the server answers, after a replacement too; False if it does not in `timeout` seconds."""
+        return self._supervisor.ready.wait(timeout)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _launch(self) -> TritonProcess:
+        if self._runtime is None:
+            raise ServerError("the server was not started")
+        self._process = TritonProcess(self._triton, self._options, self._runtime / f"run-{next(self._runs)}")
+        return self._process
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run()
+        except ServerError as error:
+            self._error = error
+
+
+def _ignore(event: ServerEvent) -> None:
+    """Take no notice."""

@@ -1,0 +1,51 @@
+"""The shared memory of the Python backend: regions named after their owner, so that leftovers can be told apart."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+SHARED_MEMORY: Final = Path("/dev/shm")
+_NAME: Final = re.compile(r"nvlm_trt_(\d+)_(\d+)_\d+_")
+_numbers = itertools.count()
+
+
+def new_prefix() -> str:
+    """A prefix for the regions of one server: process id and start time of its supervisor, and a number."""
+    return f"nvlm_trt_{os.getpid()}_{_started(os.getpid())}_{next(_numbers)}_"
+
+
+def remove_regions(prefix: str, directory: Path = SHARED_MEMORY) -> int:
+    """Remove the regions of a server that has ended; returns their number."""
+    files = [file for file in _files(directory) if file.name.startswith(prefix)]
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+def remove_stale_regions(directory: Path = SHARED_MEMORY) -> int:
+    """Remove the regions whose supervisor no longer runs (a process id used again has another start time)."""
+    removed = 0
+    for file in _files(directory):
+        named = _NAME.match(file.name)
+        if named and _started(int(named[1])) != int(named[2]):
+            file.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _files(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
+def _started(pid: int) -> int | None:
+    """Start time of a process in hundredths of a second; None if there is no such process."""
+    try:
+        return round(psutil.Process(pid).create_time() * 100)
+    except psutil.NoSuchProcess:
+        return None

@@ -1,0 +1,136 @@
+"""What the Triton models of one engine directory need to know, in one value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from nvlm_trt.errors import EngineError
+from nvlm_trt.model.config import load_config
+from nvlm_trt.model.image import ImageLimits
+from nvlm_trt.recipe import BuildRecipe
+
+DEFAULT_MAX_TOKENS = 1024
+"""Tokens of an answer when the client asks for no number: the model card's own call."""
+
+TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16"}
+"""Triton's name of the prompt table's type on the gpu target; every other decoder precision computes in bf16."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSpec:
+    """Shapes and limits of a model repository. Lengths are in tokens, visual ones included.
+
+    Attributes:
+        target: "cpu" or "gpu".
+        tile_size: Side of a tile in pixels.
+        tokens_per_tile: Rows of the prompt table for one tile.
+        hidden_size: Width of a row.
+        vocab_size: Rows of the decoder's embedding; visual ids begin here.
+        use_thumbnail: Whether an image of several tiles gets a thumbnail.
+        table_dtype: Triton's name of the prompt table's type.
+        max_batch_size: Requests the decoder works on at once.
+        max_tiles: Tiles an image is cut into at most, thumbnail not counted.
+        max_images: Images of one request.
+        max_input_len: Prompt at most.
+        max_output_len: Answer at most.
+        exif_orientation: Whether images are turned upright unless the request says otherwise.
+        max_image_bytes: Size of one image file.
+        max_image_pixels: Pixels of one image.
+        max_image_side: Longer side of an image.
+        min_image_side: Shorter side of an image.
+        cpu_threads: Threads to compute with; 0 leaves it to the engine.
+        max_requests: Requests in the orchestrator at once; more are refused as unavailable.
+    """
+
+    target: str
+    tile_size: int
+    tokens_per_tile: int
+    hidden_size: int
+    vocab_size: int
+    use_thumbnail: bool
+    table_dtype: str
+    max_batch_size: int
+    max_tiles: int
+    max_images: int
+    max_input_len: int
+    max_output_len: int
+    exif_orientation: bool
+    max_image_bytes: int
+    max_image_pixels: int
+    max_image_side: int
+    min_image_side: int
+    cpu_threads: int
+    max_requests: int = 512
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits that are checked before an image is decoded."""
+        return ImageLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_side=self.max_image_side,
+            min_side=self.min_image_side,
+        )
+
+    @property
+    def max_tiles_per_request(self) -> int:
+        """Most tiles that one request brings to the vision encoder."""
+        per_image = self.max_tiles + (1 if self.use_thumbnail and self.max_tiles > 1 else 0)
+        return per_image * self.max_images
+
+    @property
+    def default_max_tokens(self) -> int:
+        """Tokens of an answer when the client asks for no number."""
+        return min(DEFAULT_MAX_TOKENS, self.max_output_len)
+
+    @classmethod
+    def of(cls, engine_dir: Path, recipe: BuildRecipe) -> Self:
+        """The spec of an engine directory, from its config.json and the recipe that it was built with.
+
+        Raises:
+            CheckpointError: the directory's config.json is missing or not NVLM-D's.
+        """
+        config = load_config(engine_dir)
+        limits = recipe.image_limits
+        table_dtype = "FP32" if recipe.target == "cpu" else TABLE_DTYPES.get(recipe.decoder_precision, "BF16")
+        return cls(
+            target=recipe.target,
+            tile_size=config.tile_size,
+            tokens_per_tile=config.tokens_per_tile,
+            hidden_size=config.decoder.hidden_size,
+            vocab_size=config.decoder.vocab_size,
+            use_thumbnail=config.use_thumbnail,
+            table_dtype=table_dtype,
+            max_batch_size=recipe.max_batch_size,
+            max_tiles=recipe.max_tiles,
+            max_images=recipe.max_images,
+            max_input_len=recipe.max_input_len,
+            max_output_len=recipe.max_output_len,
+            exif_orientation=recipe.exif_orientation,
+            max_image_bytes=limits.max_bytes,
+            max_image_pixels=limits.max_pixels,
+            max_image_side=limits.max_side,
+            min_image_side=limits.min_side,
+            cpu_threads=recipe.cpu_threads,
+        )
+
+    def to_json(self) -> str:
+        """The spec as the text that the models' configurations carry."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            EngineError: the text is of another version of nvlm-trt.
+        """
+        raw = json.loads(text)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(raw, dict) or raw.keys() != names:
+            seen = sorted(names ^ set(raw)) if isinstance(raw, dict) else type(raw).__name__
+            raise EngineError("the model repository is of another version", seen=seen, fix="package it again")
+        return cls(**raw)
