@@ -1,0 +1,146 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
+from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+
+
+class AsyncAnswerStream:
+    """An answer as it comes: iterate over its pieces, then await `answer`.
+
+    An async context manager; leaving it early, or `close`, cancels the request on the server.
+    """
+
+    def __init__(
+        self, client: triton.InferenceServerClient, inputs: list[triton.InferInput], idle_timeout: float
+    ) -> None:
+        self._idle_timeout = idle_timeout
+        self._builder = AnswerBuilder()
+        self._request = {
+            "model_name": MODEL,
+            "inputs": inputs,
+            "request_id": uuid.uuid4().hex,
+            "enable_empty_final_response": True,
+        }
+        self._responses = client.stream_infer(self._requests(), headers=STREAM_HEADERS)
+        self._pieces = self._run()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._pieces
+
+    async def answer(self) -> Answer:
+        """The whole answer; reads the rest of the stream first."""
+        async for _ in self._pieces:
+            pass
+        return self._builder.finished()
+
+    async def close(self) -> None:
+        """End the request; nothing to do when it has ended."""
+        self._responses.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _requests(self) -> AsyncIterator[dict[str, Any]]:
+        yield self._request
+
+    async def _run(self) -> AsyncIterator[str]:
+        try:
+            while True:
+                result, error = await asyncio.wait_for(anext(self._responses), self._idle_timeout)
+                if error is not None:
+                    raise error
+                piece = self._builder.add(result)
+                if piece:
+                    yield piece
+                if result.get_response().parameters["triton_final_response"].bool_param:
+                    return
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise silence(self._idle_timeout) from None
+        except InferenceServerException as error:
+            raise error_of(error) from None
+        finally:
+            await self.close()
+
+
+class AsyncNvlmClient:
+    """Asks a served NVLM-D. Belongs to the event loop in which it is first used.
+
+    Args:
+        url: ``host:port`` of the server's gRPC.
+        idle_timeout: Seconds without a sign of the server after which a request is given up.
+    """
+
+    def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
+        self._client = triton.InferenceServerClient(url)
+        self._idle_timeout = idle_timeout
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[Image] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+        options: Options | None = None,
+    ) -> Answer:
+        """Ask and wait for the whole answer; arguments and errors as for `NvlmClient.generate`."""
+        asked = self._ask(prompt, images, history, system, options, stream=False)
+        async with asked:
+            return await asked.answer()
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[Image] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+        options: Options | None = None,
+    ) -> AsyncAnswerStream:
+        """Ask and read the answer as it comes; arguments and errors as for `NvlmClient.generate`."""
+        return self._ask(prompt, images, history, system, options, stream=True)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _ask(
+        self,
+        prompt: str,
+        images: Sequence[Image],
+        history: Sequence[Turn],
+        system: str | None,
+        options: Options | None,
+        *,
+        stream: bool,
+    ) -> AsyncAnswerStream:
+        inputs = build_inputs(
+            prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
+        )
+        return AsyncAnswerStream(self._client, inputs, self._idle_timeout)

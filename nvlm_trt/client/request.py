@@ -1,0 +1,129 @@
+"""A request as tritonclient sends it; written once for the sync and the asyncio client."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+from tritonclient.grpc import InferInput
+
+from nvlm_trt.errors import ImageRejected, RequestError
+from nvlm_trt.serving.fields import NVLM_FIELDS, Field
+
+MODEL: Final = "nvlm"
+STREAM_HEADERS: Final = {"triton_grpc_error": "true"}
+"""Makes the server end a failed stream with a status code; without it only a message comes."""
+
+Image = str | os.PathLike[str] | bytes | PIL.Image.Image
+"""An image: the path of a file, a file's bytes, or a PIL image (sent as PNG)."""
+
+Turn = tuple[str, str]
+
+_NUMPY: Final[dict[str, type]] = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an answer is made; None leaves a value to the server.
+
+    Attributes:
+        max_tokens: Tokens of the answer at most.
+        min_tokens: Tokens before the answer may end.
+        temperature: 0 is greedy, as is naming none of temperature, top_k and top_p.
+        top_k: Sample among the k best tokens.
+        top_p: Sample among the best tokens of this probability.
+        repetition_penalty: Above 1 discourages repetition.
+        seed: Of the random numbers.
+        stop_words: Texts that end the answer and are no part of it.
+        max_tiles: Tiles an image is cut into at most.
+        exif_orientation: Whether images are turned upright.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop_words: tuple[str, ...] = ()
+    max_tiles: int | None = None
+    exif_orientation: bool | None = None
+
+
+def build_inputs(
+    prompt: str,
+    *,
+    images: Sequence[Image],
+    history: Sequence[Turn],
+    system: str | None,
+    options: Options,
+    stream: bool,
+) -> list[InferInput]:
+    """The tensors of a request.
+
+    Raises:
+        ImageRejected: an image cannot be read.
+        RequestError: a value does not fit its field.
+    """
+    values: dict[str, Sequence[object]] = {"stream": [stream]}
+    if history:
+        values["messages"] = [_messages(prompt, history)]
+    else:
+        values["text_input"] = [prompt]
+    if system is not None:
+        values["system_message"] = [system]
+    if images:
+        values["image_bytes"] = [image_bytes(image) for image in images]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is not None and value != ():
+            values[field.name] = list(value) if isinstance(value, tuple) else [value]
+    return [_input(field, values[field.name]) for field in NVLM_FIELDS if field.name in values]
+
+
+def image_bytes(image: Image) -> bytes:
+    """The file that is sent for an image.
+
+    Raises:
+        ImageRejected: the path cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, PIL.Image.Image):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file.getvalue()
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise ImageRejected("an image cannot be read", seen=f"{image} ({error.strerror})") from None
+
+
+def _messages(prompt: str, history: Sequence[Turn]) -> str:
+    said = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+    return json.dumps([{"role": role, "content": text} for role, text in [*said, ("user", prompt)]])
+
+
+def _input(field: Field, values: Sequence[object]) -> InferInput:
+    array = _array(field, values)
+    tensor = InferInput(field.name, list(array.shape), field.dtype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _array(field: Field, values: Sequence[object]) -> npt.NDArray[Any]:
+    if field.dtype == "BYTES":
+        return np.array([item.encode() if isinstance(item, str) else item for item in values], dtype=np.object_)
+    try:
+        return np.array(values, dtype=_NUMPY[field.dtype])
+    except (OverflowError, TypeError, ValueError):
+        raise RequestError(f"{field.name} does not fit its type", seen=values[0], expected=field.dtype) from None

@@ -1,0 +1,81 @@
+"""What comes back: pieces of an answer, the answer, and errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tritonclient.grpc import InferResult
+from tritonclient.utils import InferenceServerException
+
+from nvlm_trt.errors import NvlmTrtError, RequestError, ServerError
+
+CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "404")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        text: Its text.
+        finish_reason: "stop" or "length".
+        num_input_tokens: Tokens of the prompt, visual ones included.
+        num_output_tokens: Tokens of the answer.
+    """
+
+    text: str
+    finish_reason: str
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+class AnswerBuilder:
+    """Joins the responses of one request."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.answer: Answer | None = None
+
+    def add(self, result: InferResult) -> str:
+        """Take a response.
+
+        Returns:
+            The text that it adds.
+        """
+        text = result.as_numpy("text_output")
+        if text is None:  # the empty response that ends a stream
+            return ""
+        piece = str(text[0].decode())
+        self._pieces.append(piece)
+        reason = result.as_numpy("finish_reason")[0].decode()
+        if reason:
+            counts = [int(result.as_numpy(name)[0]) for name in ("num_input_tokens", "num_output_tokens")]
+            self.answer = Answer("".join(self._pieces), reason, *counts)
+        return piece
+
+    def finished(self) -> Answer:
+        """The answer.
+
+        Raises:
+            ServerError: the stream ended before the answer did.
+        """
+        if self.answer is None:
+            raise ServerError("the answer broke off", fix="send the request again")
+        return self.answer
+
+
+def error_of(error: InferenceServerException) -> NvlmTrtError:
+    """The error of ours for one of tritonclient's."""
+    code = str(error.status() or "").removeprefix("StatusCode.")
+    message = str(error.message())
+    if code in CLIENT_FAULTS:
+        return RequestError(message)
+    if code == "UNAVAILABLE":
+        return ServerError("the server cannot be reached or is busy", seen=message, fix="try again later")
+    return ServerError(message or "the server failed")
+
+
+def silence(seconds: float) -> ServerError:
+    """The error for a server that says nothing."""
+    return ServerError("the server fell silent", seen=f"no token for {seconds:g} s", fix="see the server's log")

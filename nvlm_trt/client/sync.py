@@ -1,0 +1,166 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import queue
+import uuid
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
+from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+
+_Event = tuple[triton.InferResult | None, InferenceServerException | None]
+
+
+class AnswerStream:
+    """An answer as it comes: iterate over its pieces, then read `answer`.
+
+    A context manager; leaving it early, or `close`, cancels the request on the server.
+    """
+
+    def __init__(self, url: str, inputs: list[triton.InferInput], idle_timeout: float) -> None:
+        self._idle_timeout = idle_timeout
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._builder = AnswerBuilder()
+        self._closed = False
+        self._client = triton.InferenceServerClient(url)  # one stream is all that a client of tritonclient can have
+        try:
+            self._client.start_stream(self._put, headers=STREAM_HEADERS)
+            self._client.async_stream_infer(
+                MODEL, inputs, request_id=uuid.uuid4().hex, enable_empty_final_response=True
+            )
+        except InferenceServerException as error:
+            self.close()
+            raise error_of(error) from None
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; reads the rest of the stream first."""
+        for _ in self._pieces:
+            pass
+        return self._builder.finished()
+
+    def close(self) -> None:
+        """End the request; nothing to do when it has ended."""
+        if not self._closed:
+            self._closed = True
+            self._client.stop_stream(cancel_requests=True)
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
+        self._events.put((result, error))
+
+    def _run(self) -> Iterator[str]:
+        try:
+            while True:
+                result, error = self._next()
+                if error is not None:
+                    raise error_of(error)
+                if result is None:
+                    continue
+                piece = self._builder.add(result)
+                if piece:
+                    yield piece
+                if result.get_response().parameters["triton_final_response"].bool_param:
+                    return
+        finally:
+            self.close()
+
+    def _next(self) -> _Event:
+        try:
+            return self._events.get(timeout=self._idle_timeout)
+        except queue.Empty:
+            raise silence(self._idle_timeout) from None
+
+
+class NvlmClient:
+    """Asks a served NVLM-D. May be used from several threads.
+
+    Args:
+        url: ``host:port`` of the server's gRPC.
+        idle_timeout: Seconds without a sign of the server after which a request is given up.
+    """
+
+    def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
+        self._url = url
+        self._idle_timeout = idle_timeout
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[Image] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+        options: Options | None = None,
+    ) -> Answer:
+        """Ask and wait for the whole answer.
+
+        Args:
+            prompt: The question; ``<image>`` marks the place of an image.
+            images: Paths, files' bytes or PIL images, in the order of their marks.
+            history: Earlier questions and answers, oldest first.
+            system: The system message in place of the release's own.
+            options: How the answer is made.
+
+        Raises:
+            RequestError: the server refused the request.
+            ImageRejected: an image cannot be read here.
+            ServerError: the server failed, cannot be reached, or fell silent.
+        """
+        return self._ask(prompt, images, history, system, options, stream=False).answer
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: Sequence[Image] = (),
+        history: Sequence[Turn] = (),
+        system: str | None = None,
+        options: Options | None = None,
+    ) -> AnswerStream:
+        """Ask and read the answer as it comes; arguments and errors as for `generate`."""
+        return self._ask(prompt, images, history, system, options, stream=True)
+
+    def close(self) -> None:
+        """Nothing is kept open between requests; here so that a client can be used as a context manager."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        prompt: str,
+        images: Sequence[Image],
+        history: Sequence[Turn],
+        system: str | None,
+        options: Options | None,
+        *,
+        stream: bool,
+    ) -> AnswerStream:
+        inputs = build_inputs(
+            prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
+        )
+        return AnswerStream(self._url, inputs, self._idle_timeout)
