@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ class Part:
     tensors: int = 0
     parameters: int = 0
     bytes: int = 0
-    dtypes: Counter[str] = field(default_factory=Counter)
+    dtypes: dict[str, int] = field(default_factory=dict)
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, Part]:
@@ -39,7 +38,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, Part]:
             part.tensors += 1
             part.parameters += count
             part.bytes += info.nbytes
-            part.dtypes[info.dtype] += count
+            part.dtypes[info.dtype] = part.dtypes.get(info.dtype, 0) + count
     return parts
 
 

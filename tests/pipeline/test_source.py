@@ -15,7 +15,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "__init__.py": "",
         "a.py": '"""A."""\nfrom nvlm_trt import b\n\nVALUE = b.VALUE\n',
-        "b.py": "from . import __name__ as me\n\n\ndef late() -> int:\n    from nvlm_trt.sub.c import C\n    return C\n",
+        "b.py": "def late() -> int:\n    from .sub.c import C\n\n    return C\n",
         "sub/__init__.py": "",
         "sub/c.py": "C = 3\n",
         "d.py": "D = 4\n",
