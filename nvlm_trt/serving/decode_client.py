@@ -7,11 +7,13 @@ deadlock the process. BLS also passes no cancellation on. A gRPC stream has neit
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc.aio as triton
@@ -60,6 +62,7 @@ class GrpcDecoding:
             "inputs": [_input(name, values) for name, values in inputs.items()],
             "enable_empty_final_response": True,
         }
+        self._ended = asyncio.Event()
         self._stream = client.stream_infer(self._requests(), headers=STATUS_HEADER)
 
     async def __aiter__(self) -> AsyncIterator[list[int]]:
@@ -73,17 +76,20 @@ class GrpcDecoding:
                     yield ids[0, 0, :length].tolist()
                 if result.get_response().parameters["triton_final_response"].bool_param:
                     return
+        except grpc.RpcError as error:
+            raise error_of(error.code().name, str(error.details())) from None
         except InferenceServerException as error:
-            code = str(error.status() or "").removeprefix("StatusCode.")
-            raise error_of(code, str(error.message())) from None
+            raise error_of(str(error.status() or "").removeprefix("StatusCode."), str(error.message())) from None
         raise UnavailableError("the decoder went away", fix="send the request again")
 
     async def stop(self) -> None:
         """End the decoding, if it has not ended."""
+        self._ended.set()
         self._stream.cancel()
 
     async def _requests(self) -> AsyncIterator[dict[str, object]]:
         yield self._request
+        await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
 
 
 def _input(name: str, values: Array) -> triton.InferInput:

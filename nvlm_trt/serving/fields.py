@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -62,19 +61,19 @@ PROTOCOL_PARAMETERS: Final = frozenset(
 """Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
 
 
-def refuse_unknown(parameters: str, fields: Iterable[Field]) -> None:
-    """Refuse fields that the model does not have: Triton hands them over as request parameters.
+def refuse_unknown(given: Iterable[str], fields: Iterable[Field]) -> None:
+    """Refuse fields that the model does not have.
 
     Args:
-        parameters: The request's parameters as JSON text.
+        given: Names of the request's fields; Triton hands unknown ones to the model as request parameters.
         fields: The fields that the model has.
 
     Raises:
         RequestError: naming the unknown field and the nearest known one.
     """
     names = [field.name for field in fields]
-    for name in json.loads(parameters or "{}"):
-        if name in PROTOCOL_PARAMETERS or name.startswith("triton_"):
+    for name in given:
+        if name in names or name in PROTOCOL_PARAMETERS or name.startswith("triton_"):
             continue
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(names)}"

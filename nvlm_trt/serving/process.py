@@ -21,7 +21,7 @@ from nvlm_trt.serving import launch
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.environment import Triton
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, Beat, read_beats
-from nvlm_trt.serving.ports import Ports
+from nvlm_trt.serving.ports import LOOPBACK, Ports
 from nvlm_trt.serving.selftest import echo_works, is_ready
 from nvlm_trt.serving.shm import new_prefix, remove_regions
 
@@ -37,7 +37,8 @@ class ServerOptions:
 
     Attributes:
         repository: The model repository.
-        host: Address to listen on. The server is not hardened: another than loopback needs a proxy in front.
+        host: Address of gRPC and metrics; HTTP is on loopback, for the gateway. Not hardened: another than loopback
+            needs a proxy in front.
         ports: Its ports, none of them 0.
         start_timeout: From the start to readiness.
         hang_timeout: A model process without a heartbeat for so long is hung.
@@ -70,7 +71,7 @@ class TritonProcess:
         backends = runtime_dir / "backends"
         self._beats.mkdir(parents=True)
         triton.prepare_backends(backends)
-        own = "127.0.0.1" if options.host in ("0.0.0.0", "") else options.host
+        own = LOOPBACK if options.host in ("0.0.0.0", "") else options.host
         environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: f"{own}:{options.ports.grpc}"})
         command = [sys.executable, "-I", launch.__file__, str(os.getpid()), str(triton.binary), *self._flags(backends)]
         with self.log.open("ab") as log:
@@ -90,7 +91,7 @@ class TritonProcess:
             ServerError: the server ended, was too slow, or the self-test failed; with the log's own words.
         """
         deadline = time.monotonic() + self._options.start_timeout
-        url = f"{self._options.host}:{self._options.ports.http}"
+        url = f"{LOOPBACK}:{self._options.ports.http}"
         while not is_ready(url):
             if self._process.poll() is not None:
                 raise ServerError("tritonserver ended while starting", seen=self._last_words())
@@ -170,7 +171,7 @@ class TritonProcess:
             "--strict-readiness=true",
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={max(1, int(options.grace))}",
-            f"--http-address={options.host}",
+            f"--http-address={LOOPBACK}",
             f"--http-port={options.ports.http}",
             f"--http-restricted-api={restricted}",
             f"--grpc-address={options.host}",

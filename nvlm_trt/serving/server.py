@@ -1,4 +1,7 @@
-"""A served engine directory: tritonserver, started, watched and replaced when a model process dies or hangs."""
+"""A served engine directory: tritonserver, started, watched and replaced when a model process dies or hangs.
+
+Clients reach HTTP through the gateway; gRPC, which has none of HTTP's faults, they reach directly.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from types import TracebackType
 from typing import Final, Self
 
 from nvlm_trt.errors import EngineError, ServerError
+from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.environment import Triton
-from nvlm_trt.serving.ports import Ports
+from nvlm_trt.serving.gateway import Gateway
+from nvlm_trt.serving.ports import LOOPBACK, Ports
 from nvlm_trt.serving.process import ServerOptions, TritonProcess
 from nvlm_trt.serving.runtime import new_runtime_dir, remove_stale_runtime_dirs
 from nvlm_trt.serving.shm import remove_stale_regions
 from nvlm_trt.serving.supervisor import ServerEvent, Supervisor
 
 REPOSITORY: Final = "triton_repo"
+TEXT_ROOM: Final = 16 << 20
+"""Bytes of a request besides its images."""
 
 
 class TritonServer:
@@ -53,7 +60,10 @@ class TritonServer:
         if not repository.is_dir():
             raise EngineError("there is no packaged engine", seen=engine_dir, fix="run nvlm-trt build first")
         self._triton = Triton.find()
-        self._options = ServerOptions(repository, host, ports or Ports(), start_timeout, hang_timeout, grace)
+        self._ports = ports or Ports()
+        self._options = ServerOptions(repository, host, self._ports, start_timeout, hang_timeout, grace)
+        self._max_body_bytes = max_body_bytes(load_recipe(engine_dir / "recipe.yaml"))
+        self._gateway: Gateway | None = None
         self._supervisor = Supervisor(self._launch, on_event or _ignore)
         self._runs = itertools.count(1)
         self._runtime: Path | None = None
@@ -64,8 +74,8 @@ class TritonServer:
 
     @property
     def ports(self) -> Ports:
-        """The ports in use."""
-        return self._options.ports
+        """The ports that clients use."""
+        return self._ports
 
     @property
     def http_url(self) -> str:
@@ -107,8 +117,20 @@ class TritonServer:
         """
         remove_stale_regions()
         remove_stale_runtime_dirs()
-        self._options = replace(self._options, ports=self._options.ports.claimed(self._options.host))
+        host = self._options.host
+        self._ports = self._ports.claimed(host)
+        inner = replace(self._ports, http=Ports(0, 0, 0).claimed(LOOPBACK).http)
+        self._options = replace(self._options, ports=inner)
         self._runtime = new_runtime_dir()
+        self._gateway = Gateway(
+            host,
+            self._ports.http,
+            f"{LOOPBACK}:{inner.http}",
+            max_body_bytes=self._max_body_bytes,
+            is_ready=self._supervisor.ready.is_set,
+            grace=self._options.grace,
+        )
+        self._gateway.start()
         self._thread.start()
         while not self._supervisor.ready.wait(0.05) and self._thread.is_alive():
             continue
@@ -117,6 +139,8 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server: requests under way have the grace period to finish. May be called twice."""
+        if self._gateway is not None:
+            self._gateway.stop()
         self._supervisor.stop()
         if self._thread.ident is not None:
             self._thread.join()
@@ -165,6 +189,11 @@ class TritonServer:
             self._supervisor.run()
         except ServerError as error:
             self._error = error
+
+
+def max_body_bytes(recipe: BuildRecipe) -> int:
+    """Largest HTTP body: as many images as a request may have, each of the largest size and in base64, and text."""
+    return recipe.max_images * recipe.image_limits.max_bytes * 4 // 3 + TEXT_ROOM
 
 
 def _ignore(event: ServerEvent) -> None:

@@ -24,7 +24,7 @@ from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.fields import NVLM_FIELDS, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response, texts
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameter_names, response, texts
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
 from nvlm_trt.serving.preprocessing import NUM_TILES, REFUSAL, TILES
 from nvlm_trt.serving.requests import Tensors
@@ -128,7 +128,7 @@ class TritonPythonModel(Model):
 
     async def _answer(self, request: Any, sender: Any) -> None:
         try:
-            refuse_unknown(request.parameters(), NVLM_FIELDS)
+            refuse_unknown(parameter_names(request), NVLM_FIELDS)
             async for piece in self.orchestrator.answer(inputs_of(request, self.input_names)):
                 sender.send(_response(piece), flags=FINAL if piece.reason else 0)
         except asyncio.CancelledError:

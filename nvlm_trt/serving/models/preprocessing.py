@@ -9,7 +9,7 @@ from nvlm_trt.errors import UserError
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
 from nvlm_trt.serving.models.base import Model, each
-from nvlm_trt.serving.models.tensors import inputs_of, response, texts
+from nvlm_trt.serving.models.tensors import inputs_of, parameter_names, response, texts
 from nvlm_trt.serving.preprocessing import REFUSAL, Preprocessor
 
 
@@ -27,7 +27,7 @@ class TritonPythonModel(Model):
     def _prepare(self, request: Any) -> Any:
         wanted = request.requested_output_names()
         try:
-            refuse_unknown(request.parameters(), REQUEST_FIELDS)
+            refuse_unknown(parameter_names(request), REQUEST_FIELDS)
             return response(self.preprocessor.run(inputs_of(request, self.input_names), wanted))
         except UserError as error:
             if REFUSAL not in wanted:

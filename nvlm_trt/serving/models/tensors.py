@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,3 +64,8 @@ def input_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 def log_to_stderr() -> None:
     """Let the process's own log go to stderr: the server's, where `pb_utils.Logger` would too, but from any thread."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def parameter_names(request: Any) -> list[str]:
+    """Names of a request's parameters: among them are the fields of a client's JSON that the model does not have."""
+    return list(json.loads(request.parameters() or "{}"))
