@@ -61,7 +61,7 @@ def plan_build(request: BuildRequest) -> PlannedBuild:
     checkpoint = None if request.checkpoint is None else request.checkpoint.absolute()
     sources = open_sources(path, checkpoint, engine)
     chosen, forced = select(build_plan(sources), request.selection)
-    command = ["nvlm-trt", "build", str(path), "--output", str(engine)]
+    command = ["nvlm-trt", "build", str(path.absolute()), "--output", str(engine)]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
     return PlannedBuild(engine, sources, Job(engine, chosen, sources.checkpoint.path, tuple(command), forced))
