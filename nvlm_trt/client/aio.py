@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
@@ -32,6 +33,7 @@ class AsyncAnswerStream:
             "request_id": uuid.uuid4().hex,
             "enable_empty_final_response": True,
         }
+        self._ended = asyncio.Event()
         self._responses = client.stream_infer(self._requests(), headers=STREAM_HEADERS)
         self._pieces = self._run()
 
@@ -46,6 +48,7 @@ class AsyncAnswerStream:
 
     async def close(self) -> None:
         """End the request; nothing to do when it has ended."""
+        self._ended.set()
         self._responses.cancel()
 
     async def __aenter__(self) -> Self:
@@ -58,6 +61,7 @@ class AsyncAnswerStream:
 
     async def _requests(self) -> AsyncIterator[dict[str, Any]]:
         yield self._request
+        await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
 
     async def _run(self) -> AsyncIterator[str]:
         try:
@@ -74,7 +78,7 @@ class AsyncAnswerStream:
             return
         except TimeoutError:
             raise silence(self._idle_timeout) from None
-        except InferenceServerException as error:
+        except (InferenceServerException, grpc.RpcError) as error:
             raise error_of(error) from None
         finally:
             await self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
 from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
@@ -65,10 +66,12 @@ class AnswerBuilder:
         return self.answer
 
 
-def error_of(error: InferenceServerException) -> NvlmTrtError:
-    """The error of ours for one of tritonclient's."""
-    code = str(error.status() or "").removeprefix("StatusCode.")
-    message = str(error.message())
+def error_of(error: InferenceServerException | grpc.RpcError) -> NvlmTrtError:
+    """The error of ours for one of tritonclient's, or of gRPC's: the asyncio client lets those of streams through."""
+    if isinstance(error, grpc.RpcError):
+        code, message = error.code().name, str(error.details())
+    else:
+        code, message = str(error.status() or "").removeprefix("StatusCode."), str(error.message())
     if code in CLIENT_FAULTS:
         return RequestError(message)
     if code == "UNAVAILABLE":

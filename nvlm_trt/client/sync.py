@@ -36,7 +36,7 @@ class AnswerStream:
             )
         except InferenceServerException as error:
             self.close()
-            raise error_of(error) from None
+            raise error_of(self._cause(error)) from None
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -82,6 +82,13 @@ class AnswerStream:
                     return
         finally:
             self.close()
+
+    def _cause(self, error: InferenceServerException) -> InferenceServerException:
+        """What broke the stream: tritonclient's reader says it, its writer only knows that it is broken."""
+        try:
+            return self._events.get(timeout=1.0)[1] or error
+        except queue.Empty:
+            return error
 
     def _next(self) -> _Event:
         try:

@@ -34,10 +34,7 @@ class Channel(Protocol):
     """The way back to one client; its methods are called from one thread only."""
 
     def send(self, ids: list[int], *, final: bool) -> None:
-        """Send tokens; the last call has `final`."""
-
-    def end(self) -> None:
-        """Say that nothing more comes."""
+        """Send tokens, none at all in a last call where none are left; the last call has `final`."""
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
@@ -153,7 +150,7 @@ class LlmServer:
         for name, job in self._jobs.items():
             if client_id and job.client_id == client_id:
                 self._cancel(name, job)
-        channel.end()
+        channel.send([], final=True)
 
     def _cancel(self, name: str, job: Job) -> None:
         job.cancelled = True
@@ -178,8 +175,6 @@ class LlmServer:
             job.channel.fail(ServerError(event.error or "the decoder failed"))
         elif event.finish_reason == "cancelled" and not job.cancelled:
             job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
-        elif event.finish_reason == "cancelled" or (job.streaming and not job.ids):
-            job.channel.end()
         else:
             job.channel.send(job.ids, final=True)
 

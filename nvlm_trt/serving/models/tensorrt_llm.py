@@ -26,14 +26,10 @@ class _Channel:
         self._pad = pad
 
     def send(self, ids: list[int], *, final: bool) -> None:
-        """Send tokens."""
+        """Send tokens. The last response carries tensors too: 2.51 does not deliver a bare final flag from here."""
         output_ids, length = padded(ids, self._pad)
         made = response({"output_ids": output_ids, "sequence_length": np.array([[length]], np.int32)})
         self._sender.send(made, flags=FINAL if final else 0)
-
-    def end(self) -> None:
-        """Say that nothing more comes."""
-        self._sender.send(flags=FINAL)
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
