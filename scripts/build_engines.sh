@@ -19,14 +19,12 @@ extras=cpu
 grep -Eq '^target: *gpu' "$recipe" 2>/dev/null && extras=none
 . scripts/venv.sh "$extras"
 
-nvlm-trt build "$recipe" "$@"
+# A plan, a part of a build, facts for a program, or engines for another machine: there is nothing to ask.
+case " $* " in *" --dry-run "* | *" --until "* | *" --json "* | *" --help "*) extras=none ;; esac
+[ "$extras" = cpu ] || exec nvlm-trt build "$recipe" "$@"
 
-# A plan, a part of a build, or engines for another machine: nothing to ask yet.
-case " $* " in *" --dry-run "* | *" --until "* | *" --help "*) exit 0 ;; esac
-[ "$extras" = cpu ] || exit 0
-
+engine=$(nvlm-trt build "$recipe" "$@")
 member() { python -c 'import json, sys; print(json.loads(sys.stdin.readline())[sys.argv[1]])' "$1"; }
-engine=$(nvlm-trt build "$recipe" "$@" --dry-run --json | member output)
 
 echo "Starting the server of $engine ..."
 coproc SERVER { exec nvlm-trt serve "$engine" --http-port 0 --grpc-port 0 --metrics-port 0 --json; }
