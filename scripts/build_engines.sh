@@ -39,6 +39,9 @@ echo "Photograph: $photograph"
 echo "Question:   $question"
 printf 'Answer:     '
 nvlm-trt chat --url "$url" --image "$photograph" --prompt "$question" --max-tokens 32
+if [ -d "$engine/checkpoint" ]; then
+    echo "(The checkpoint is a random one that the build made: its words mean nothing yet, all else is real.)"
+fi
 
 echo
 echo "Everything lies in $engine (manifest.json says what was built; verify.json how exact it is)."
