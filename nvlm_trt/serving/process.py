@@ -20,7 +20,7 @@ from nvlm_trt.errors import ServerError
 from nvlm_trt.serving import launch
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.environment import Triton
-from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, Beat, read_beats
+from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.ports import LOOPBACK, Ports
 from nvlm_trt.serving.selftest import echo_works, is_ready
 from nvlm_trt.serving.shm import new_prefix, remove_regions
@@ -112,10 +112,14 @@ class TritonProcess:
             if not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE:
                 return f"model process {stub.pid} ended"
         now = time.monotonic()
-        for beat in self._last_beats():
+        for beat in read_beats(self._beats):
             if now - beat.at > self._options.hang_timeout:
                 return f"model {beat.model} hangs (process {beat.pid})"
         return None
+
+    def active_requests(self) -> int:
+        """Requests that the models are working on, as of their last heartbeats; a request counts in each model."""
+        return sum(beat.active for beat in read_beats(self._beats))
 
     def stop(self) -> None:
         """Let requests under way finish for the grace period, then end everything and remove what it left."""
@@ -143,14 +147,10 @@ class TritonProcess:
         deadline = time.monotonic() + self._options.grace
         idle_since = None
         while self._process.poll() is None and time.monotonic() < deadline:
-            active = sum(beat.active for beat in self._last_beats())
-            idle_since = None if active else (idle_since or time.monotonic())
+            idle_since = None if self.active_requests() else (idle_since or time.monotonic())
             if idle_since is not None and time.monotonic() - idle_since > IDLE_SECONDS:
                 return
             time.sleep(0.05)
-
-    def _last_beats(self) -> list[Beat]:
-        return read_beats(self._beats)
 
     def _last_words(self) -> str:
         """The log's last error lines, without the frame that Triton draws."""
