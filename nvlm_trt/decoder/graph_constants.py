@@ -7,6 +7,8 @@ front of a MatMul and keeps the weight compressed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import openvino as ov
 import torch
@@ -18,6 +20,9 @@ PRECISIONS = ("fp32", "bf16", "int8_wo")
 """What a decoder engine of the cpu target can be built in."""
 
 INT8_LIMIT = 127
+
+BLOCK_VALUES = 1 << 23
+"""Values checked and rounded at a time: an embedding of 72B is 1.2e9 of them, and float32 copies of it add up."""
 
 
 def float_constant(tensor: torch.Tensor, name: str) -> ov.Output:
@@ -37,7 +42,7 @@ def matrix_constant(tensor: torch.Tensor, name: str, precision: str) -> ov.Outpu
     Raises:
         BuildError: the weight holds a value that is not finite, or the precision is unknown.
     """
-    if not bool(torch.isfinite(tensor).all()):
+    if not all(bool(torch.isfinite(tensor[rows]).all()) for rows in _row_blocks(tensor)):
         raise BuildError(f"the weight {name} holds values that are not finite", fix="check the checkpoint")
     if precision == "fp32":
         return float_constant(tensor, name)
@@ -68,11 +73,21 @@ def _bf16_constant(tensor: torch.Tensor, name: str) -> ov.Output:
 
 
 def _int8_constant(tensor: torch.Tensor, name: str) -> ov.Output:
-    weight, scale = quantize_rows(tensor)
-    packed = _constant(ov.Tensor(weight.contiguous().numpy(), shared_memory=False), f"{name}.int8")
+    weight = ov.Tensor(ov.Type.i8, ov.Shape(list(tensor.shape)))
+    scale = torch.empty(tensor.shape[0], 1)
+    for rows in _row_blocks(tensor):
+        quantized, scale[rows] = quantize_rows(tensor[rows])
+        weight.data[rows] = quantized.numpy()
+    packed = _constant(weight, f"{name}.int8")
     scaled = ops.multiply(_converted(packed, f"{name}.convert"), float_constant(scale, f"{name}.scale"))
     scaled.set_friendly_name(name)
     return scaled.output(0)
+
+
+def _row_blocks(tensor: torch.Tensor) -> Iterator[slice]:
+    step = max(1, BLOCK_VALUES // tensor.shape[1])
+    for start in range(0, tensor.shape[0], step):
+        yield slice(start, min(start + step, tensor.shape[0]))
 
 
 def _converted(source: ov.Output, name: str) -> ov.Output:

@@ -7,12 +7,13 @@ traps of the real tokenizer are traps here too; ids differ, names do not.
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 from tokenizers import pre_tokenizers
 
 from nvlm_trt.model.tokenizer import FILES, read_merges
+
+MERGES_FILE = Path(__file__).parent / "data" / "mini_merges.txt"
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -81,4 +82,4 @@ def write_mini_tokenizer(directory: Path) -> None:
 
 
 def _merges() -> str:
-    return (files("nvlm_trt.model") / "data" / "mini_merges.txt").read_text(encoding="utf-8")
+    return MERGES_FILE.read_text(encoding="utf-8")

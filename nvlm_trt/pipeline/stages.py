@@ -14,6 +14,7 @@ import yaml
 
 from nvlm_trt.decoder.convert import converted_bytes
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.mini_tokenizer import MERGES_FILE
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
 from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER, Sources
@@ -56,8 +57,11 @@ def export_precision(recipe: BuildRecipe) -> str:
 
 
 def table_precision(recipe: BuildRecipe) -> str:
-    """The type of the prompt table as it leaves the ONNX graph: the wider one of encoder and decoder."""
-    if "fp32" in (recipe.vision_precision, recipe.decoder_precision):
+    """The type of the prompt table as it leaves the ONNX graph: the one that the decoder takes.
+
+    TensorRT-LLM demands its engine's own type; the cpu decoder takes float32 in every precision.
+    """
+    if recipe.target == "cpu":
         return "fp32"
     return "fp16" if recipe.decoder_precision == "fp16" else "bf16"
 
@@ -89,6 +93,7 @@ def _synth(sources: Sources) -> Stage:
         tools=("torch",),
         run=run,
         estimate=Estimate(sources.checkpoint.nbytes, BASE_BYTES),
+        files=(MERGES_FILE,),
     )
 
 
@@ -236,7 +241,6 @@ def _decoder_compile(sources: Sources) -> Stage:
     size = _decoder_engine_bytes(sources)
     decoder = sources.checkpoint.config.decoder
     widest = 4 * decoder.vocab_size * decoder.hidden_size  # the embedding in float32
-    copies = 13 if recipe.decoder_precision == "int8_wo" else 8  # quarters; 3.2 copies measured while it is quantised
     return Stage(
         name="decoder-compile",
         inputs=("decoder-convert",),
@@ -245,7 +249,7 @@ def _decoder_compile(sources: Sources) -> Stage:
         modules=("nvlm_trt.decoder.build_cpu",),
         tools=("openvino", "torch", "numpy"),
         run=run,
-        estimate=Estimate(size, BASE_BYTES + size + widest * copies // 4),
+        estimate=Estimate(size, BASE_BYTES + size + 2 * widest),
         lacks=_lacks(sources),
     )
 
