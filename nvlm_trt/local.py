@@ -261,7 +261,7 @@ class LocalEngine:
             raise RequestError(
                 "there are too many images", seen=len(images), expected=f"at most {self.recipe.max_images}"
             )
-        tiles = [self._tiles(data) for data in images]
+        tiles = [self.tiles(data) for data in images]
         prompt = build_prompt(
             self.tokenizer,
             self.config.tokens_per_tile,
@@ -275,7 +275,12 @@ class LocalEngine:
         ids = prompt.decoder_ids(self.decoder.config.vocab_size)
         return PreparedPrompt(prompt, ids, table, cut_at - started, time.perf_counter() - cut_at)
 
-    def _tiles(self, data: bytes) -> npt.NDArray[np.uint8]:
+    def tiles(self, data: bytes) -> npt.NDArray[np.uint8]:
+        """The tiles of an image file as the recipe cuts it: uint8 [n, s, s, 3], thumbnail last.
+
+        Raises:
+            ImageRejected: the image cannot be read or is beyond the limits.
+        """
         image = read_image(data, self._limits, exif_orientation=self.recipe.exif_orientation)
         grid = plan_grid(
             image.width,
