@@ -13,9 +13,7 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of metrics; 0 takes a free one.")] = 8002,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any other needs a proxy in front.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; any other needs a proxy in front.")] = "127.0.0.1",
     grace: Annotated[float, typer.Option(min=0, help="Seconds for requests under way when stopping.")] = 15.0,
     hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life that mean hung.")] = 15.0,
     start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the server must be ready.")] = 180.0,

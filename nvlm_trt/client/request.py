@@ -27,7 +27,7 @@ Image = str | os.PathLike[str] | bytes | PIL.Image.Image
 
 Turn = tuple[str, str]
 
-_NUMPY: Final[dict[str, type]] = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
+_INTEGERS: Final[dict[str, type[np.integer[Any]]]] = {"INT32": np.int32, "UINT64": np.uint64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,16 @@ def _input(field: Field, values: Sequence[object]) -> InferInput:
 def _array(field: Field, values: Sequence[object]) -> npt.NDArray[Any]:
     if field.dtype == "BYTES":
         return np.array([item.encode() if isinstance(item, str) else item for item in values], dtype=np.object_)
-    try:
-        return np.array(values, dtype=_NUMPY[field.dtype])
-    except (OverflowError, TypeError, ValueError):
-        raise RequestError(f"{field.name} does not fit its type", seen=values[0], expected=field.dtype) from None
+    if field.dtype == "BOOL" and all(isinstance(value, bool) for value in values):
+        return np.array(values, dtype=np.bool_)
+    if field.dtype == "FP32" and all(isinstance(value, int | float) for value in values):
+        return np.array(values, dtype=np.float32)
+    if field.dtype in _INTEGERS and all(_fits(_INTEGERS[field.dtype], value) for value in values):
+        return np.array(values, dtype=_INTEGERS[field.dtype])
+    raise RequestError(f"{field.name} does not fit its type", seen=values[0], expected=field.dtype)
+
+
+def _fits(kind: type[np.integer[Any]], value: object) -> bool:
+    """Whether an integer type holds a value; numpy 1 would wrap it around."""
+    limits = np.iinfo(kind)
+    return isinstance(value, int) and not isinstance(value, bool) and limits.min <= value <= limits.max

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -28,12 +29,9 @@ class Ports:
         given = [port for port in (self.http, self.grpc, self.metrics) if port]
         if len(set(given)) < len(given):
             raise BusyError("two services cannot share a port", seen=given, fix="give different ports")
-        sockets = [_bound(host, port) for port in (self.http, self.grpc, self.metrics)]
-        try:
+        with contextlib.ExitStack() as held:
+            sockets = [held.enter_context(_bound(host, port)) for port in (self.http, self.grpc, self.metrics)]
             return Ports(*(int(one.getsockname()[1]) for one in sockets))
-        finally:
-            for one in sockets:
-                one.close()
 
 
 def _bound(host: str, port: int) -> socket.socket:

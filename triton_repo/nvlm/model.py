@@ -1,4 +1,4 @@
-"""Triton model `nvlm`; its code is in nvlm_trt.serving.models.nvlm, imported from the environment on PATH."""
+"""Triton model `nvlm`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.nvlm import TritonPythonModel
 

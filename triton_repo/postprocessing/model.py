@@ -1,4 +1,4 @@
-"""Triton model `postprocessing`; its code is in nvlm_trt.serving.models.postprocessing, imported from the environment on PATH."""
+"""Triton model `postprocessing`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.postprocessing import TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Triton model `preprocessing`; its code is in nvlm_trt.serving.models.preprocessing, imported from the environment on PATH."""
+"""Triton model `preprocessing`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.preprocessing import TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Triton model `prompt_table`; its code is in nvlm_trt.serving.models.prompt_table, imported from the environment on PATH."""
+"""Triton model `prompt_table`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.prompt_table import TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Triton model `selftest`; its code is in nvlm_trt.serving.models.selftest, imported from the environment on PATH."""
+"""Triton model `selftest`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.selftest import TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Triton model `tensorrt_llm`; its code is in nvlm_trt.serving.models.tensorrt_llm, imported from the environment on PATH."""
+"""Triton model `tensorrt_llm`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.tensorrt_llm import TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Triton model `vision_encoder`; its code is in nvlm_trt.serving.models.vision_encoder, imported from the environment on PATH."""
+"""Triton model `vision_encoder`; its code comes from the environment whose bin is first on PATH."""
 
 from nvlm_trt.serving.models.vision_encoder import TritonPythonModel
 

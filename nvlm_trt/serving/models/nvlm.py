@@ -65,6 +65,11 @@ class _Backends:
         """Start `tensorrt_llm`."""
         return self._decoder.start(inputs)
 
+    async def close(self) -> None:
+        """Close the connection to the decoder; calls under way are left to end by themselves."""
+        self._threads.shutdown(wait=False)
+        await self._decoder.close()
+
     async def _call(self, model: str, tensors: Tensors, wanted: list[str]) -> dict[str, Array]:
         inputs = [pb_utils.Tensor(name, values) for name, values in tensors.items()]
         request = pb_utils.InferenceRequest(model_name=model, requested_output_names=wanted, inputs=inputs)
@@ -81,9 +86,9 @@ class TritonPythonModel(Model):
         """Load the tokenizer and start the event loop."""
         self.tokenizer = NvlmTokenizer.load(self.engine_dir / "tokenizer")
         self.tasks: dict[asyncio.Task[None], Any] = {}
-        self.loop = asyncio.new_event_loop()
         self.turned = threading.Event()
-        threading.Thread(target=self._run_loop, name="nvlm-loop", daemon=True).start()
+        self.thread = threading.Thread(target=asyncio.run, args=(self._main(),), name="nvlm-loop", daemon=True)
+        self.thread.start()
         self.turned.wait()
 
     def make_heartbeat(self, name: str) -> Heartbeat:
@@ -96,19 +101,23 @@ class TritonPythonModel(Model):
             self.loop.call_soon_threadsafe(self._take, request, request.get_response_sender())
 
     def finalize(self) -> None:
-        """End the event loop."""
+        """End the event loop, and with it the requests under way."""
         super().finalize()
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self.closing.set)
+        self.thread.join()
 
-    def _run_loop(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.call_soon(self._start)
-        self.loop.run_forever()
-
-    def _start(self) -> None:
-        self.orchestrator = Orchestrator(_Backends(DecodeClient()), self.tokenizer)
-        self.watcher = self.loop.create_task(self._watch())
+    async def _main(self) -> None:
+        self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
+        backends = _Backends(DecodeClient())
+        self.orchestrator = Orchestrator(backends, self.tokenizer)
+        watcher = self.loop.create_task(self._watch())
         self.turned.set()
+        await self.closing.wait()
+        watcher.cancel()
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(watcher, *self.tasks, return_exceptions=True)
+        await backends.close()
 
     def _turns(self) -> bool:
         """Whether the event loop answered the last question; asks the next one."""

@@ -1,0 +1,138 @@
+"""The client without a server: what it sends, and how it puts errors."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+
+import numpy as np
+import PIL.Image
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
+from nvlm_trt.client.request import build_inputs, image_bytes
+from nvlm_trt.client.response import AnswerBuilder, error_of
+from nvlm_trt.errors import ImageRejected, RequestError, ServerError
+
+
+def sent(prompt="Why?", *, images=(), history=(), system=None, options=None, stream=False):
+    inputs = build_inputs(
+        prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
+    )
+    return {tensor.name(): (tensor.datatype(), tensor.shape()) for tensor in inputs}
+
+
+def test_only_what_was_said_is_sent():
+    assert sent() == {"text_input": ("BYTES", [1]), "stream": ("BOOL", [1])}
+
+
+def test_options_have_the_types_of_their_fields():
+    options = Options(
+        max_tokens=1, min_tokens=0, temperature=0.5, top_k=2, top_p=0.5, seed=3, stop_words=("a", "b"), max_tiles=4
+    )
+    fields = sent(options=options)
+    assert fields["max_tokens"] == ("INT32", [1])
+    assert fields["temperature"] == ("FP32", [1])
+    assert fields["seed"] == ("UINT64", [1])
+    assert fields["stop_words"] == ("BYTES", [2])
+
+
+def test_a_history_is_sent_as_messages():
+    inputs = build_inputs("And?", images=(), history=[("a", "b")], system="Be brief.", options=Options(), stream=True)
+    names = {tensor.name() for tensor in inputs}
+    assert names == {"messages", "system_message", "stream"}
+    raw = next(tensor for tensor in inputs if tensor.name() == "messages")._get_content()
+    assert [message["role"] for message in json.loads(raw[4:])] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 2**40), ("seed", -1), ("temperature", "hot")])
+def test_a_value_that_does_not_fit_its_type_is_refused_here(name, value):
+    with pytest.raises(RequestError, match=f"{name} does not fit its type"):
+        sent(options=Options(**{name: value}))
+
+
+def test_an_image_can_be_a_path_bytes_or_an_image(tmp_path):
+    image = PIL.Image.new("RGB", (4, 3), "red")
+    file = tmp_path / "red.png"
+    image.save(file)
+    assert image_bytes(file) == image_bytes(str(file)) == image_bytes(file.read_bytes()) == file.read_bytes()
+    assert PIL.Image.open(io.BytesIO(image_bytes(image))).getpixel((0, 0)) == (255, 0, 0)
+    assert sent(images=[image, file])["image_bytes"] == ("BYTES", [2])
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(ImageRejected, match=r"none.png \(No such file"):
+        image_bytes(tmp_path / "none.png")
+
+
+class Result:
+    """A response."""
+
+    def __init__(self, text=None, reason=""):
+        self.values = {} if text is None else {"text_output": text.encode(), "finish_reason": reason.encode()}
+
+    def as_numpy(self, name):
+        if not self.values:
+            return None
+        return np.array([self.values.get(name, 7)], dtype=object)
+
+
+def test_pieces_join_to_the_answer():
+    builder = AnswerBuilder()
+    assert [builder.add(Result("Hel")), builder.add(Result("lo", "stop")), builder.add(Result())] == ["Hel", "lo", ""]
+    answer = builder.finished()
+    assert (answer.text, answer.finish_reason, answer.num_output_tokens) == ("Hello", "stop", 7)
+
+
+def test_an_answer_that_breaks_off_is_an_error():
+    builder = AnswerBuilder()
+    builder.add(Result("Hel"))
+    with pytest.raises(ServerError, match="broke off"):
+        builder.finished()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("StatusCode.INVALID_ARGUMENT", RequestError),
+        ("StatusCode.NOT_FOUND", RequestError),
+        ("StatusCode.UNAVAILABLE", ServerError),
+        ("StatusCode.INTERNAL", ServerError),
+        (None, ServerError),
+    ],
+)
+def test_errors_are_ours(status, kind):
+    error = error_of(InferenceServerException("a sentence", status=status))
+    assert type(error) is kind
+    assert "a sentence" in str(error)
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_a_server_that_is_not_there_is_a_clear_error(nobody):
+    with NvlmClient(nobody) as client, pytest.raises(ServerError, match="cannot be reached"):
+        client.generate("Hello")
+
+
+def test_the_asyncio_client_says_the_same(nobody):
+    async def ask() -> None:
+        async with AsyncNvlmClient(nobody) as client:
+            await client.generate("Hello")
+
+    with pytest.raises(ServerError, match="cannot be reached"):
+        asyncio.run(ask())
+
+
+def test_a_server_that_says_nothing_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with NvlmClient(url, idle_timeout=0.3) as client, pytest.raises(ServerError, match="fell silent"):
+            client.generate("Hello")

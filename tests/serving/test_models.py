@@ -1,0 +1,248 @@
+"""The Python models themselves, with a stand-in for the backend."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import time
+
+import numpy as np
+import pytest
+
+from nvlm_trt.serving.config import PARAMETER_ENGINE, PARAMETER_SPEC, configs
+
+
+@pytest.fixture
+def load(backend, spec, engine_dir, monkeypatch):
+    """Loads a model as tritonserver does."""
+    loaded = []
+
+    def make(name, **patches):
+        module = importlib.import_module(f"nvlm_trt.serving.models.{name}")
+        for attribute, value in patches.items():
+            monkeypatch.setattr(module, attribute, value)
+        config = {
+            "name": name,
+            "input": [{"name": tensor.name} for tensor in configs(spec)[name].input],
+            "parameters": {
+                PARAMETER_SPEC: {"string_value": spec.to_json()},
+                PARAMETER_ENGINE: {"string_value": "../.."},
+            },
+        }
+        model = module.TritonPythonModel()
+        place = engine_dir / "triton_repo" / name
+        model.initialize({"model_config": json.dumps(config), "model_repository": str(place)})
+        loaded.append(model)
+        return model
+
+    yield make
+    for model in loaded:
+        model.finalize()
+
+
+def wait(condition):
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_selftest_echoes(load, request_of):
+    tensors = {"uint8_in": np.array([5, 6], np.uint8), "fp32_in": np.array([0.5], np.float32)}
+    (response,) = load("selftest").execute([request_of(tensors)])
+    assert response.values()["uint8_out"].tolist() == [5, 6]
+    assert response.values()["fp32_out"].tolist() == [0.5]
+
+
+def test_prompt_table_reshapes(load, request_of):
+    (response,) = load("prompt_table").execute([request_of({"prompt_table": np.zeros((3, 16, 8), np.float32)})])
+    assert response.values()["prompt_embedding_table"].shape == (1, 48, 8)
+
+
+def test_preprocessing_answers_each_request_by_itself(load, request_of, text):
+    good = request_of({"text_input": text("Hello")}, ("input_ids", "num_tiles"))
+    bad = request_of({"max_tokens": np.array([5])}, ("input_ids",))
+    unknown = request_of({"text_input": text("x")}, ("input_ids",), '{"max_token": 5}')
+    responses = load("preprocessing").execute([good, bad, unknown])
+    assert responses[0].values()["num_tiles"].tolist() == [0]
+    assert responses[1].error().message().startswith("text_input is missing")
+    assert "did you mean max_tokens" in responses[2].error().message()
+    assert responses[2].error().code() == 0
+
+
+def test_preprocessing_hands_a_refusal_to_those_who_ask_for_it(load, request_of):
+    (response,) = load("preprocessing").execute([request_of({}, ("input_ids", "refusal"))])
+    assert not response.has_error()
+    assert response.values()["refusal"][0].startswith(b"text_input is missing")
+
+
+def test_a_fault_of_ours_is_logged_and_not_told(load, request_of, caplog):
+    (response,) = load("postprocessing").execute([request_of({"nonsense": np.zeros(1)})])
+    assert response.error().message() == "the server failed on this request; its log says why"
+    assert "a request failed" in caplog.text
+
+
+def test_postprocessing_gives_text(load, request_of, tokenizer):
+    ids = tokenizer.encode_text("Hello")
+    tensors = {"output_ids": np.array([[ids]], np.int32), "sequence_length": np.array([[len(ids)]], np.int32)}
+    (response,) = load("postprocessing").execute([request_of(tensors)])
+    assert response.values()["text_output"].tolist() == [[b"Hello"]]
+    assert response.values()["num_output_tokens"].tolist() == [[len(ids)]]
+
+
+class Runner:
+    """A vision engine."""
+
+    def __init__(self, directory, *, threads):
+        assert directory.parts[-2:] == ("vision", "cpu")
+
+    def encode(self, tiles):
+        if (tiles == 13).any():
+            raise RuntimeError("bad")
+        return np.ones((len(tiles), 16, 8), np.float32)
+
+
+def test_vision_encoder_batches_and_isolates(load, request_of):
+    tiles = [np.full((count, 2, 2, 3), value, np.uint8) for count, value in ((1, 1), (2, 13), (3, 3))]
+    responses = load("vision_encoder", VisionRunner=Runner).execute([request_of({"tiles": one}) for one in tiles])
+    assert responses[0].values()["prompt_table"].shape == (1, 16, 8)
+    assert responses[1].has_error()
+    assert responses[2].values()["prompt_table"].shape == (3, 16, 8)
+
+
+class Engine:
+    """A decoder engine that answers two tokens."""
+
+    heartbeat = 0.0
+
+    @classmethod
+    def load(cls, directory, *, threads):
+        cls.heartbeat = time.monotonic()
+        return cls()
+
+    def submit(self, request, sink):
+        from nvlm_trt.decoder.request import TokenEvent
+
+        sink(TokenEvent(request.request_id, 4))
+        sink(TokenEvent(request.request_id, 5, "length"))
+
+    def close(self):
+        """Nothing to end."""
+
+
+def test_tensorrt_llm_answers_through_the_sender(load, request_of):
+    request = request_of(
+        {
+            "input_ids": np.array([[1, 2]], np.int32),
+            "input_lengths": np.array([2], np.int32),
+            "request_output_len": np.array([2], np.int32),
+        }
+    )
+    bad = request_of({})
+    model = load("tensorrt_llm", DecoderEngine=Engine)
+    model.execute([request, bad])
+    wait(lambda: request.sender.final and bad.sender.final)
+    (response, _), *_ = request.sender.sent
+    assert response.values()["output_ids"].tolist() == [[[4, 5]]]
+    assert response.values()["sequence_length"].tolist() == [[2]]
+    assert bad.sender.sent[0][0].error().message() == "input_ids is missing"
+
+
+class Decoder:
+    """The orchestrator's decoder: gives these tokens, then waits or ends."""
+
+    tokens: tuple[int, ...] = ()
+    endless = False
+    stopped = False
+
+    def start(self, inputs):
+        self.inputs = inputs
+        return self
+
+    async def __aiter__(self):
+        for token in self.tokens:
+            yield [token]
+        while self.endless:
+            await asyncio.sleep(0.01)
+
+    async def stop(self):
+        type(self).stopped = True
+
+    async def close(self):
+        """Nothing to close."""
+
+
+@pytest.fixture
+def nvlm(load, backend, response_of, tokenizer):
+    """The orchestrator over composing models that answer."""
+    backend.answers["preprocessing"] = lambda inputs, wanted: response_of(
+        num_tiles=np.array([1 if "image_bytes" in inputs else 0], np.int32),
+        tiles=np.zeros((1, 2, 2, 3), np.uint8),
+        input_lengths=np.array([[3]], np.int32),
+        request_output_len=np.array([[50]], np.int32),
+    )
+    backend.answers["vision_encoder"] = lambda inputs, wanted: response_of(prompt_table=np.ones((1, 4, 8), np.float32))
+    kind = type("ThisDecoder", (Decoder,), {"tokens": tuple(tokenizer.encode_text("Hello there"))})
+    model = load("nvlm", DecodeClient=kind)
+    model.kind = kind
+    return model
+
+
+def texts_of(sender):
+    return [response.values()["text_output"][0].decode() for response, _ in sender.sent]
+
+
+def test_nvlm_answers_whole_and_in_pieces(nvlm, request_of, text):
+    whole = request_of({"text_input": text("x")})
+    pieces = request_of({"text_input": text("x"), "image_bytes": text("f"), "stream": np.array([True])})
+    nvlm.execute([whole, pieces])
+    wait(lambda: whole.sender.final and pieces.sender.final)
+    assert texts_of(whole.sender) == ["Hello there"]
+    assert "".join(texts_of(pieces.sender)) == "Hello there"
+    assert len(pieces.sender.sent) > 1
+    assert whole.sender.sent[0][0].values()["finish_reason"].tolist() == [b"stop"]
+
+
+def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backend, request_of, response_of, text):
+    unknown = request_of({"text_input": text("x")}, text_parameters='{"temprature": 1}')
+    nvlm.execute([unknown])
+    wait(lambda: unknown.sender.final)
+    assert "did you mean temperature" in unknown.sender.sent[0][0].error().message()
+    backend.answers["preprocessing"] = lambda inputs, wanted: response_of(refusal=text("no such image"))
+    refused = request_of({"text_input": text("x")})
+    nvlm.execute([refused])
+    wait(lambda: refused.sender.final)
+    error = refused.sender.sent[0][0].error()
+    assert (error.message(), error.code()) == ("no such image", backend.TritonError.INVALID_ARG)
+
+
+def test_nvlm_hides_what_a_broken_model_says(nvlm, backend, request_of, failed_response, text, caplog):
+    backend.answers["preprocessing"] = lambda inputs, wanted: failed_response
+    request = request_of({"text_input": text("x")})
+    nvlm.execute([request])
+    wait(lambda: request.sender.final)
+    error = request.sender.sent[0][0].error()
+    assert error.message() == "the model preprocessing failed; the server's log says why"
+    assert error.code() == backend.TritonError.INTERNAL
+
+
+def test_nvlm_gives_up_with_its_client(nvlm, request_of, text):
+    nvlm.kind.endless = True
+    request = request_of({"text_input": text("x"), "stream": np.array([True])})
+    nvlm.execute([request])
+    wait(lambda: len(request.sender.sent) > 0)
+    request.sender.cancelled = True
+    wait(lambda: request.sender.final and nvlm.kind.stopped and not nvlm.tasks)
+
+
+def test_nvlm_refuses_more_than_it_can_hold(nvlm, request_of, text):
+    nvlm.kind.endless = True
+    nvlm.spec = type("Small", (), {"max_requests": 1})()
+    first, second = (request_of({"text_input": text("x")}) for _ in range(2))
+    nvlm.execute([first, second])
+    wait(lambda: second.sender.final)
+    assert second.sender.sent[0][0].error().message() == "the server is busy; try again later"
+    assert not first.sender.final
+    first.sender.cancelled = True
+    wait(lambda: first.sender.final)

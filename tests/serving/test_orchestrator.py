@@ -1,0 +1,163 @@
+"""One request over the composing models: pieces, stop texts, reasons, and who is asked at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import numpy as np
+import pytest
+
+from nvlm_trt.decoder.stopping import answer_text
+from nvlm_trt.errors import RequestError
+from nvlm_trt.serving.orchestrator import Orchestrator
+
+TEXT = "Ein Bär 🐻 und ein 漢字, das ist alles."
+
+
+class FakeDecoding:
+    """Gives tokens in groups."""
+
+    def __init__(self, groups: list[list[int]]) -> None:
+        self.groups = groups
+        self.given = 0
+        self.stopped = False
+
+    async def __aiter__(self) -> AsyncIterator[list[int]]:
+        for group in self.groups:
+            self.given += 1
+            yield group
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+class FakeBackends:
+    """Composing models that note what they were asked."""
+
+    def __init__(self, groups: list[list[int]], *, tiles: int = 0, limit: int = 100) -> None:
+        self.decoding = FakeDecoding(groups)
+        self.tiles, self.limit = tiles, limit
+        self.encoded: np.ndarray | None = None
+        self.inputs: Mapping[str, np.ndarray] = {}
+        self.with_tiles = False
+
+    async def preprocess(self, tensors: Mapping[str, np.ndarray], *, with_tiles: bool) -> dict[str, np.ndarray]:
+        assert "stop_words" not in tensors
+        self.with_tiles = with_tiles
+        return {
+            "num_tiles": np.array([self.tiles], np.int32),
+            "tiles": np.zeros((max(self.tiles, 1), 2, 2, 3), np.uint8),
+            "input_ids": np.array([[1, 2, 3]], np.int32),
+            "input_lengths": np.array([[3]], np.int32),
+            "request_output_len": np.array([[self.limit]], np.int32),
+            "streaming": np.array([[False]]),
+        }
+
+    async def encode(self, tiles: np.ndarray) -> np.ndarray:
+        self.encoded = tiles
+        return np.ones((len(tiles), 4, 8), np.float32)
+
+    def decode(self, inputs: Mapping[str, np.ndarray]) -> FakeDecoding:
+        self.inputs = inputs
+        return self.decoding
+
+
+def ask(backends, tokenizer, **tensors):
+    async def run():
+        return [piece async for piece in Orchestrator(backends, tokenizer).answer(tensors)]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def ids(tokenizer) -> list[int]:
+    return tokenizer.encode_text(TEXT)
+
+
+def one_by_one(ids: list[int]) -> list[list[int]]:
+    return [[index] for index in ids]
+
+
+def test_without_stream_there_is_one_response(tokenizer, ids, text):
+    pieces = ask(FakeBackends([ids]), tokenizer, text_input=text("x"))
+    assert [(piece.text, piece.reason) for piece in pieces] == [(TEXT, "stop")]
+    assert (pieces[0].num_input_tokens, pieces[0].num_output_tokens) == (3, len(ids))
+
+
+def test_streamed_pieces_join_to_the_whole_with_whole_characters(tokenizer, ids, text):
+    pieces = ask(FakeBackends(one_by_one(ids)), tokenizer, text_input=text("x"), stream=np.array([True]))
+    assert "".join(piece.text for piece in pieces) == TEXT
+    assert len(pieces) > 5
+    assert all("\ufffd" not in piece.text for piece in pieces)
+    assert [piece.reason for piece in pieces] == [""] * (len(pieces) - 1) + ["stop"]
+
+
+def test_the_decoder_streams_only_where_that_is_needed(tokenizer, ids, text):
+    for tensors, streaming in (({}, False), ({"stream": np.array([True])}, True), ({"stop_words": text("q")}, True)):
+        backends = FakeBackends([ids])
+        ask(backends, tokenizer, text_input=text("x"), **tensors)
+        assert backends.inputs["streaming"].item() is streaming
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_text_ends_the_decoding_early(tokenizer, ids, text, stream):
+    backends = FakeBackends(one_by_one(ids))
+    fields = {"text_input": text("x"), "stop_words": text("und", "nie"), "stream": np.array([stream])}
+    pieces = ask(backends, tokenizer, **fields)
+    assert "".join(piece.text for piece in pieces) == "Ein Bär 🐻"
+    assert pieces[-1].reason == "stop"
+    assert backends.decoding.given < len(ids)
+    assert backends.decoding.stopped
+
+
+def test_an_answer_of_the_whole_length_says_so(tokenizer, ids, text):
+    pieces = ask(FakeBackends([ids], limit=len(ids)), tokenizer, text_input=text("x"))
+    assert pieces[-1].reason == "length"
+
+
+def test_the_end_token_of_the_cpp_backend_is_no_part_of_the_answer(tokenizer, ids, text):
+    with_end = [*ids, tokenizer.eos_id]
+    pieces = ask(FakeBackends([with_end], limit=len(with_end)), tokenizer, text_input=text("x"))
+    assert (pieces[-1].text, pieces[-1].reason, pieces[-1].num_output_tokens) == (TEXT, "stop", len(ids))
+
+
+def test_an_answer_cut_inside_a_character_shows_the_replacement(tokenizer, text):
+    ids = tokenizer.encode_text("🐻")[:-1]
+    pieces = ask(FakeBackends([ids]), tokenizer, text_input=text("x"), stream=np.array([True]))
+    assert "".join(piece.text for piece in pieces) == answer_text(tokenizer, ids)
+
+
+def test_no_image_no_vision(tokenizer, ids, text):
+    backends = FakeBackends([ids])
+    ask(backends, tokenizer, text_input=text("x"))
+    assert not backends.with_tiles
+    assert backends.encoded is None
+    assert "prompt_embedding_table" not in backends.inputs
+
+
+def test_tiles_become_one_table_for_the_decoder(tokenizer, ids, text):
+    backends = FakeBackends([ids], tiles=3)
+    ask(backends, tokenizer, text_input=text("x"), image_bytes=text("file"))
+    assert backends.with_tiles
+    assert backends.inputs["prompt_embedding_table"].shape == (1, 12, 8)
+    assert not {"tiles", "num_tiles"} & set(backends.inputs)
+
+
+def test_bad_stop_words_are_refused_before_anything_is_asked(tokenizer, text):
+    backends = FakeBackends([])
+    with pytest.raises(RequestError):
+        ask(backends, tokenizer, text_input=text("x"), stop_words=text(""))
+    assert not backends.inputs
+
+
+def test_leaving_early_ends_the_decoding(tokenizer, ids, text):
+    backends = FakeBackends(one_by_one(ids))
+
+    async def run() -> None:
+        answer = Orchestrator(backends, tokenizer).answer({"text_input": text("x"), "stream": np.array([True])})
+        await anext(answer)
+        await answer.aclose()
+
+    asyncio.run(run())
+    assert backends.decoding.stopped

@@ -1,0 +1,107 @@
+"""From a request to tiles, ids and the decoder's sampling values."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvlm_trt.errors import ImageRejected, PromptError
+from nvlm_trt.model.prompt import build_prompt
+from nvlm_trt.serving.config import DECODER_FROM_PREPROCESSING, configs
+from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor, image_digest
+
+ALL = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [TILES, NUM_TILES]
+
+
+@pytest.fixture
+def preprocessor(spec, tokenizer):
+    return Preprocessor(spec, tokenizer)
+
+
+def png(color: str, size: tuple[int, int] = (224, 112)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_outputs_have_the_types_and_shapes_of_the_configuration(preprocessor, spec, text):
+    outputs = preprocessor.run({"text_input": text("What?"), "image_bytes": text(png("red"))}, ALL)
+    declared = {tensor.name: tensor for tensor in configs(spec)["preprocessing"].output}
+    assert set(outputs) == set(ALL)
+    for name, values in outputs.items():
+        dims = list(declared[name].dims)
+        assert len(dims) == values.ndim
+        assert all(want in (-1, seen) for want, seen in zip(dims, values.shape, strict=True))
+
+
+def test_ids_are_those_of_the_prompt(preprocessor, spec, tokenizer, text):
+    outputs = preprocessor.run({"text_input": text("What?"), "image_bytes": text(png("red"), png("blue"))}, ALL)
+    prompt = build_prompt(tokenizer, 16, "What?", tiles=(3, 3))
+    assert outputs[NUM_TILES].tolist() == [6]
+    assert outputs[TILES].shape == (6, 112, 112, 3)
+    assert outputs["input_ids"][0].tolist() == prompt.decoder_ids(spec.vocab_size).tolist()
+    assert outputs["input_lengths"].item() == len(prompt.input_ids)
+
+
+def test_extra_ids_tell_the_images_apart_and_are_0_at_text(preprocessor, spec, text):
+    outputs = preprocessor.run({"text_input": text("What?"), "image_bytes": text(png("red"), png("blue"))}, ALL)
+    visual = outputs["input_ids"][0] >= spec.vocab_size
+    extra = outputs["prompt_table_extra_ids"][0]
+    assert not extra[~visual].any()
+    first, second = extra[visual][:48], extra[visual][48:]
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 1
+    assert 0 != first[0] != second[0] != 0
+
+
+def test_tiles_are_made_only_where_they_are_wanted(preprocessor, text):
+    assert TILES not in preprocessor.run({"text_input": text("x")}, [NUM_TILES, "input_ids"])
+
+
+def test_without_an_image_the_ensemble_gets_a_tile_that_nothing_refers_to(preprocessor, spec, text):
+    outputs = preprocessor.run({"text_input": text("x")}, ALL)
+    assert outputs[NUM_TILES].tolist() == [0]
+    assert outputs[TILES].shape == (1, 112, 112, 3)
+    assert (outputs["input_ids"] < spec.vocab_size).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (1, 1, 1)),
+        ({"temperature": 0.0, "top_k": 5}, (1, 1, 1)),
+        ({"temperature": 0.5}, (0.5, 0, 1)),
+        ({"temperature": 0.5, "top_k": 5, "top_p": 0.25}, (0.5, 5, 0.25)),
+        ({"top_k": 5}, (1, 5, 1)),
+    ],
+)
+def test_sampling_is_put_as_tensorrt_llm_reads_it(preprocessor, text, fields, expected):
+    tensors = {name: np.array([value]) for name, value in fields.items()}
+    outputs = preprocessor.run({"text_input": text("x"), **tensors}, ALL)
+    seen = tuple(outputs[name].item() for name in ("temperature", "runtime_top_k", "runtime_top_p"))
+    assert seen == expected
+
+
+def test_a_prompt_beyond_the_engine_is_refused_with_its_length(preprocessor, text):
+    with pytest.raises(PromptError, match="expected: at most 300"):
+        preprocessor.run({"text_input": text("word " * 400)}, ALL)
+
+
+def test_a_bad_image_is_named_by_its_place(preprocessor, text):
+    with pytest.raises(ImageRejected, match="image 2 of 2"):
+        preprocessor.run({"text_input": text("x"), "image_bytes": text(png("red"), "nothing")}, ALL)
+
+
+def test_max_tiles_of_the_request_is_kept(preprocessor, text):
+    tensors = {"text_input": text("x"), "image_bytes": text(png("red")), "max_tiles": np.array([1])}
+    assert preprocessor.run(tensors, ALL)[NUM_TILES].tolist() == [1]
+
+
+def test_digests_depend_on_every_pixel_and_are_never_0():
+    tiles = np.zeros((1, 4, 4, 3), np.uint8)
+    other = tiles.copy()
+    other[0, 3, 3, 2] = 1
+    assert 0 < image_digest(tiles) < 2**63
+    assert image_digest(tiles) != image_digest(other)

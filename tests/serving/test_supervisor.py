@@ -1,0 +1,223 @@
+"""Watching a server: what is announced, what is replaced, and when it is given up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nvlm_trt.errors import BusyError, EngineError, ServerError
+from nvlm_trt.serving import environment, heartbeat, runtime, shm
+from nvlm_trt.serving.environment import Triton
+from nvlm_trt.serving.ports import Ports
+from nvlm_trt.serving.selftest import echo_works, is_ready
+from nvlm_trt.serving.supervisor import Patience, Supervisor
+
+QUICK = Patience(max_failures=2, first_pause=0.01)
+
+
+class FakeProcess:
+    """A server that behaves as told: "well", "fails" (some time after it was ready) or "never" (ready)."""
+
+    def __init__(self, behaviour: str) -> None:
+        self.behaviour = behaviour
+        self.ended: str | None = None
+
+    def wait_ready(self, stop: threading.Event) -> None:
+        if self.behaviour == "never":
+            raise ServerError("it did not start")
+
+    def fault(self) -> str | None:
+        return "a model process ended" if self.behaviour == "fails" else None
+
+    def stop(self) -> None:
+        self.ended = "stopped"
+
+    def kill(self) -> None:
+        self.ended = "killed"
+
+
+class Run:
+    """A supervisor over servers of these behaviours, in a thread."""
+
+    def __init__(self, *behaviours: str) -> None:
+        self.waiting = [FakeProcess(behaviour) for behaviour in behaviours]
+        self.started: list[FakeProcess] = []
+        self.events: list[str] = []
+        self.error: ServerError | None = None
+        self.supervisor = Supervisor(self.launch, lambda event: self.events.append(event.kind), QUICK)
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def launch(self) -> FakeProcess:
+        self.started.append(self.waiting.pop(0))
+        return self.started[-1]
+
+    def run(self) -> None:
+        try:
+            self.supervisor.run()
+        except ServerError as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.supervisor.stop()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+
+
+def test_a_server_is_announced_and_stopped():
+    run = Run("well")
+    assert run.supervisor.ready.wait(5)
+    run.end()
+    assert run.events == ["ready", "stopped"]
+    assert run.started[0].ended == "stopped"
+    assert not run.supervisor.ready.is_set()
+
+
+def test_a_server_that_fails_is_killed_and_replaced():
+    run = Run("fails", "well")
+    while len(run.started) < 2 or not run.supervisor.ready.is_set():
+        time.sleep(0.01)
+    run.end()
+    assert run.events == ["ready", "lost", "ready", "stopped"]
+    assert run.started[0].ended == "killed"
+    assert run.supervisor.starts == 2
+
+
+def test_a_first_server_that_does_not_start_is_not_tried_again():
+    run = Run("never", "well")
+    run.thread.join(5)
+    assert str(run.error) == "it did not start"
+    assert len(run.started) == 1
+
+
+def test_a_replacement_that_does_not_start_is_tried_again():
+    run = Run("fails", "never", "well")
+    while len(run.started) < 3 or not run.supervisor.ready.is_set():
+        time.sleep(0.01)
+    run.end()
+    assert run.events == ["ready", "lost", "lost", "ready", "stopped"]
+
+
+def test_a_server_that_cannot_be_kept_alive_is_given_up():
+    run = Run("fails", "never", "never", "well")
+    run.thread.join(5)
+    assert run.error is not None
+    assert "could not be kept alive" in str(run.error)
+    assert run.events == ["ready", "lost", "lost", "lost"]
+
+
+def test_a_launch_that_the_system_refuses_is_a_failure():
+    def launch() -> FakeProcess:
+        raise OSError("no memory")
+
+    with pytest.raises(ServerError, match="no memory"):
+        Supervisor(launch, lambda event: None, QUICK).run()
+
+
+def test_free_ports_are_found_and_differ():
+    ports = Ports(0, 0, 0).claimed("127.0.0.1")
+    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+    assert 0 not in (ports.http, ports.grpc, ports.metrics)
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BusyError, match=f"127.0.0.1:{port}"):
+            Ports(0, port, 0).claimed("127.0.0.1")
+
+
+def test_two_services_cannot_share_a_port():
+    with pytest.raises(BusyError, match="share a port"):
+        Ports(18555, 18555, 0).claimed("127.0.0.1")
+
+
+def test_a_process_beats_while_it_is_well(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.HEARTBEAT_DIR, str(tmp_path))
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.01)
+    well = threading.Event()
+    well.set()
+    beating = heartbeat.Heartbeat("decoder", healthy=well.is_set, active=lambda: 3)
+    deadline = time.monotonic() + 5
+    while not heartbeat.read_beats(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (beat,) = heartbeat.read_beats(tmp_path)
+    assert (beat.model, beat.active) == ("decoder", 3)
+    assert abs(beat.at - time.monotonic()) < 2
+    well.clear()
+    time.sleep(0.05)
+    last = heartbeat.read_beats(tmp_path)
+    time.sleep(0.1)
+    assert heartbeat.read_beats(tmp_path) == last
+    beating.stop()
+
+
+def test_without_a_supervisor_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv(heartbeat.HEARTBEAT_DIR, raising=False)
+    monkeypatch.chdir(tmp_path)
+    heartbeat.Heartbeat("decoder").stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_heartbeat_ends_with_its_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.HEARTBEAT_DIR, str(tmp_path / "gone"))
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.01)
+    beating = heartbeat.Heartbeat("decoder")
+    deadline = time.monotonic() + 5
+    while not beating._stopped.is_set() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert beating._stopped.is_set()
+
+
+def test_regions_of_the_dead_are_removed_and_others_are_left(tmp_path):
+    mine, dead = shm.new_prefix(), "nvlm_trt_999999999_1_0_"
+    reused = f"nvlm_trt_{mine.split('_')[2]}_1_0_"
+    for name in (f"{mine}a", f"{dead}a", f"{reused}a", "somebody_else"):
+        (tmp_path / name).touch()
+    assert shm.remove_stale_regions(tmp_path) == 2
+    assert {file.name for file in tmp_path.iterdir()} == {f"{mine}a", "somebody_else"}
+    assert shm.remove_regions(mine, tmp_path) == 1
+    assert shm.remove_stale_regions(tmp_path / "absent") == 0
+
+
+def test_runtime_directories_of_the_dead_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    mine = runtime.new_runtime_dir()
+    dead = tmp_path / f"{runtime.PREFIX}999999999-x"
+    dead.mkdir()
+    assert runtime.remove_stale_runtime_dirs() == 1
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_the_server_gets_this_environment_first(monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/elsewhere")
+    made = Triton.find().environment({"X": "1"})
+    assert made["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+    assert "nvidia_pytriton.libs" in made["LD_LIBRARY_PATH"]
+    assert "PYTHONHOME" not in made
+    assert made["X"] == "1"
+
+
+def test_numpy_2_is_refused_before_the_server_starts(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.4.6")
+    with pytest.raises(EngineError, match="numpy 2 corrupts"):
+        Triton.find()
+
+
+def test_a_missing_server_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="pip install"):
+        Triton.find()
+
+
+def test_nobody_there_is_not_ready():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert not is_ready(f"127.0.0.1:{port}")
+    assert not echo_works(f"127.0.0.1:{port}")
