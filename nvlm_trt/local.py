@@ -270,6 +270,8 @@ class LocalEngine:
             history=history,
             system=system,
         )
+        longest = self.decoder.config.max_seq_len - 1
+        prompt.check_length(min(self.recipe.max_input_len, longest))
         cut_at = time.perf_counter()
         table = self.vision.encode(np.concatenate(tiles)).reshape(-1, self.vision.hidden_size) if tiles else None
         ids = prompt.decoder_ids(self.decoder.config.vocab_size)

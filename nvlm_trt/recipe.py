@@ -59,6 +59,14 @@ class BuildRecipe(BaseModel):
     verify_prompts: Annotated[int, Field(ge=1, le=64)] = 3
     verify_tokens: Annotated[int, Field(ge=1, le=1024)] = 32
 
+    def max_seq_len(self, positions: int) -> int:
+        """Tokens of prompt and answer together in the engine: what is asked for, at most the model's positions.
+
+        Args:
+            positions: `max_position_embeddings` of the checkpoint.
+        """
+        return min(self.max_input_len + self.max_output_len, positions)
+
     @model_validator(mode="after")
     def _check_target(self) -> Self:
         if self.target == "cpu":

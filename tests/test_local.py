@@ -171,7 +171,7 @@ def test_what_cannot_be_answered_is_refused_with_one_sentence(local, photographs
         local.generate("?", images=[b"no image"])
     with pytest.raises(ImageRejected, match="too long"):
         local.generate("?", images=[png(photographs["coffee"], (4001, 4))])
-    with pytest.raises(RequestError, match="longer than the engine"):
+    with pytest.raises(PromptError, match="longer than the engine"):
         local.generate("word " * 2000)
 
 

@@ -65,6 +65,23 @@ class Prompt:
         ids[list(self.visual_positions)] = vocab_size + np.arange(self.num_visual_tokens, dtype=np.int32)
         return ids
 
+    def check_length(self, limit: int) -> None:
+        """Refuse a prompt that an engine cannot take.
+
+        Args:
+            limit: The engine's `max_input_len`.
+
+        Raises:
+            PromptError: with the count and the limit.
+        """
+        if len(self.input_ids) > limit:
+            raise PromptError(
+                "the prompt is longer than the engine",
+                seen=f"{len(self.input_ids)} tokens, {self.num_visual_tokens} of them visual",
+                expected=f"at most {limit}",
+                fix="shorten the text, send fewer images, or lower max_tiles",
+            )
+
 
 def build_prompt(
     tokenizer: NvlmTokenizer,

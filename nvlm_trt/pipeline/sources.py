@@ -34,9 +34,8 @@ class Sources:
 
     @property
     def max_seq_len(self) -> int:
-        """Tokens of prompt and answer together: what the recipe asks for, at most the positions of the model."""
-        asked = self.recipe.max_input_len + self.recipe.max_output_len
-        return min(asked, self.checkpoint.config.decoder.max_position_embeddings)
+        """Tokens of prompt and answer together."""
+        return self.recipe.max_seq_len(self.checkpoint.config.decoder.max_position_embeddings)
 
     @property
     def max_table_rows(self) -> int:

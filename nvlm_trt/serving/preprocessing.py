@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nvlm_trt.decoder.request import SamplingParams
-from nvlm_trt.errors import ImageRejected, PromptError
+from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import cut_tiles, plan_grid
@@ -74,19 +74,17 @@ class Preprocessor:
             history=conversation.history,
             system=conversation.system,
         )
+        prompt.check_length(self._spec.max_input_len)
         ids = prompt.decoder_ids(self._spec.vocab_size)
-        if ids.size > self._spec.max_input_len:
-            raise PromptError(
-                "the prompt is longer than the engine",
-                seen=f"{ids.size} tokens, {prompt.num_visual_tokens} of them visual",
-                expected=f"at most {self._spec.max_input_len}",
-                fix="shorten the text, send fewer images, or lower max_tiles",
-            )
+        sampling = question.sampling
+        if "max_tokens" not in tensors:
+            room = self._spec.max_seq_len - ids.size
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         outputs: dict[str, Array] = {
             "input_ids": ids[np.newaxis],
             "prompt_table_extra_ids": self._extra_ids(ids, images)[np.newaxis],
             NUM_TILES: np.array([len(images.tiles)], np.int32),
-            **self._scalars(question, ids.size, prompt.num_visual_tokens),
+            **self._scalars(sampling, question.stream, ids.size, prompt.num_visual_tokens),
         }
         if TILES in wanted:
             side = self._spec.tile_size
@@ -119,8 +117,7 @@ class Preprocessor:
         extra[ids >= self._spec.vocab_size] = np.repeat(np.array(images.digests, np.uint64), repeats)
         return extra
 
-    def _scalars(self, question: Question, length: int, rows: int) -> dict[str, Array]:
-        sampling = question.sampling
+    def _scalars(self, sampling: SamplingParams, stream: bool, length: int, rows: int) -> dict[str, Array]:
         end = self._tokenizer.eos_id
         values: dict[str, np.generic] = {
             "input_lengths": np.int32(length),
@@ -130,7 +127,7 @@ class Preprocessor:
             "min_tokens": np.int32(sampling.min_tokens),
             "repetition_penalty": np.float32(sampling.repetition_penalty),
             "seed": np.uint64(sampling.seed),
-            "streaming": np.bool_(question.stream),
+            "streaming": np.bool_(stream),
             "prompt_vocab_size": np.int32(max(rows, 1)),
             **_choice(sampling),
         }

@@ -34,6 +34,7 @@ class ServingSpec:
         max_batch_size: Requests the decoder works on at once.
         max_tiles: Tiles an image is cut into at most, thumbnail not counted.
         max_images: Images of one request.
+        max_seq_len: Prompt and answer together at most.
         max_input_len: Prompt at most.
         max_output_len: Answer at most.
         exif_orientation: Whether images are turned upright unless the request says otherwise.
@@ -55,6 +56,7 @@ class ServingSpec:
     max_batch_size: int
     max_tiles: int
     max_images: int
+    max_seq_len: int
     max_input_len: int
     max_output_len: int
     exif_orientation: bool
@@ -95,6 +97,7 @@ class ServingSpec:
         """
         config = load_config(engine_dir)
         limits = recipe.image_limits
+        max_seq_len = recipe.max_seq_len(config.decoder.max_position_embeddings)
         table_dtype = "FP32" if recipe.target == "cpu" else TABLE_DTYPES.get(recipe.decoder_precision, "BF16")
         return cls(
             target=recipe.target,
@@ -107,7 +110,8 @@ class ServingSpec:
             max_batch_size=recipe.max_batch_size,
             max_tiles=recipe.max_tiles,
             max_images=recipe.max_images,
-            max_input_len=recipe.max_input_len,
+            max_seq_len=max_seq_len,
+            max_input_len=min(recipe.max_input_len, max_seq_len - 1),
             max_output_len=recipe.max_output_len,
             exif_orientation=recipe.exif_orientation,
             max_image_bytes=limits.max_bytes,

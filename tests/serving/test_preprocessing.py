@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from nvlm_trt.errors import ImageRejected, PromptError
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.serving.config import DECODER_FROM_PREPROCESSING, configs
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor, image_digest
+from nvlm_trt.serving.spec import ServingSpec
 
 ALL = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [TILES, NUM_TILES]
 
@@ -105,3 +108,19 @@ def test_digests_depend_on_every_pixel_and_are_never_0():
     other[0, 3, 3, 2] = 1
     assert 0 < image_digest(tiles) < 2**63
     assert image_digest(tiles) != image_digest(other)
+
+
+def test_an_answer_of_no_given_length_takes_the_room_that_the_prompt_leaves(spec, tokenizer, text):
+    short = {"text_input": text("x")}
+    roomy = Preprocessor(spec, tokenizer).run(short, ALL)
+    assert roomy["request_output_len"].item() == spec.max_output_len
+    tight_spec = replace(spec, max_seq_len=roomy["input_lengths"].item() + 7)
+    assert Preprocessor(tight_spec, tokenizer).run(short, ALL)["request_output_len"].item() == 7
+
+
+def test_a_checkpoint_of_few_positions_bounds_prompt_and_answer(engine_dir, recipe):
+    config = json.loads((engine_dir / "config.json").read_text())
+    config["llm_config"]["max_position_embeddings"] = 200
+    (engine_dir / "config.json").write_text(json.dumps(config))
+    spec = ServingSpec.of(engine_dir, recipe)
+    assert (spec.max_seq_len, spec.max_input_len) == (200, 199)
