@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ KINDS = 20
 
 
 def shared_memory() -> int:
-    return sum(file.stat().st_size for file in Path("/dev/shm").glob("nvlm_trt_*"))
+    """Bytes of the shared memory of this process's servers."""
+    return sum(file.stat().st_size for file in Path("/dev/shm").glob(f"nvlm_trt_{os.getpid()}_*"))
 
 
 def test_mixed_requests_at_once(server, jpeg):

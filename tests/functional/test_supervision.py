@@ -32,8 +32,9 @@ def stub_of(server: TritonServer, model: str) -> psutil.Process:
     raise AssertionError(f"no process of {model}")
 
 
-def regions() -> set[str]:
-    return {file.name for file in Path("/dev/shm").glob("nvlm_trt_*")}
+def regions(supervisor: int) -> set[str]:
+    """Shared memory of the servers that a process supervises."""
+    return {file.name for file in Path("/dev/shm").glob(f"nvlm_trt_{supervisor}_*")}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,9 @@ def first_event(process: subprocess.Popen[str]) -> dict[str, str]:
 
 
 def test_sigterm_ends_it_clean(serve):
-    before = regions()
     event = first_event(serve)
-    mine = regions() - before
     children = psutil.Process(serve.pid).children(recursive=True)
-    assert mine
+    assert regions(serve.pid)
     assert len(children) >= 8
     idle = socket.create_connection(tuple(event["http"].split(":")))  # such a connection must not hold it up
     with NvlmClient(event["grpc"]) as client:
@@ -117,20 +116,19 @@ def test_sigterm_ends_it_clean(serve):
         assert stream.answer.num_output_tokens == 200  # a request under way is finished
     assert serve.wait(30) == 0
     idle.close()
-    assert not regions() & mine
+    assert not regions(serve.pid)
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
 def test_a_killed_supervisor_leaves_no_server_and_the_next_one_removes_its_memory(serve, engine_dir):
-    before = regions()
     first_event(serve)
-    left = regions() - before
+    assert regions(serve.pid)
     children = psutil.Process(serve.pid).children(recursive=True)
     serve.kill()
     serve.wait(10)
     assert not psutil.wait_procs(children, timeout=10)[1]
     with TritonServer(engine_dir, ports=FREE):
-        assert not regions() & left
+        assert not regions(serve.pid)
 
 
 def test_a_port_in_use_is_a_clear_mistake(engine_dir):
