@@ -133,7 +133,7 @@ class LlmServer:
                 if self._outbox.empty():
                     self._flush()
                 self._poll()
-            except Exception:  # a client that went away must not end the thread that serves the others
+            except Exception:  # nor may one end the thread that serves the others
                 log.exception("sending failed")
 
     def _start(self, name: str, job: Job, request: LlmRequest) -> None:
@@ -180,10 +180,14 @@ class LlmServer:
 
     def _flush(self) -> None:
         """Send the tokens that streams have; under load several go together."""
-        for job in self._jobs.values():
-            if job.streaming and job.ids:
+        for name, job in self._jobs.items():
+            if job.streaming and job.ids and not job.cancelled:
                 ids, job.ids = job.ids, []
-                job.channel.send(ids, final=False)
+                try:
+                    job.channel.send(ids, final=False)
+                except Exception:  # a client that went away must not hold up the tokens of the others
+                    log.exception("sending failed")
+                    self._cancel(name, job)
 
 
 def padded(ids: list[int], pad: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], int]:

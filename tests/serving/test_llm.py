@@ -198,6 +198,7 @@ def test_a_broken_client_does_not_end_the_others(server, engine, caplog):
     engine.tokens("0", 1)
     engine.tokens("1", 2, reason="stop")
     assert well.ended.wait(5)
+    wait(lambda: engine.cancelled == ["0"])
     assert "sending failed" in caplog.text
 
 
