@@ -17,18 +17,47 @@ from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
 _Event = tuple[triton.InferResult | None, InferenceServerException | None]
 
 
+class Connections:
+    """Clients of tritonclient that are free: each can have one stream at a time, and opening one takes a while.
+
+    Args:
+        url: ``host:port`` of the server's gRPC.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._free: queue.SimpleQueue[triton.InferenceServerClient] = queue.SimpleQueue()
+
+    def take(self) -> triton.InferenceServerClient:
+        """A client without a stream."""
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            return triton.InferenceServerClient(self._url)
+
+    def give_back(self, client: triton.InferenceServerClient) -> None:
+        """Take a client back whose stream was stopped."""
+        self._free.put(client)
+
+    def close(self) -> None:
+        """Close the clients that are free."""
+        while not self._free.empty():
+            self._free.get().close()
+
+
 class AnswerStream:
     """An answer as it comes: iterate over its pieces, then read `answer`.
 
     A context manager; leaving it early, or `close`, cancels the request on the server.
     """
 
-    def __init__(self, url: str, inputs: list[triton.InferInput], idle_timeout: float) -> None:
+    def __init__(self, connections: Connections, inputs: list[triton.InferInput], idle_timeout: float) -> None:
         self._idle_timeout = idle_timeout
+        self._connections = connections
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._builder = AnswerBuilder()
         self._closed = False
-        self._client = triton.InferenceServerClient(url)  # one stream is all that a client of tritonclient can have
+        self._client = connections.take()
         try:
             self._client.start_stream(self._put, headers=STREAM_HEADERS)
             self._client.async_stream_infer(
@@ -54,7 +83,7 @@ class AnswerStream:
         if not self._closed:
             self._closed = True
             self._client.stop_stream(cancel_requests=True)
-            self._client.close()
+            self._connections.give_back(self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +135,7 @@ class NvlmClient:
     """
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
-        self._url = url
+        self._connections = Connections(url)
         self._idle_timeout = idle_timeout
 
     def generate(
@@ -147,7 +176,8 @@ class NvlmClient:
         return self._ask(prompt, images, history, system, options, stream=True)
 
     def close(self) -> None:
-        """Nothing is kept open between requests; here so that a client can be used as a context manager."""
+        """Close the connections; the client may still be used, with new ones."""
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -170,4 +200,4 @@ class NvlmClient:
         inputs = build_inputs(
             prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
         )
-        return AnswerStream(self._url, inputs, self._idle_timeout)
+        return AnswerStream(self._connections, inputs, self._idle_timeout)

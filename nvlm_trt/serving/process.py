@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -26,7 +27,8 @@ from nvlm_trt.serving.selftest import echo_works, is_ready
 from nvlm_trt.serving.shm import new_prefix, remove_regions
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,logging,trace"
-LOG_TAIL: Final = 4_000
+RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)
+"""How the Python backend logs what a model raised when it was loaded; newlines are spelt out there."""
 IDLE_SECONDS: Final = 1.0
 """A stopping server without requests for so long only waits for idle connections, and is ended."""
 
@@ -153,11 +155,7 @@ class TritonProcess:
             time.sleep(0.05)
 
     def _last_words(self) -> str:
-        """The log's last error lines, without the frame that Triton draws."""
-        text = self.log.read_bytes()[-LOG_TAIL:].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("+", "|"))]
-        errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
-        return " / ".join((errors or lines)[-3:])
+        return last_words(self.log.read_bytes().decode(errors="replace"))
 
     def _flags(self, backends: Path) -> list[str]:
         options = self._options
@@ -180,6 +178,16 @@ class TritonProcess:
             f"--metrics-address={options.host}",
             f"--metrics-port={options.ports.metrics}",
         ]
+
+
+def last_words(text: str) -> str:
+    """What a log says went wrong: what a model raised where one did, else the log's last error lines."""
+    raised = RAISED.findall(text)
+    if raised:
+        return str(raised[-1])
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("+", "|"))]
+    errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
+    return " / ".join((errors or lines)[-3:])
 
 
 def _group_of(process: psutil.Process) -> int | None:
