@@ -164,12 +164,25 @@ async def _pass_on(request: web.Request, answer: ClientResponse, *, stream: bool
     await response.prepare(request)
     try:
         async for chunk in answer.content.iter_any():
-            await response.write(chunk)
+            await _write(response, chunk)
+    except _ClientGoneError:
+        return response  # leaving closes the connection to tritonserver, which ends the decoding
     except ClientError:
         log.warning("a stream was lost with the server")
         await response.write(b"data: " + json.dumps({"error": GONE}).encode() + b"\n\n")
     await response.write_eof()
     return response
+
+
+class _ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+async def _write(response: web.StreamResponse, chunk: bytes) -> None:
+    try:
+        await response.write(chunk)
+    except ConnectionError:
+        raise _ClientGoneError from None
 
 
 def _refusal(status: int, sentence: str) -> web.Response:
