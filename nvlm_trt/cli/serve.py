@@ -30,8 +30,11 @@ def serve(
     from nvlm_trt.serving.supervisor import ServerEvent
 
     asked = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: asked.set())
+
+    def stop(*_: object) -> None:
+        asked.set()
+        if not server.is_ready:
+            server.ask_to_stop()
 
     def show(event: ServerEvent) -> None:
         where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
@@ -53,6 +56,8 @@ def serve(
         hang_timeout=hang_timeout,
         grace=grace,
     )
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
     with server:
         while not asked.wait(0.2) and not server.wait(0):
             continue

@@ -25,6 +25,7 @@ from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.ports import LOOPBACK, Ports
 from nvlm_trt.serving.selftest import echo_works, is_ready
 from nvlm_trt.serving.shm import new_prefix, remove_regions
+from nvlm_trt.serving.supervisor import CrashedError
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,logging,trace"
 RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)
@@ -68,7 +69,7 @@ class TritonProcess:
         self._options = options
         self._beats = runtime_dir / "heartbeats"
         self._prefix = new_prefix()
-        self._stubs: list[psutil.Process] = []
+        self._children: list[psutil.Process] = []  # one for each model instance, and the guard of launch.py
         self.log = runtime_dir / "server.log"
         backends = runtime_dir / "backends"
         self._beats.mkdir(parents=True)
@@ -96,23 +97,25 @@ class TritonProcess:
         url = f"{LOOPBACK}:{self._options.ports.http}"
         while not is_ready(url):
             if self._process.poll() is not None:
-                raise ServerError("tritonserver ended while starting", seen=self._last_words())
+                raise self._start_failure()
             if time.monotonic() > deadline:
-                raise ServerError("tritonserver was not ready in time", seen=self._last_words(), fix="see its log")
+                raise ServerError(
+                    "tritonserver was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
+                )
             if stop.wait(0.1):
                 return
         if not echo_works(url):
             raise ServerError("tensors do not cross the Python backend unharmed", fix="check that numpy is 1.26")
-        self._stubs = psutil.Process(self.pid).children()
+        self._children = psutil.Process(self.pid).children()
 
     def fault(self) -> str | None:
         """What is wrong with the running server, in a few words; None while it is well."""
         code = self._process.poll()
         if code is not None:
             return f"tritonserver ended with code {code}"
-        for stub in self._stubs:
-            if not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE:
-                return f"model process {stub.pid} ended"
+        for child in self._children:
+            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+                return f"model process {child.pid} ended"
         now = time.monotonic()
         for beat in read_beats(self._beats):
             if now - beat.at > self._options.hang_timeout:
@@ -132,15 +135,15 @@ class TritonProcess:
 
     def kill(self) -> None:
         """End the server and its model processes at once and remove what they left."""
-        for child in self._children():
+        for child in self._group():
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self._process.kill()
         self._process.wait()
-        psutil.wait_procs(self._stubs, timeout=5)
+        psutil.wait_procs(self._children, timeout=5)
         remove_regions(self._prefix)
 
-    def _children(self) -> list[psutil.Process]:
+    def _group(self) -> list[psutil.Process]:
         """Model processes, those included that have become orphans of the server's group."""
         group = self.pid
         return [process for process in psutil.process_iter() if process.pid != group and _group_of(process) == group]
@@ -153,6 +156,14 @@ class TritonProcess:
             if idle_since is not None and time.monotonic() - idle_since > IDLE_SECONDS:
                 return
             time.sleep(0.05)
+
+    def _start_failure(self) -> ServerError:
+        """What to say of a server that ended while it started; one that a signal ended may do better next time."""
+        code = self._process.returncode
+        if code < 0:
+            name = signal.Signals(-code).name
+            return CrashedError(f"tritonserver ended by {name} while starting", seen=self._last_words())
+        return ServerError("tritonserver ended while starting", seen=self._last_words(), fix=f"its log: {self.log}")
 
     def _last_words(self) -> str:
         return last_words(self.log.read_bytes().decode(errors="replace"))

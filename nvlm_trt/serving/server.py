@@ -137,6 +137,10 @@ class TritonServer:
         if self._error is not None:
             raise self._error
 
+    def ask_to_stop(self) -> None:
+        """Begin to stop without waiting, so that `start` returns. For signal handlers; then `stop`."""
+        self._supervisor.stop()
+
     def stop(self) -> None:
         """Stop the server: requests under way have the grace period to finish. May be called twice."""
         if self._gateway is not None:
@@ -144,7 +148,7 @@ class TritonServer:
         self._supervisor.stop()
         if self._thread.ident is not None:
             self._thread.join()
-        if self._runtime is not None:
+        if self._runtime is not None and self._error is None:  # a log that says why is kept
             shutil.rmtree(self._runtime, ignore_errors=True)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -160,6 +164,11 @@ class TritonServer:
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server answers now."""
+        return self._supervisor.ready.is_set()
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait until the server answers, after a replacement too; False if it does not in `timeout` seconds."""

@@ -32,6 +32,10 @@ class ServerEvent:
     detail: str = ""
 
 
+class CrashedError(ServerError):
+    """A server that crashed while it started: not its configuration's fault, so it is tried again."""
+
+
 class Process(Protocol):
     """One run of the server."""
 
@@ -122,6 +126,8 @@ class Supervisor:
         try:
             process.wait_ready(self._stop)
             return self._watch(process)
+        except CrashedError as error:
+            return _Fault(str(error), at_start=False)
         except ServerError as error:
             return _Fault(str(error), at_start=True)
         finally:

@@ -131,6 +131,32 @@ def test_a_killed_supervisor_leaves_no_server_and_the_next_one_removes_its_memor
         assert not regions(serve.pid)
 
 
+def test_sigterm_while_starting_ends_it_clean(serve):
+    children = starting(serve)
+    serve.send_signal(signal.SIGTERM)
+    assert serve.wait(30) == 0
+    assert not regions(serve.pid)
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_a_supervisor_killed_while_starting_leaves_no_process(serve):
+    children = starting(serve)
+    serve.kill()
+    serve.wait(10)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def starting(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The server's processes in the middle of its start, when its first model processes are there."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+        if len(children) > 3:
+            return children
+        time.sleep(0.02)
+    raise AssertionError("no model process came up")
+
+
 def test_a_port_in_use_is_a_clear_mistake(engine_dir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

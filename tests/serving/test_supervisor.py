@@ -17,13 +17,13 @@ from nvlm_trt.serving.environment import Triton
 from nvlm_trt.serving.ports import Ports
 from nvlm_trt.serving.process import last_words
 from nvlm_trt.serving.selftest import echo_works, is_ready
-from nvlm_trt.serving.supervisor import Patience, Supervisor
+from nvlm_trt.serving.supervisor import CrashedError, Patience, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
 
 
 class FakeProcess:
-    """A server that behaves as told: "well", "fails" (some time after it was ready) or "never" (ready)."""
+    """A server that is "well", "never" ready, "crashes" while it starts, or "fails" some time after it was ready."""
 
     def __init__(self, behaviour: str) -> None:
         self.behaviour = behaviour
@@ -32,6 +32,8 @@ class FakeProcess:
     def wait_ready(self, stop: threading.Event) -> None:
         if self.behaviour == "never":
             raise ServerError("it did not start")
+        if self.behaviour == "crashes":
+            raise CrashedError("it crashed")
 
     def fault(self) -> str | None:
         return "a model process ended" if self.behaviour == "fails" else None
@@ -95,6 +97,13 @@ def test_a_first_server_that_does_not_start_is_not_tried_again():
     run.thread.join(5)
     assert str(run.error) == "it did not start"
     assert len(run.started) == 1
+
+
+def test_a_first_server_that_crashes_while_starting_is_tried_again():
+    run = Run("crashes", "well")
+    assert run.supervisor.ready.wait(5)
+    run.end()
+    assert run.events == ["lost", "ready", "stopped"]
 
 
 def test_a_replacement_that_does_not_start_is_tried_again():
