@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 SHARED_MEMORY: Final = Path("/dev/shm")
 _NAME: Final = re.compile(r"nvlm_trt_(\d+)_(\d+)_\d+_")
 _numbers = itertools.count()
@@ -44,8 +42,13 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process in hundredths of a second; None if there is no such process."""
+    """Start time of a process in clock ticks since boot; None if there is no such process.
+
+    Read from /proc (proc(5), stat, field 22): psutil adds the boot time, which moves when the clock is set, and a
+    running server's regions would then look like leftovers.
+    """
     try:
-        return round(psutil.Process(pid).create_time() * 100)
-    except psutil.NoSuchProcess:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return int(fields[19])  # field 3 is the first one after the name
