@@ -25,9 +25,9 @@ def serve(
     import threading
 
     from nvlm_trt.cli.output import print_json
-    from nvlm_trt.serving.ports import Ports
-    from nvlm_trt.serving.server import TritonServer
-    from nvlm_trt.serving.supervisor import ServerEvent
+    from nvlm_trt.serving.host.ports import Ports
+    from nvlm_trt.serving.host.server import TritonServer
+    from nvlm_trt.serving.host.supervisor import ServerEvent
 
     asked = threading.Event()
 

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from nvlm_trt.errors import CheckpointError
+from nvlm_trt.pipeline.code_digest import code_digest
 from nvlm_trt.pipeline.digest import DigestCache, FileDigest, combined, digest_json
-from nvlm_trt.pipeline.source import code_digest
 from nvlm_trt.pipeline.stage import Stage
 from nvlm_trt.progress import Progress
 

@@ -21,9 +21,9 @@ from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
+from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
-from nvlm_trt.serving.ports import Ports
-from nvlm_trt.serving.server import TritonServer
 from nvlm_trt.vision.build_cpu import build_vision_cpu
 from nvlm_trt.vision.export import export_vision
 

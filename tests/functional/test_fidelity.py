@@ -24,8 +24,8 @@ from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.progress import reporter_for
-from nvlm_trt.serving.ports import Ports
-from nvlm_trt.serving.server import TritonServer
+from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.host.server import TritonServer
 
 STEPS = 64
 TIE = 1e-3

@@ -21,7 +21,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, w
 
 from nvlm_trt.errors import BusyError, RequestError
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
-from nvlm_trt.serving.json_request import check_generate
+from nvlm_trt.serving.host.json_request import check_generate
 
 GENERATE: Final = re.compile(r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/generate(?P<stream>_stream)?")
 FIELDS: Final = {"nvlm": NVLM_FIELDS, "ensemble": REQUEST_FIELDS}

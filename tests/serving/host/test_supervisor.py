@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.errors import BusyError, EngineError, ServerError
-from nvlm_trt.serving import environment, heartbeat, runtime, shm
-from nvlm_trt.serving.environment import Triton
-from nvlm_trt.serving.ports import Ports
-from nvlm_trt.serving.process import last_words
-from nvlm_trt.serving.selftest import echo_works, is_ready
-from nvlm_trt.serving.supervisor import CrashedError, Patience, Supervisor
+from nvlm_trt.serving import heartbeat
+from nvlm_trt.serving.host import environment, runtime, shm
+from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.host.process import last_words
+from nvlm_trt.serving.host.selftest import echo_works, is_ready
+from nvlm_trt.serving.host.supervisor import CrashedError, Patience, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
 

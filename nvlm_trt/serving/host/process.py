@@ -18,14 +18,14 @@ from typing import Final
 import psutil
 
 from nvlm_trt.errors import ServerError
-from nvlm_trt.serving import launch
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
-from nvlm_trt.serving.environment import Triton
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
-from nvlm_trt.serving.ports import LOOPBACK, Ports
-from nvlm_trt.serving.selftest import echo_works, is_ready
-from nvlm_trt.serving.shm import new_prefix, remove_regions
-from nvlm_trt.serving.supervisor import CrashedError
+from nvlm_trt.serving.host import launch
+from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+from nvlm_trt.serving.host.selftest import echo_works, is_ready
+from nvlm_trt.serving.host.shm import new_prefix, remove_regions
+from nvlm_trt.serving.host.supervisor import CrashedError
 
 RESTRICTED_APIS: Final = "model-repository,shared-memory,logging,trace"
 RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)

@@ -14,7 +14,7 @@ import urllib3
 from aiohttp import web
 
 from nvlm_trt.errors import BusyError
-from nvlm_trt.serving.gateway import Gateway
+from nvlm_trt.serving.host.gateway import Gateway
 
 LIMIT = 10_000
 

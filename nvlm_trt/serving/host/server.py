@@ -16,13 +16,13 @@ from typing import Final, Self
 
 from nvlm_trt.errors import EngineError, ServerError
 from nvlm_trt.recipe import BuildRecipe, load_recipe
-from nvlm_trt.serving.environment import Triton
-from nvlm_trt.serving.gateway import Gateway
-from nvlm_trt.serving.ports import LOOPBACK, Ports
-from nvlm_trt.serving.process import ServerOptions, TritonProcess
-from nvlm_trt.serving.runtime import new_runtime_dir, remove_stale_runtime_dirs
-from nvlm_trt.serving.shm import remove_stale_regions
-from nvlm_trt.serving.supervisor import ServerEvent, Supervisor
+from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.serving.host.gateway import Gateway
+from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+from nvlm_trt.serving.host.process import ServerOptions, TritonProcess
+from nvlm_trt.serving.host.runtime import new_runtime_dir, remove_stale_runtime_dirs
+from nvlm_trt.serving.host.shm import remove_stale_regions
+from nvlm_trt.serving.host.supervisor import ServerEvent, Supervisor
 
 REPOSITORY: Final = "triton_repo"
 TEXT_ROOM: Final = 16 << 20

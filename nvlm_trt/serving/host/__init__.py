@@ -1,0 +1,1 @@
+"""The process that runs tritonserver: start, gateway, supervision, end."""
