@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, Self
 
 from nvlm_trt.errors import BusyError, NvlmTrtError, ServerError, UserError
 
 Code = Literal["INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL"]
+
+MARKS: Final[dict[Code, str]] = {"UNAVAILABLE": "unavailable: ", "INTERNAL": "internal error: "}
+"""How messages begin that are no fault of the client: Triton's HTTP answers 400 for every error of a decoupled model,
+and the gateway tells them apart by these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +20,16 @@ class Fault:
 
     Attributes:
         code: Name of a `TritonError` code. HTTP answers 400, 503, 499 and 500, in the order of `Code`.
-        message: One sentence.
+        message: One sentence, after the code's mark.
     """
 
     code: Code
     message: str
+
+    @classmethod
+    def of(cls, code: Code, sentence: str) -> Self:
+        """The fault with its mark."""
+        return cls(code, MARKS.get(code, "") + sentence)
 
 
 class UnavailableError(ServerError):
@@ -34,14 +43,14 @@ class CancelledByClientError(NvlmTrtError):
 def fault_of(error: BaseException) -> Fault:
     """The answer to an exception; only errors of our own family speak for themselves."""
     if isinstance(error, CancelledByClientError):
-        return Fault("CANCELLED", "the request was cancelled")
+        return Fault.of("CANCELLED", "the request was cancelled")
     if isinstance(error, UnavailableError | BusyError):
-        return Fault("UNAVAILABLE", str(error))
+        return Fault.of("UNAVAILABLE", str(error))
     if isinstance(error, UserError):
-        return Fault("INVALID_ARG", str(error))
+        return Fault.of("INVALID_ARG", str(error))
     if isinstance(error, ServerError):
-        return Fault("INTERNAL", str(error))
-    return Fault("INTERNAL", "the server failed on this request; its log says why")
+        return Fault.of("INTERNAL", str(error))
+    return Fault.of("INTERNAL", "the server failed on this request; its log says why")
 
 
 def error_of(code: str, message: str) -> NvlmTrtError:
@@ -58,4 +67,6 @@ def error_of(code: str, message: str) -> NvlmTrtError:
         "CANCELLED": CancelledByClientError,
     }
     kind = kinds.get(code)
+    for mark in MARKS.values():
+        message = message.removeprefix(mark)
     return kind(message) if kind else ServerError("a model of the server failed; its log says why")

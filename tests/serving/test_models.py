@@ -79,7 +79,7 @@ def test_preprocessing_hands_a_refusal_to_those_who_ask_for_it(load, request_of)
 
 def test_a_fault_of_ours_is_logged_and_not_told(load, request_of, caplog):
     (response,) = load("postprocessing").execute([request_of({"nonsense": np.zeros(1)})])
-    assert response.error().message() == "the server failed on this request; its log says why"
+    assert response.error().message() == "internal error: the server failed on this request; its log says why"
     assert "a request failed" in caplog.text
 
 
@@ -223,7 +223,7 @@ def test_nvlm_hides_what_a_broken_model_says(nvlm, backend, request_of, failed_r
     nvlm.execute([request])
     wait(lambda: request.sender.final)
     error = request.sender.sent[0][0].error()
-    assert error.message() == "the model preprocessing failed; the server's log says why"
+    assert error.message() == "internal error: the model preprocessing failed; the server's log says why"
     assert error.code() == backend.TritonError.INTERNAL
 
 
@@ -242,7 +242,7 @@ def test_nvlm_refuses_more_than_it_can_hold(nvlm, request_of, text):
     first, second = (request_of({"text_input": text("x")}) for _ in range(2))
     nvlm.execute([first, second])
     wait(lambda: second.sender.final)
-    assert second.sender.sent[0][0].error().message() == "the server is busy; try again later"
+    assert second.sender.sent[0][0].error().message() == "unavailable: the server is busy; try again later"
     assert not first.sender.final
     first.sender.cancelled = True
     wait(lambda: first.sender.final)

@@ -96,6 +96,13 @@ def test_an_error_keeps_its_code_between_models(code):
     assert fault_of(error_of(code, "a sentence")).code == code
 
 
+@pytest.mark.parametrize(("code", "mark"), [("UNAVAILABLE", "unavailable: "), ("INVALID_ARG", "")])
+def test_a_sentence_is_marked_once_however_many_models_it_passes(code, mark):
+    first = fault_of(error_of(code, "a sentence"))
+    assert first.message == f"{mark}a sentence"
+    assert fault_of(error_of(code, first.message)) == first
+
+
 def test_what_a_broken_model_says_stays_in_the_log():
     told = fault_of(error_of("INTERNAL", "Stub process 'x_0_0' is not healthy."))
     assert "Stub" not in told.message

@@ -20,6 +20,7 @@ from typing import Final
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, web
 
 from nvlm_trt.errors import BusyError, RequestError
+from nvlm_trt.serving.faults import MARKS
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
 from nvlm_trt.serving.host.json_request import check_generate
 
@@ -31,6 +32,9 @@ DROPPED: Final = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "host", "content-length", "content-encoding"}
 )
 """Headers that belong to one connection, or describe a body that has been read and unpacked."""
+
+MARK_WITHIN: Final = 100
+"""Bytes of an error's body in which its mark stands, if it has one: after JSON's own and an ensemble's name."""
 
 GONE: Final = "the server lost this request; send it again"
 
@@ -158,8 +162,9 @@ class Gateway:
 async def _pass_on(request: web.Request, answer: ClientResponse, *, stream: bool) -> web.StreamResponse:
     """Send an answer of tritonserver to the client as it comes."""
     kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROPPED - {"content-encoding"}}
-    if not stream:
-        return web.Response(status=answer.status, headers=kept, body=await answer.read())
+    if not stream or answer.status != 200:
+        body = await answer.read()
+        return web.Response(status=_true_status(answer.status, body), headers=kept, body=body)
     response = web.StreamResponse(status=answer.status, headers=kept)
     await response.prepare(request)
     try:
@@ -183,6 +188,16 @@ async def _write(response: web.StreamResponse, chunk: bytes) -> None:
         await response.write(chunk)
     except ConnectionError:
         raise _ClientGoneError from None
+
+
+def _true_status(status: int, body: bytes) -> int:
+    """The status that an error deserves, which for decoupled models Triton always makes 400."""
+    beginning = body[:MARK_WITHIN].decode(errors="replace")
+    if status == 400 and MARKS["UNAVAILABLE"] in beginning:
+        return 503
+    if status == 400 and MARKS["INTERNAL"] in beginning:
+        return 500
+    return status
 
 
 def _refusal(status: int, sentence: str) -> web.Response:

@@ -57,6 +57,9 @@ class Upstream:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.method, request.raw_path, body, request.headers.get("Content-Type", "")))
+        if b"error" in body:
+            sentence = json.loads(body)["text_input"]
+            return web.json_response({"error": sentence}, status=400)
         if not request.path.endswith("generate_stream"):
             return web.Response(status=202, body=body, headers={"X-Upstream": "yes"})
         response = web.StreamResponse()
@@ -161,6 +164,21 @@ def test_a_body_over_the_limit_is_413_by_its_length_in_chunks_and_compressed(doo
 def test_a_compressed_body_is_unpacked(door: Door, upstream: Upstream) -> None:
     body = json.dumps({"text_input": "a"}).encode()
     assert door.call(GENERATE, gzip.compress(body), **{"Content-Encoding": "gzip"}).data == body
+
+
+@pytest.mark.parametrize(
+    ("sentence", "status"),
+    [
+        ("a client's error; seen: 3", 400),
+        ("unavailable: an error for now; try again later", 503),
+        ("internal error: the server failed on this request", 500),
+        ("in ensemble 'ensemble', internal error: a model failed", 500),
+    ],
+)
+def test_an_error_of_a_model_gets_the_status_that_it_deserves(door: Door, sentence: str, status: int) -> None:
+    for path in (GENERATE, GENERATE + "_stream"):
+        answer = door.call(path, json.dumps({"text_input": sentence}).encode())
+        assert (answer.status, answer.json()["error"]) == (status, sentence)
 
 
 def test_a_stream_comes_as_it_is_made(door: Door) -> None:
