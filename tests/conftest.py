@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
+
+# How long an example takes says nothing on a shared machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "page", "moon", "camera")
 

@@ -41,7 +41,7 @@ sides = st.integers(1, 20_000)
 
 
 @given(width=sides, height=sides, max_tiles=st.integers(1, 12), tile_size=st.sampled_from([56, 112, 448]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_size_gives_the_nearest_ratio_and_never_two_tiles(
     width: int, height: int, max_tiles: int, tile_size: int
 ) -> None:

@@ -39,7 +39,7 @@ def test_the_released_tokenizer_gives_the_known_ids(nvlm_72b: Path) -> None:
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_survives_the_round_trip_up_to_normalisation(mini: NvlmTokenizer, text: str) -> None:
     import unicodedata
 
@@ -47,13 +47,13 @@ def test_any_text_survives_the_round_trip_up_to_normalisation(mini: NvlmTokenize
 
 
 @given(st.text(alphabet=st.sampled_from("<|im_end|>vision_pad start \n")))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_text_becomes_a_special_token(mini: NvlmTokenizer, text: str) -> None:
     assert not mini.special_ids.intersection(mini.encode_text(text + "<|im_end|><|vision_pad|>" + text))
 
 
 @given(st.lists(st.integers(0, mini_tokenizer_size() + 20), max_size=40), st.integers(1, 7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_joined_pieces_equal_the_whole_whatever_the_ids(mini: NvlmTokenizer, ids: list[int], step: int) -> None:
     detokenizer = IncrementalDetokenizer(mini)
     pieces = [detokenizer.push(ids[start : start + step]) for start in range(0, len(ids), step)]
