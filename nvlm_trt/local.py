@@ -21,7 +21,7 @@ from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits, read_image
 from nvlm_trt.model.prompt import Prompt, Turn, build_prompt
-from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.vision.runner import VisionRunner
@@ -284,11 +284,9 @@ class LocalEngine:
             ImageRejected: the image cannot be read or is beyond the limits.
         """
         image = read_image(data, self._limits, exif_orientation=self.recipe.exif_orientation)
-        grid = plan_grid(
-            image.width,
-            image.height,
+        return tile_image(
+            image,
             max_tiles=self.recipe.max_tiles,
             tile_size=self.config.tile_size,
             use_thumbnail=self.config.use_thumbnail,
         )
-        return cut_tiles(image, grid, self.config.tile_size)

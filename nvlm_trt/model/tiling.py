@@ -101,6 +101,14 @@ def cut_tiles(image: Image.Image, grid: TileGrid, tile_size: int) -> npt.NDArray
     return np.ascontiguousarray(tiles)
 
 
+def tile_image(
+    image: Image.Image, *, max_tiles: int, tile_size: int, use_thumbnail: bool = True
+) -> npt.NDArray[np.uint8]:
+    """The tiles of an RGB image, uint8 [tiles, tile_size, tile_size, 3]; arguments and errors as `plan_grid`."""
+    grid = plan_grid(*image.size, max_tiles=max_tiles, tile_size=tile_size, use_thumbnail=use_thumbnail)
+    return cut_tiles(image, grid, tile_size)
+
+
 @cache
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
     """Every (columns, rows) of at most `max_tiles` tiles, by area."""

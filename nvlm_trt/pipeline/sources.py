@@ -15,6 +15,8 @@ RECIPE_FOLDER = Path("build") / "recipes"
 CHECKPOINT_FOLDER = "checkpoint"
 """Where in the engine directory a synthetic checkpoint lies."""
 
+UNQUANTISED = {"fp32", "bf16", "fp16"}
+
 SYNTHETIC_SPECS = {"tiny": TINY}
 
 
@@ -45,13 +47,18 @@ class Sources:
 
     def remarks(self) -> list[str]:
         """Where the engine will differ from the letter of the recipe, one sentence each."""
+        remarks = []
         asked = self.recipe.max_input_len + self.recipe.max_output_len
-        if asked == self.max_seq_len:
-            return []
-        return [
-            f"max_input_len + max_output_len is {asked}, but the checkpoint has {self.max_seq_len} positions: "
-            f"the engine takes {self.max_seq_len} tokens"
-        ]
+        if asked != self.max_seq_len:
+            remarks.append(
+                f"max_input_len + max_output_len is {asked}, but the checkpoint has {self.max_seq_len} positions: "
+                f"the engine takes {self.max_seq_len} tokens"
+            )
+        precisions = {self.recipe.vision_precision, self.recipe.decoder_precision}
+        if self.recipe.target == "gpu" and precisions - UNQUANTISED:
+            missing = ", ".join(sorted(precisions - UNQUANTISED))
+            remarks.append(f"not made by this release: {missing}; graph and checkpoint are written in bf16")
+        return remarks
 
 
 def find_recipe(name: str) -> Path:

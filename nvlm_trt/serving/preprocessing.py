@@ -14,7 +14,7 @@ from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
-from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.requests import Question, Tensors, parse_question
 from nvlm_trt.serving.spec import ServingSpec
@@ -100,15 +100,12 @@ class Preprocessor:
             except ImageRejected as error:
                 what = f"image {place + 1} of {len(question.images)}: {error.what}"
                 raise ImageRejected(what, seen=error.seen, expected=error.expected, fix=error.fix) from None
-            grid = plan_grid(
-                *image.size,
-                max_tiles=question.max_tiles,
-                tile_size=side,
-                use_thumbnail=self._spec.use_thumbnail,
+            tiles = tile_image(
+                image, max_tiles=question.max_tiles, tile_size=side, use_thumbnail=self._spec.use_thumbnail
             )
-            cut.append(cut_tiles(image, grid, side))
-        tiles = np.concatenate(cut) if cut else np.zeros((0, side, side, 3), np.uint8)
-        return Images(tiles, tuple(len(one) for one in cut), tuple(image_digest(one) for one in cut))
+            cut.append(tiles)
+        joined = np.concatenate(cut) if cut else np.zeros((0, side, side, 3), np.uint8)
+        return Images(joined, tuple(len(one) for one in cut), tuple(image_digest(one) for one in cut))
 
     def _extra_ids(self, ids: npt.NDArray[np.int32], images: Images) -> npt.NDArray[np.uint64]:
         """The image's digest at each of its visual tokens, 0 at text: keys of TensorRT-LLM's KV block reuse."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.prompt import Prompt, build_prompt
-from nvlm_trt.model.tiling import cut_tiles, plan_grid
+from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 QUESTIONS = (
@@ -72,16 +72,10 @@ def make_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, numb
     for index in range(images):
         columns, rows = ASPECTS[(number + index) % len(ASPECTS)]
         picture = make_picture(columns * size + 32, rows * size + 32, seed=number * 8 + index)
-        grid = plan_grid(
-            picture.width,
-            picture.height,
-            max_tiles=limits.tiles,
-            tile_size=size,
-            use_thumbnail=config.use_thumbnail,
-        )
         pictures.append(picture)
-        blocks.append(cut_tiles(picture, grid, size))
-        counts.append(grid.num_tiles)
+        tiles = tile_image(picture, max_tiles=limits.tiles, tile_size=size, use_thumbnail=config.use_thumbnail)
+        blocks.append(tiles)
+        counts.append(len(tiles))
     prompt = build_prompt(tokenizer, config.tokens_per_tile, question, tiles=counts)
     return Case(question, tuple(pictures), np.concatenate(blocks), prompt)
 
