@@ -125,12 +125,13 @@ class Gateway:
         except RequestError as error:
             return _refusal(413, str(error))
         match = GENERATE.fullmatch(request.path)
+        stream = match is not None and match["stream"] is not None
         if match is not None and request.method == "POST":
             try:
-                check_generate(body, FIELDS[match["model"]])
+                body = check_generate(body, FIELDS[match["model"]], stream=stream)
             except RequestError as error:
                 return _refusal(400, str(error))
-        return await self._forward(request, body, is_json=match is not None, stream=bool(match and match["stream"]))
+        return await self._forward(request, body, is_json=match is not None, stream=stream)
 
     async def _read(self, request: web.Request) -> bytes:
         limit = self._max_body_bytes

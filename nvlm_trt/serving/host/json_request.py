@@ -17,6 +17,8 @@ from nvlm_trt.serving.fields import Field, refuse_unknown
 NESTED: Final = "parameters"
 """Triton reads the members of this object as if they stood beside it."""
 
+STREAM: Final = "stream"
+
 RANGES: Final = {"INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**64 - 1)}
 KINDS: Final = {
     "BYTES": "text",
@@ -27,15 +29,20 @@ KINDS: Final = {
 }
 
 
-def check_generate(body: bytes, fields: Iterable[Field]) -> None:
-    """Check the body of a generate call.
+def check_generate(body: bytes, fields: Iterable[Field], *, stream: bool) -> bytes:
+    """Check the body of a call of generate or generate_stream.
 
     Args:
         body: What the client sent.
         fields: The fields of the model.
+        stream: Whether generate_stream was called.
+
+    Returns:
+        The body to pass on. Who calls generate_stream and does not say `stream` wants it.
 
     Raises:
-        RequestError: the body is no JSON object, or a field is unknown or of the wrong type.
+        RequestError: the body is no JSON object, a field is unknown or of the wrong type, or generate is asked to
+            stream, which it cannot.
     """
     known = {field.name: field for field in fields}
     members = _parse(body)
@@ -47,6 +54,12 @@ def check_generate(body: bytes, fields: Iterable[Field]) -> None:
         for name, value in part.items():
             if name in known:
                 _check_value(known[name], value)
+    asked = {**members, **nested}
+    if not stream and asked.get(STREAM) in (True, [True]):
+        raise RequestError("generate answers as a whole", seen="stream true", fix="call generate_stream")
+    if stream and asked and STREAM not in asked:
+        return b'{"stream": true, ' + body.lstrip()[1:]
+    return body
 
 
 def _parse(body: bytes) -> dict[str, object]:

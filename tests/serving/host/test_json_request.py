@@ -15,12 +15,13 @@ from nvlm_trt.serving.host.json_request import check_generate
     "body",
     [
         {"text_input": "a"},
-        {"text_input": ["a"], "max_tokens": 3, "temperature": 1, "seed": 2**64 - 1, "stream": True, "id": "7"},
+        {"text_input": ["a"], "max_tokens": 3, "temperature": 1, "seed": 2**64 - 1, "stream": False, "id": "7"},
         {"text_input": "a", "image_bytes": ["x", "y"], "stop_words": "end", "parameters": {"top_k": 5}},
     ],
 )
 def test_good_requests_pass(body: dict[str, object]) -> None:
-    check_generate(json.dumps(body).encode(), NVLM_FIELDS)
+    sent = json.dumps(body).encode()
+    assert check_generate(sent, NVLM_FIELDS, stream=False) == sent
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,23 @@ def test_good_requests_pass(body: dict[str, object]) -> None:
 )
 def test_a_mistake_is_named(body: bytes, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        check_generate(body, NVLM_FIELDS)
+        check_generate(body, NVLM_FIELDS, stream=False)
     assert message in str(caught.value)
 
 
 def test_the_ensemble_has_no_stop_words() -> None:
     with pytest.raises(RequestError, match="stop_words"):
-        check_generate(b'{"stop_words": "a"}', REQUEST_FIELDS)
+        check_generate(b'{"stop_words": "a"}', REQUEST_FIELDS, stream=False)
+
+
+def test_who_calls_generate_stream_wants_a_stream_unless_the_request_says_no() -> None:
+    passed_on = check_generate(b' {"text_input": "a"}', NVLM_FIELDS, stream=True)
+    assert json.loads(passed_on) == {"stream": True, "text_input": "a"}
+    for said in (b'{"text_input": "a", "stream": false}', b'{"parameters": {"stream": true}}', b"{}"):
+        assert check_generate(said, NVLM_FIELDS, stream=True) == said
+
+
+@pytest.mark.parametrize("body", [b'{"stream": true}', b'{"stream": [true]}', b'{"parameters": {"stream": true}}'])
+def test_generate_cannot_stream_and_says_what_can(body: bytes) -> None:
+    with pytest.raises(RequestError, match="call generate_stream"):
+        check_generate(body, NVLM_FIELDS, stream=False)
