@@ -20,6 +20,18 @@ Every message says what was wrong, the value seen, the value expected and what t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_FAULTS_SHOWN = 40
+
+
+def listed(faults: Sequence[str]) -> str:
+    """Faults for a message, one a line; of a long list the first ones and the number of the others."""
+    shown = [*faults[:MAX_FAULTS_SHOWN]]
+    if len(faults) > len(shown):
+        shown.append(f"... and {len(faults) - len(shown)} more")
+    return "\n  " + "\n  ".join(shown)
+
 
 class NvlmTrtError(Exception):
     """One clear sentence for a person.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from nvlm_trt.decoder.convert import RANK_FILE, rank_file
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
@@ -24,14 +23,15 @@ from nvlm_trt.decoder.trtllm_layout import (
     Rank,
     rank_parameters,
 )
-from nvlm_trt.errors import CheckpointError, RecipeError
+from nvlm_trt.errors import CheckpointError, RecipeError, listed
 from nvlm_trt.model.config import DecoderConfig
+from nvlm_trt.model.safetensors_read import opened, read_header
 from nvlm_trt.model.tensors import decoder_layer
 
 RECOMPUTED_BUFFERS = ("rotary_inv_freq", "embed_positions", "embed_positions_for_gpt_attention")
 """Tables that official converters also store; TensorRT-LLM computes them anew, so they may be there, unread."""
 
-MAX_FAULTS_SHOWN = 40
+RANK = "a rank file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _Place:
     piece: Piece
 
     def read(self) -> torch.Tensor:
-        with _opened(self.file) as rank:
+        with opened(self.file, RANK) as rank:
             if self.piece.rows == self.parameter.shape[0]:
                 whole: torch.Tensor = rank.get_tensor(self.parameter.name)
                 return whole
@@ -213,13 +213,6 @@ def _index(path: Path, ranks: Sequence[tuple[Parameter, ...]]) -> Mapping[str, l
     return {source: list(places.values()) for source, places in found.items()}
 
 
-def _opened(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"a rank file cannot be read ({error})", seen=file) from None
-
-
 def _check_ranks(directory: Path, config: TrtllmConfig, ranks: Sequence[tuple[Parameter, ...]]) -> None:
     faults: list[str] = []
     for number, parameters in enumerate(ranks):
@@ -227,22 +220,18 @@ def _check_ranks(directory: Path, config: TrtllmConfig, ranks: Sequence[tuple[Pa
     known = {rank_file(number) for number in range(len(ranks))}
     present = {path.name for path in directory.iterdir() if RANK_FILE.fullmatch(path.name)}
     faults += [f"{name}: there are only {len(ranks)} ranks" for name in sorted(present - known)]
-    if not faults:
-        return
-    shown = faults[:MAX_FAULTS_SHOWN]
-    if len(faults) > len(shown):
-        shown.append(f"... and {len(faults) - len(shown)} more")
-    raise CheckpointError(
-        f"{directory.name}: {len(faults)} faults in the TensorRT-LLM checkpoint\n  " + "\n  ".join(shown),
-        fix="convert the checkpoint again",
-    )
+    if faults:
+        raise CheckpointError(
+            f"{directory.name}: {len(faults)} faults in the TensorRT-LLM checkpoint{listed(faults)}",
+            fix="convert the checkpoint again",
+        )
 
 
 def _rank_faults(file: Path, parameters: Sequence[Parameter], dtype: str) -> list[str]:
     if not file.is_file():
         return [f"{file.name}: missing"]
     try:
-        seen = _header(file)
+        seen = read_header(file, RANK)
     except CheckpointError as error:
         return [f"{file.name}: {error.what}"]
     expected = {parameter.name: (parameter.shape, dtype) for parameter in parameters}
@@ -256,9 +245,3 @@ def _rank_faults(file: Path, parameters: Sequence[Parameter], dtype: str) -> lis
             faults.append(f"{file.name}: dtype of {name} is {seen[name][1]}, expected {kind}")
     extra = [name for name in seen if name not in expected and name.rpartition(".")[2] not in RECOMPUTED_BUFFERS]
     return faults + [f"{file.name}: unexpected {name} {list(seen[name][0])}" for name in sorted(extra)]
-
-
-def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    with _opened(file) as rank:
-        slices = {name: rank.get_slice(name) for name in rank.keys()}  # noqa: SIM118 - safe_open is no mapping
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}

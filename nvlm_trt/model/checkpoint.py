@@ -7,16 +7,17 @@ Nothing stays open or mapped between reads: the memory of a walk over all tensor
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from nvlm_trt.errors import CheckpointError
+from nvlm_trt.errors import CheckpointError, listed
 from nvlm_trt.model.config import NvlmConfig, load_config
+from nvlm_trt.model.safetensors_read import opened, read_header
 from nvlm_trt.model.tensors import Shape, expected_tensors, vision_layer
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -24,7 +25,7 @@ SINGLE_NAME = "model.safetensors"
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The dtypes accepted in a checkpoint; the release mixes F32 and BF16."""
 
-MAX_FAULTS_SHOWN = 40
+SHARD = "a shard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +120,14 @@ class Checkpoint:
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, cast to `dtype` if given (round to nearest even)."""
         info = self._info(name)
-        with _opened(info.file) as shard:
+        with opened(info.file, SHARD) as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
             return tensor if dtype is None else tensor.to(dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read rows [start, stop) of dimension 0 of a tensor; other rows are not touched."""
         info = self._info(name)
-        with _opened(info.file) as shard:
+        with opened(info.file, SHARD) as shard:
             tensor: torch.Tensor = shard.get_slice(name)[start:stop]
             return tensor if dtype is None else tensor.to(dtype)
 
@@ -135,13 +136,6 @@ class Checkpoint:
             return self.tensors[name]
         except KeyError:
             raise CheckpointError("the checkpoint has no such tensor", seen=name) from None
-
-
-def _opened(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"a shard cannot be read ({error})", seen=file) from None
 
 
 def _read_headers(directory: Path) -> dict[str, TensorInfo]:
@@ -192,14 +186,8 @@ def _read_indexed(directory: Path, weight_map: Mapping[str, str]) -> dict[str, T
 def _shard_headers(file: Path) -> Iterable[TensorInfo]:
     if not file.is_file():
         raise CheckpointError("a shard is missing", seen=file.name)
-    with _opened(file) as shard:
-        for name in shard.keys():  # noqa: SIM118 - safe_open is no mapping
-            part = shard.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), part.get_dtype()
-            count = 1
-            for size in shape:
-                count *= size
-            yield TensorInfo(name, shape, dtype, file, count * ITEM_BYTES.get(dtype, 0))
+    for name, (shape, dtype) in read_header(file, SHARD).items():
+        yield TensorInfo(name, shape, dtype, file, math.prod(shape) * ITEM_BYTES.get(dtype, 0))
 
 
 def _find_dummy_heads(config: NvlmConfig, tensors: Mapping[str, TensorInfo]) -> int:
@@ -216,9 +204,5 @@ def _find_dummy_heads(config: NvlmConfig, tensors: Mapping[str, TensorInfo]) -> 
 
 
 def _raise_faults(path: Path, faults: list[str]) -> None:
-    if not faults:
-        return
-    shown = faults[:MAX_FAULTS_SHOWN]
-    if len(faults) > len(shown):
-        shown.append(f"... and {len(faults) - len(shown)} more")
-    raise CheckpointError(f"{path.name}: {len(faults)} faults in the checkpoint\n  " + "\n  ".join(shown))
+    if faults:
+        raise CheckpointError(f"{path.name}: {len(faults)} faults in the checkpoint{listed(faults)}")

@@ -124,11 +124,6 @@ def build_prompt(
     return _tokenise(tokenizer, pieces, tuple(tiles))
 
 
-def image_text(num_tiles: int, tokens_per_tile: int) -> str:
-    """The expansion of one ``<image>`` as text: tags, each followed by its tile's visual tokens."""
-    return "".join(piece.text if isinstance(piece, Special) else piece for piece in _image(num_tiles, tokens_per_tile))
-
-
 def _template(system: str, history: Sequence[Turn], question: str) -> Iterator[Piece]:
     """The chatml template of conversation.py (style MPT, separator ``<|im_end|>``)."""
     yield from (Special(START_OF_TURN), f"system\n{system}", Special(END_OF_TURN))

@@ -167,7 +167,10 @@ class Runner:
         self._manifest = dataclasses.replace(self._manifest, tools=tools, checkpoint=checkpoint)
 
     def _check_unchanged(self, stage: Stage, basis: dict[str, object]) -> None:
-        if self._planner.basis(stage, self._manifest)["checkpoint"] != basis["checkpoint"]:
+        if not stage.reads_checkpoint:
+            return
+        identity = self._identity()
+        if identity is None or identity.fingerprint != basis["checkpoint"]:
             raise CheckpointError(
                 "the checkpoint was changed while it was being read", seen=self._job.checkpoint, fix="build again"
             )

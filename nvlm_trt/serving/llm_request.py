@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.request import DecodeRequest, SamplingParams
 from nvlm_trt.errors import RequestError
-from nvlm_trt.serving.requests import Tensors, parse_flag
+from nvlm_trt.serving.requests import Tensors, one_value, parse_flag
 
 NEUTRAL: Final[dict[str, float]] = {
     "beam_width": 1,
@@ -56,7 +56,7 @@ def parse_llm_request(tensors: Tensors, name: str, vocab_size: int) -> LlmReques
         raise RequestError("input_ids is missing")
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise RequestError("one request at a time", seen=f"input_ids {list(ids.shape)}", expected="[1, n]")
-    length = int(_number(tensors, "input_lengths", ids.shape[1]))
+    length = one_value(tensors, "input_lengths", int, ids.shape[1])
     if not 1 <= length <= ids.shape[1]:
         raise RequestError("input_lengths is out of range", seen=length, expected=f"1 to {ids.shape[1]}")
     prompt = np.array(ids[0, :length], dtype=np.int32)
@@ -68,24 +68,19 @@ def parse_llm_request(tensors: Tensors, name: str, vocab_size: int) -> LlmReques
 def _sampling(tensors: Tensors) -> SamplingParams:
     if "request_output_len" not in tensors:
         raise RequestError("request_output_len is missing")
-    top_k, top_p = int(_number(tensors, "runtime_top_k", 0)), _number(tensors, "runtime_top_p", 0)
+    top_k, top_p = one_value(tensors, "runtime_top_k", int, 0), one_value(tensors, "runtime_top_p", float, 0.0)
     greedy = not top_k and top_p <= 0  # TensorRT-LLM's own default
-    end = int(_number(tensors, "end_id", -1))
+    end = one_value(tensors, "end_id", int, -1)
     return SamplingParams(
-        max_tokens=int(_number(tensors, "request_output_len", 0)),
-        temperature=0.0 if greedy else _number(tensors, "temperature", 1),
+        max_tokens=one_value(tensors, "request_output_len", int, 0),
+        temperature=0.0 if greedy else one_value(tensors, "temperature", float, 1.0),
         top_k=top_k,
         top_p=max(top_p, 0.0),
-        repetition_penalty=_number(tensors, "repetition_penalty", 1),
-        seed=_seed(tensors),
-        min_tokens=int(_number(tensors, "min_tokens", 0)),
+        repetition_penalty=one_value(tensors, "repetition_penalty", float, 1.0),
+        seed=one_value(tensors, "seed", int, 0),
+        min_tokens=one_value(tensors, "min_tokens", int, 0),
         stop_ids=(end,) if end >= 0 else (),
     )
-
-
-def _seed(tensors: Tensors) -> int:
-    values = tensors.get("seed")
-    return 0 if values is None else int(values.reshape(-1)[0])
 
 
 def _table(tensors: Tensors) -> npt.NDArray[np.float32] | None:
@@ -99,21 +94,11 @@ def _table(tensors: Tensors) -> npt.NDArray[np.float32] | None:
     return np.array(table[0], dtype=np.float32)
 
 
-def _number(tensors: Tensors, name: str, default: float) -> float:
-    values = tensors.get(name)
-    if values is None:
-        return default
-    if values.size != 1:
-        raise RequestError(f"{name} does not hold one value", seen=f"{values.size} values", expected="1 value")
-    return float(values.reshape(-1)[0])
-
-
 def _refuse(tensors: Tensors) -> None:
     for name, neutral in NEUTRAL.items():
-        if _number(tensors, name, neutral) != neutral:
-            raise RequestError(
-                f"{name} is not served by this decoder", seen=_number(tensors, name, neutral), expected=neutral
-            )
+        seen = one_value(tensors, name, float, neutral)
+        if seen != neutral:
+            raise RequestError(f"{name} is not served by this decoder", seen=seen, expected=neutral)
     for name, fix in ABSENT.items():
         if name in tensors:
             raise RequestError(f"{name} is not served by this decoder", fix=fix or "leave it out")

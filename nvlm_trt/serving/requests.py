@@ -66,9 +66,9 @@ def parse_question(tensors: Tensors, spec: ServingSpec) -> Question:
         conversation=_conversation(tensors),
         images=_images(tensors, spec),
         max_tiles=_max_tiles(tensors, spec),
-        exif_orientation=_one(tensors, "exif_orientation", bool, spec.exif_orientation),
+        exif_orientation=one_value(tensors, "exif_orientation", bool, spec.exif_orientation),
         sampling=parse_sampling(tensors, spec),
-        stream=_one(tensors, "stream", bool, False),
+        stream=one_value(tensors, "stream", bool, False),
     )
 
 
@@ -78,17 +78,17 @@ def parse_sampling(tensors: Tensors, spec: ServingSpec) -> SamplingParams:
     Raises:
         RequestError: naming the field, its value and its range.
     """
-    max_tokens = _one(tensors, "max_tokens", int, spec.default_max_tokens)
+    max_tokens = one_value(tensors, "max_tokens", int, spec.default_max_tokens)
     if max_tokens > spec.max_output_len:
         raise RequestError("max_tokens is beyond the engine", seen=max_tokens, expected=f"1 to {spec.max_output_len}")
     return SamplingParams(
         max_tokens=max_tokens,
-        min_tokens=_one(tensors, "min_tokens", int, 0),
-        temperature=_one(tensors, "temperature", float, 0.0) if "temperature" in tensors else None,
-        top_k=_one(tensors, "top_k", int, 0),
-        top_p=_one(tensors, "top_p", float, 0.0),
-        repetition_penalty=_one(tensors, "repetition_penalty", float, 1.0),
-        seed=_one(tensors, "seed", int, 0),
+        min_tokens=one_value(tensors, "min_tokens", int, 0),
+        temperature=one_value(tensors, "temperature", float, 0.0) if "temperature" in tensors else None,
+        top_k=one_value(tensors, "top_k", int, 0),
+        top_p=one_value(tensors, "top_p", float, 0.0),
+        repetition_penalty=one_value(tensors, "repetition_penalty", float, 1.0),
+        seed=one_value(tensors, "seed", int, 0),
     )
 
 
@@ -108,10 +108,15 @@ def parse_flag(tensors: Tensors, name: str) -> bool:
     Raises:
         RequestError: it does not hold exactly one value.
     """
-    return _one(tensors, name, bool, False)
+    return one_value(tensors, name, bool, False)
 
 
-def _one(tensors: Tensors, name: str, kind: Callable[[Any], Value], default: Value) -> Value:
+def one_value(tensors: Tensors, name: str, kind: Callable[[Any], Value], default: Value) -> Value:
+    """A field that holds one value; absent it is `default`.
+
+    Raises:
+        RequestError: it does not hold exactly one value.
+    """
     values = tensors.get(name)
     if values is None:
         return default
@@ -205,7 +210,7 @@ def _images(tensors: Tensors, spec: ServingSpec) -> tuple[bytes, ...]:
 
 
 def _max_tiles(tensors: Tensors, spec: ServingSpec) -> int:
-    max_tiles = _one(tensors, "max_tiles", int, spec.max_tiles)
+    max_tiles = one_value(tensors, "max_tiles", int, spec.max_tiles)
     if not 1 <= max_tiles <= spec.max_tiles:
         raise RequestError("max_tiles is out of range", seen=max_tiles, expected=f"1 to {spec.max_tiles}")
     return max_tiles

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nvlm_trt.errors import PromptError
-from nvlm_trt.model.prompt import build_prompt, image_text
+from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 PAD = 151654
@@ -154,5 +154,6 @@ def test_the_decoder_takes_consecutive_rows_of_the_prompt_table(mini: NvlmTokeni
     assert ids[ids < 1000].tolist() == text
 
 
-def test_the_text_of_an_image_is_its_tags_and_visual_tokens() -> None:
-    assert image_text(1, 2) == "<Image><tile_global_thumbnail><|vision_pad|><|vision_pad|></Image>"
+def test_the_text_of_an_image_is_its_tags_and_visual_tokens(mini: NvlmTokenizer) -> None:
+    image = "<Image><tile_global_thumbnail><|vision_pad|><|vision_pad|></Image>"
+    assert f"user\n{image}\nWhy?<|im_end|>" in build_prompt(mini, 2, "Why?", tiles=[1]).text
