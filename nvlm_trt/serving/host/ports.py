@@ -20,8 +20,8 @@ class Ports:
     grpc: int = 8001
     metrics: int = 8002
 
-    def claimed(self, host: str) -> Ports:
-        """These ports with every 0 replaced by a free one.
+    def held(self, host: str) -> HeldPorts:
+        """These ports, every 0 replaced by a free one, kept from everybody else until they are released.
 
         Raises:
             BusyError: one of them is in use, or two are the same.
@@ -29,14 +29,33 @@ class Ports:
         given = [port for port in (self.http, self.grpc, self.metrics) if port]
         if len(set(given)) < len(given):
             raise BusyError("two services cannot share a port", seen=given, fix="give different ports")
-        with contextlib.ExitStack() as held:
-            sockets = [held.enter_context(_bound(host, port)) for port in (self.http, self.grpc, self.metrics)]
-            return Ports(*(int(one.getsockname()[1]) for one in sockets))
+        with contextlib.ExitStack() as sockets:
+            bound = [sockets.enter_context(_bound(host, port)) for port in (self.http, self.grpc, self.metrics)]
+            return HeldPorts(Ports(*(int(one.getsockname()[1]) for one in bound)), sockets.pop_all())
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPorts:
+    """Ports with a bound socket on each, so that the kernel gives them to no connection and no other server.
+
+    The sockets do not listen and have SO_REUSEADDR, as tritonserver's and the gateway's own have: on Linux those may
+    bind and listen beside them (socket(7)), also when a server is replaced.
+
+    Attributes:
+        ports: The ports, none of them 0.
+    """
+
+    ports: Ports
+    _sockets: contextlib.ExitStack
+
+    def release(self) -> None:
+        """Give the ports up."""
+        self._sockets.close()
 
 
 def _bound(host: str, port: int) -> socket.socket:
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as tritonserver does: a port in TIME_WAIT is free
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         one.bind((host, port))
     except OSError as error:

@@ -5,6 +5,7 @@ Clients reach HTTP through the gateway; gRPC, which has none of HTTP's faults, t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import threading
@@ -63,6 +64,7 @@ class TritonServer:
         self._ports = ports or Ports()
         self._options = ServerOptions(repository, host, self._ports, start_timeout, hang_timeout, grace)
         self._max_body_bytes = max_body_bytes(load_recipe(engine_dir / "recipe.yaml"))
+        self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None
         self._supervisor = Supervisor(self._launch, on_event or _ignore)
         self._runs = itertools.count(1)
@@ -118,8 +120,8 @@ class TritonServer:
         remove_stale_regions()
         remove_stale_runtime_dirs()
         host = self._options.host
-        self._ports = self._ports.claimed(host)
-        inner = replace(self._ports, http=Ports(0, 0, 0).claimed(LOOPBACK).http)
+        self._ports = self._hold(self._ports, host)
+        inner = replace(self._ports, http=self._hold(Ports(0, 0, 0), LOOPBACK).http)
         self._options = replace(self._options, ports=inner)
         self._runtime = new_runtime_dir()
         self._gateway = Gateway(
@@ -148,6 +150,7 @@ class TritonServer:
         self._supervisor.stop()
         if self._thread.ident is not None:
             self._thread.join()
+        self._held.close()
         if self._runtime is not None and self._error is None:  # a log that says why is kept
             shutil.rmtree(self._runtime, ignore_errors=True)
 
@@ -186,6 +189,12 @@ class TritonServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _hold(self, ports: Ports, host: str) -> Ports:
+        """Keep ports from everybody else until the server is stopped."""
+        held = ports.held(host)
+        self._held.callback(held.release)
+        return held.ports
 
     def _launch(self) -> TritonProcess:
         if self._runtime is None:

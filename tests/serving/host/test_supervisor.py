@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.errors import BusyError, EngineError, ServerError
+from nvlm_trt.errors import EngineError, ServerError
 from nvlm_trt.serving import heartbeat
 from nvlm_trt.serving.host import environment, runtime, shm
 from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.process import last_words
 from nvlm_trt.serving.host.selftest import echo_works, is_ready
 from nvlm_trt.serving.host.supervisor import CrashedError, Patience, Supervisor
@@ -129,24 +128,6 @@ def test_a_launch_that_the_system_refuses_is_a_failure():
 
     with pytest.raises(ServerError, match="no memory"):
         Supervisor(launch, lambda event: None, QUICK).run()
-
-
-def test_free_ports_are_found_and_differ():
-    ports = Ports(0, 0, 0).claimed("127.0.0.1")
-    assert len({ports.http, ports.grpc, ports.metrics}) == 3
-    assert 0 not in (ports.http, ports.grpc, ports.metrics)
-
-
-def test_a_port_in_use_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(BusyError, match=f"127.0.0.1:{port}"):
-            Ports(0, port, 0).claimed("127.0.0.1")
-
-
-def test_two_services_cannot_share_a_port():
-    with pytest.raises(BusyError, match="share a port"):
-        Ports(18555, 18555, 0).claimed("127.0.0.1")
 
 
 def test_a_process_beats_while_it_is_well(tmp_path, monkeypatch):
