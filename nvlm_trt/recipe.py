@@ -6,6 +6,7 @@ Every field has its home here; an unknown key is refused with the nearest known 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -36,8 +37,82 @@ class ImageLimitFields(BaseModel):
     min_side: Annotated[int, Field(ge=1)] = 2
 
 
+class VisionEngineFields(BaseModel):
+    """How TensorRT builds the vision engine, and where it runs; gpu target only.
+
+    Attributes:
+        opt_tiles: Tiles of a batch that kernels are chosen for; None for those of one image with its thumbnail.
+        max_tiles: Tiles of a batch at most; None for those of one request.
+        workspace_gib: Scratch memory that kernels may use.
+        optimization_level: TensorRT's builder_optimization_level.
+        hardware_compatibility: Other compute capabilities that the engine shall run on, at the price of speed.
+        gpus: GPUs with an instance of the vision engine each, over which tiles spread; None for all tp x pp.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    opt_tiles: Annotated[int, Field(ge=1)] | None = None
+    max_tiles: Annotated[int, Field(ge=1)] | None = None
+    workspace_gib: Annotated[float, Field(gt=0)] = 8.0
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    gpus: Annotated[int, Field(ge=1)] | None = None
+
+
+class DecoderEngineFields(BaseModel):
+    """How trtllm-build builds the decoder's engine and how it is run; gpu target only.
+
+    Attributes:
+        kv_cache_precision: "auto" is fp8 for an fp8 decoder and the decoder's own dtype for all others ("model").
+        max_num_tokens: Tokens of one step over all requests; None for the longest prompt, at least 8192.
+        tokens_per_block: Tokens of one block of the KV cache.
+        multiple_profiles: Several optimisation profiles: faster steps, a longer build.
+        workers: Ranks that are built at a time; None for as many as host memory and GPUs allow.
+        awq_group_size: Input channels that share one scale in int4_awq.
+        kv_cache_fraction: Share of the GPU memory left after loading that the KV cache takes.
+        kv_cache_reuse: Keep blocks of earlier prompts; images are told apart by their digests.
+        chunked_context: Read long prompts in chunks between the steps of other requests.
+        speculative_decoding: "lookahead" is known and refused: TensorRT-LLM's does not work with a prompt table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_cache_precision: Literal["auto", "model", "fp8", "int8"] = "auto"
+    max_num_tokens: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_block: Literal[16, 32, 64, 128] = 32
+    multiple_profiles: bool = False
+    workers: Annotated[int, Field(ge=1)] | None = None
+    awq_group_size: Literal[64, 128] = 128
+    kv_cache_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    kv_cache_reuse: bool = True
+    chunked_context: bool = True
+    speculative_decoding: Literal["none", "lookahead"] = "none"
+
+
+class CalibrationFields(BaseModel):
+    """What scales of quantised activations are measured on; gpu target only.
+
+    Attributes:
+        samples: A JSONL file of texts and images, relative to the working directory; None for the project's own set.
+        count: Samples that are used, from the first one on.
+        max_tokens: Tokens of a sample at most, visual ones included; longer ones are cut at the end.
+        device: Where layers are run: "auto" is a GPU if torch sees one, else the CPU.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: str | None = None
+    count: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class BuildRecipe(BaseModel):
-    """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests."""
+    """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests.
+
+    `gpu` names the GPU model that the engines are for (a file of nvlm_trt/plan/hardware), so that what it cannot do is
+    refused before anything is built; None asks nothing before the build.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +130,10 @@ class BuildRecipe(BaseModel):
     max_output_len: Annotated[int, Field(ge=1)] = 1024
     exif_orientation: bool = True
     image_limits: ImageLimitFields = ImageLimitFields()
+    gpu: str | None = None
+    vision_engine: VisionEngineFields = VisionEngineFields()
+    decoder_engine: DecoderEngineFields = DecoderEngineFields()
+    calibration: CalibrationFields = CalibrationFields()
     cpu_threads: Annotated[int, Field(ge=0)] = 0
     verify_prompts: Annotated[int, Field(ge=1, le=64)] = 3
     verify_tokens: Annotated[int, Field(ge=1, le=1024)] = 32
@@ -120,8 +199,18 @@ def parse_recipe(raw: dict[str, object], source: str) -> BuildRecipe:
 def _fault(fault: dict[str, object]) -> str:
     where = ".".join(str(part) for part in fault["loc"]) if isinstance(fault["loc"], tuple) else ""
     if fault["type"] == "extra_forbidden":
-        fields = ImageLimitFields.model_fields if "." in where else BuildRecipe.model_fields
+        fields = _fields_at(where.rpartition(".")[0])
         near = difflib.get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
         return f"unknown field {where}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}")
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}, seen: {fault['input']!r}" if where else message
+
+
+def _fields_at(group: str) -> Iterable[str]:
+    """Names of the fields of a group of the recipe; of the recipe itself where the group has no name."""
+    if not group:
+        return BuildRecipe.model_fields
+    model = BuildRecipe.model_fields[group].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    return model.model_fields

@@ -27,6 +27,8 @@ def test_a_recipe_is_named_after_its_file(tmp_path: Path) -> None:
         ({"max_tile": 6}, "unknown field max_tile, did you mean max_tiles?"),
         ({"zzz": 6}, "unknown field zzz; known: name, target"),
         ({"image_limits": {"max_byte": 1}}, "unknown field image_limits.max_byte, did you mean max_bytes?"),
+        ({"decoder_engine": {"worker": 1}}, "unknown field decoder_engine.worker, did you mean workers?"),
+        ({"calibration": {"count": 0}}, "calibration.count"),
         ({"max_tiles": 13}, "max_tiles"),
         ({"max_tiles": "many"}, "'many'"),
         ({"tp": 0}, "tp"),

@@ -128,10 +128,11 @@ class Runner:
         self._note(stage, record)  # from here on the old outputs are not trusted any more
         started = time.monotonic()
         partial = self._job.engine / stage.partial_name
+        work = self._open_work(stage, record.fingerprint)
         try:
             with PeakMemory() as memory, self._reporter.task(label) as progress:
                 partial.mkdir()
-                stage.run(StageContext(self._job.engine, partial, progress, self._reporter.line))
+                stage.run(StageContext(self._job.engine, partial, work, progress, self._reporter.line))
             self._check_unchanged(stage, basis)
             outputs = self._promote(stage, partial)
         except Exception as error:
@@ -144,11 +145,21 @@ class Runner:
             record, state="done", outputs=outputs, seconds=round(seconds, 3), peak_memory_bytes=memory.peak_bytes
         )
         self._note(stage, done)
+        durable.remove(work)
         self._cache.save()
         size = sum(file.size for file in outputs)
         self._reporter.line(
             f"{label}: done in {seconds:.1f} s, {in_words(size)}, peak memory {in_words(memory.peak_bytes)}"
         )
+
+    def _open_work(self, stage: Stage, current: str) -> Path:
+        """The stage's work folder for this fingerprint; those of other fingerprints are removed."""
+        work = self._job.engine / stage.work_name(current)
+        for other in self._job.engine.glob(stage.work_name("*")):
+            if other != work:
+                durable.remove(other)
+        work.mkdir(exist_ok=True)
+        return work
 
     def _note(self, stage: Stage, record: StageRecord) -> None:
         self._manifest = self._manifest.with_stage(stage.name, record)

@@ -32,12 +32,15 @@ class StageContext:
     Attributes:
         engine: The engine directory; the outputs of earlier stages lie in it. Read only.
         out: A fresh folder with the layout of the engine directory: the stage writes its outputs here.
+        work: A folder of the stage's own that outlives a killed build with the same basis: a long stage keeps there
+            what it has done, and goes on from it. Removed when the stage is done.
         progress: Told (bytes done, bytes in all).
         log: Told one line for a person.
     """
 
     engine: Path
     out: Path
+    work: Path
     progress: Progress
     log: Log
 
@@ -71,6 +74,10 @@ class Stage:
     reads_checkpoint: bool = False
     lacks: str | None = None
     files: tuple[Path, ...] = ()
+
+    def work_name(self, fingerprint: str) -> str:
+        """Name of the folder that holds what an unfinished run with this fingerprint has done."""
+        return f".{self.name}.{fingerprint[:16]}.work"
 
     @property
     def partial_name(self) -> str:

@@ -193,3 +193,24 @@ def test_a_stage_that_cannot_run_here_is_left_out_where_nobody_needs_it_and_refu
         toy.run()
     assert toy.ran == []
     assert list(toy.engine.iterdir()) == []
+
+
+def test_a_long_stage_goes_on_from_what_an_interrupted_run_with_the_same_basis_has_done(toy: Any) -> None:
+    seen: list[list[str]] = []
+
+    def note(context: StageContext) -> None:
+        if context.out.name == ".squares.partial":
+            seen.append(sorted(path.name for path in context.work.iterdir()))
+            (context.work / "half").write_text("done")
+            if len(seen) < 3:
+                raise KeyboardInterrupt
+
+    toy.before_stage = note
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+    toy.power = 3
+    toy.run()
+    assert seen == [[], ["half"], []], "work of another basis is not taken up"
+    assert not list(toy.engine.glob(".*.work"))
