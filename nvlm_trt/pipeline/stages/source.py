@@ -1,0 +1,74 @@
+"""The stages that make or read the checkpoint as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import yaml
+
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.mini_tokenizer import MERGES_FILE
+from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
+from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER, Sources
+from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, source_of
+
+
+def synth(sources: Sources) -> Stage:
+    """Makes the random checkpoint that the recipe asks for."""
+    spec = sources.synthetic
+    assert spec is not None
+
+    def run(context: StageContext) -> None:
+        from nvlm_trt.model.synthetic import write_synthetic
+
+        write_synthetic(context.out / CHECKPOINT_FOLDER, spec, progress=context.progress)
+
+    return Stage(
+        name="synth",
+        inputs=(),
+        outputs=(CHECKPOINT_FOLDER,),
+        parts={"spec": dataclasses.asdict(spec), "seed": 0},
+        modules=("nvlm_trt.model.synthetic",),
+        tools=("torch",),
+        run=run,
+        estimate=Estimate(sources.checkpoint.nbytes, BASE_BYTES),
+        files=(MERGES_FILE,),
+    )
+
+
+def inspect(sources: Sources) -> Stage:
+    """Checks values that headers do not show, and keeps what the engine needs of the checkpoint besides weights."""
+    recipe = sources.recipe.model_dump(mode="json")
+
+    def run(context: StageContext) -> None:
+        checkpoint = Checkpoint.open(sources.checkpoint.path)
+        checkpoint.check_dummy_heads()
+        (context.out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        shutil.copyfile(checkpoint.path / "config.json", context.out / "config.json")
+        _copy_tokenizer(checkpoint.path, context.out / "tokenizer")
+        for remark in sources.remarks():
+            context.log(remark)
+
+    return Stage(
+        name="inspect",
+        inputs=source_of(sources),
+        outputs=("recipe.yaml", "config.json", "tokenizer"),
+        parts={"recipe": recipe},
+        modules=("nvlm_trt.model.checkpoint", "nvlm_trt.model.tokenizer", "nvlm_trt.recipe"),
+        tools=("PyYAML",),
+        run=run,
+        estimate=Estimate(16 << 20, BASE_BYTES),
+        reads_checkpoint=True,
+    )
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+    NvlmTokenizer.load(source)
+    target.mkdir()
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(source / name, target / name)
