@@ -6,6 +6,8 @@ where the released code rounds; in float32 it is the oracle for engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +21,9 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 PROJECTOR_NORM_EPS = 1e-5
 """torch's default for nn.LayerNorm, which the released projector uses; the decoder's norms have 1e-6."""
 
+Observe = Callable[[str, torch.Tensor], None]
+"""Shown the input [..., in] of a linear layer under the layer's name in the ONNX graph (nvlm_trt/vision/graph.py)."""
+
 
 class VisionReference:
     """Tiles to prompt-table rows.
@@ -26,17 +31,31 @@ class VisionReference:
     Args:
         checkpoint: An opened checkpoint; dummy heads are computed as released, not stripped.
         dtype: float32 for the oracle, bfloat16 for the released arithmetic.
+        weights: Where weights are looked up when they are used; None reads all of them and keeps them in memory.
+        observe: Shown the input of every linear layer, dummy heads left out as in the graph.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        observe: Observe | None = None,
+    ) -> None:
         self.config = checkpoint.config
         self.dtype = dtype
         self._dummy_heads = checkpoint.dummy_heads
-        self._weights = {
-            name: checkpoint.read(name, dtype)
-            for name in checkpoint.tensors
-            if name.startswith((VISION_PREFIX, PROJECTOR_PREFIX))
-        }
+        self._observe = observe
+        self._weights = (
+            weights
+            if weights is not None
+            else {
+                name: checkpoint.read(name, dtype)
+                for name in checkpoint.tensors
+                if name.startswith((VISION_PREFIX, PROJECTOR_PREFIX))
+            }
+        )
 
     def __call__(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Encode tiles.
@@ -73,18 +92,18 @@ class VisionReference:
         eps = self.config.vision.layer_norm_eps
         attended = self.attention(index, rms_norm(hidden, weights[f"{layer}norm1.weight"], eps))
         hidden = hidden + attended * weights[f"{layer}ls1"]
-        wide = two_step_linear(
-            rms_norm(hidden, weights[f"{layer}norm2.weight"], eps),
-            weights[f"{layer}mlp.fc1.weight"],
-            weights[f"{layer}mlp.fc1.bias"],
-        )
-        back = two_step_linear(F.gelu(wide), weights[f"{layer}mlp.fc2.weight"], weights[f"{layer}mlp.fc2.bias"])
+        normed = rms_norm(hidden, weights[f"{layer}norm2.weight"], eps)
+        self._show(f"{_graph_layer(index)}/mlp/fc1", normed)
+        wide = F.gelu(two_step_linear(normed, weights[f"{layer}mlp.fc1.weight"], weights[f"{layer}mlp.fc1.bias"]))
+        self._show(f"{_graph_layer(index)}/mlp/fc2", wide)
+        back = two_step_linear(wide, weights[f"{layer}mlp.fc2.weight"], weights[f"{layer}mlp.fc2.bias"])
         return hidden + back * weights[f"{layer}ls2"]
 
     def attention(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Attention over real and dummy heads; q and k are normalised over all heads at once, before the split."""
         layer, weights, vision = vision_layer(index), self._weights, self.config.vision
         count, length, _ = hidden.shape
+        self._show(f"{_graph_layer(index)}/attention/qkv", hidden)
         q, k, v = F.linear(hidden, weights[f"{layer}attn.qkv.weight"]).chunk(3, dim=-1)
         q = qk_norm(q, weights[f"{layer}attn.q_norm.weight"], vision.hidden_size, vision.layer_norm_eps)
         k = qk_norm(k, weights[f"{layer}attn.k_norm.weight"], vision.hidden_size, vision.layer_norm_eps)
@@ -92,6 +111,7 @@ class VisionReference:
         q, k, v = (part.view(count, length, heads, vision.head_dim).transpose(1, 2) for part in (q, k, v))
         scores = (q * vision.head_dim**-0.5) @ k.transpose(-2, -1)
         mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(count, length, -1)
+        self._show(f"{_graph_layer(index)}/attention/proj", mixed[..., : vision.hidden_size])
         return two_step_linear(mixed, weights[f"{layer}attn.proj.weight"], weights[f"{layer}attn.proj.bias"])
 
     def project(self, shuffled: torch.Tensor) -> torch.Tensor:
@@ -99,8 +119,19 @@ class VisionReference:
         weights = self._weights
         scale, shift = weights[f"{PROJECTOR_PREFIX}0.weight"], weights[f"{PROJECTOR_PREFIX}0.bias"]
         normed = F.layer_norm(shuffled, (self.config.projector_in,), scale, shift, PROJECTOR_NORM_EPS)
+        self._show("projector/fc1", normed)
         wide = F.gelu(F.linear(normed, weights[f"{PROJECTOR_PREFIX}1.weight"]))
+        self._show("projector/fc2", wide)
         return F.linear(wide, weights[f"{PROJECTOR_PREFIX}3.weight"])
+
+    def _show(self, linear: str, x: torch.Tensor) -> None:
+        if self._observe is not None:
+            self._observe(linear, x)
+
+
+def _graph_layer(index: int) -> str:
+    """Name of a ViT block in the ONNX graph."""
+    return f"vision/layer_{index:02d}"
 
 
 def normalise(tiles: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -1,0 +1,118 @@
+"""InternViT and projector over many tiles with the memory of one ViT block, layer by layer.
+
+The blocks are those of `VisionReference`, so the rows are bit for bit what it gives for one tile at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.layer_stream import (
+    HiddenStates,
+    checkpoint_key,
+    read_weights,
+    stream_layers,
+    weight_bytes,
+)
+from nvlm_trt.model.reference.vision import Observe, VisionReference, normalise, pixel_shuffle
+from nvlm_trt.model.tensors import PROJECTOR_PREFIX, VISION_PREFIX, vision_layer
+from nvlm_trt.progress import Progress
+
+Finished = Callable[[int], None]
+"""Told the index of a ViT block, or the number of blocks for the projector, when every tile has passed it."""
+
+EMBEDDINGS_PREFIX = f"{VISION_PREFIX}embeddings."
+
+
+def stream_vision(
+    checkpoint: Checkpoint,
+    tiles: npt.NDArray[np.uint8],
+    *,
+    work_dir: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    observe: Observe | None = None,
+    finished: Finished | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Encode tiles; a run that was killed goes on after the last finished block.
+
+    An observer sees only the blocks that this process runs. To resume with what it has gathered, it must have saved
+    that by the time `finished` returns: the block counts as done right after. A kill in between runs the block once
+    more, from its first tile on. The projector is run again by every call.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        tiles: uint8 [n, s, s, 3].
+        work_dir: A folder for the hidden states (13 KiB a patch in float32, two copies), which only this run uses. They
+            stay there when it is done: remove the folder.
+        dtype: As for `VisionReference`.
+        device: Where the blocks are run.
+        observe: Shown the input [1, tokens, in] of every linear layer, one tile at a time, in the order of the tiles.
+            Names are those of the ONNX graph: `vision/layer_00/attention/qkv`, `vision/layer_00/attention/proj`,
+            `vision/layer_00/mlp/fc1`, `vision/layer_00/mlp/fc2`, ..., `projector/fc1`, `projector/fc2`.
+        finished: Called after each block, in order, and after the projector.
+        progress: Told bytes of weights that all tiles have passed, and in all.
+
+    Returns:
+        [n, tokens_per_tile, decoder hidden size] in `dtype`, on the CPU.
+    """
+    place, vision = torch.device(device), checkpoint.config.vision
+    weights: dict[str, torch.Tensor] = {}
+    reference = VisionReference(checkpoint, dtype, weights=weights, observe=observe)
+
+    def load(prefix: str) -> None:
+        weights.clear()
+        weights.update(read_weights(checkpoint, prefix, dtype, place))
+
+    def embedded() -> Iterator[torch.Tensor]:
+        load(EMBEDDINGS_PREFIX)
+        for tile in tiles:
+            yield reference.embed(normalise(tile[np.newaxis]).to(place, dtype)).cpu()
+
+    def block(index: int) -> _Block:
+        load(vision_layer(index))
+        return _Block(reference, index, place, finished)
+
+    key = f"vision {hashlib.sha256(tiles.tobytes()).hexdigest()} {device} {checkpoint_key(checkpoint)}"
+    states = HiddenStates(work_dir, key, [(1, vision.patches_per_side**2 + 1, vision.hidden_size)] * len(tiles), dtype)
+    sizes = [weight_bytes(checkpoint, vision_layer(index)) for index in range(vision.num_layers)]
+    total = sum(sizes) + weight_bytes(checkpoint, PROJECTOR_PREFIX)
+    with torch.inference_mode():
+        states.begin(embedded())
+        stream_layers(states, sizes, block, lambda done, _: progress(done, total) if progress else None)
+        load(PROJECTOR_PREFIX)
+        shape = (len(tiles), checkpoint.config.tokens_per_tile, checkpoint.config.decoder.hidden_size)
+        rows = torch.empty(shape, dtype=dtype)
+        for number, hidden in enumerate(states):
+            rows[number] = reference.project(pixel_shuffle(hidden[:, 1:].to(place), checkpoint.config.shuffle))[0]
+    if finished is not None:
+        finished(vision.num_layers)
+    if progress is not None:
+        progress(total, total)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One ViT block, its weights loaded."""
+
+    reference: VisionReference
+    index: int
+    device: torch.device
+    finished: Finished | None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.reference.block(self.index, hidden.to(self.device)).cpu()
+
+    def finish(self) -> None:
+        if self.finished is not None:
+            self.finished(self.index)
