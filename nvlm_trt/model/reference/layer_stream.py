@@ -53,7 +53,7 @@ class HiddenStates:
         self._key = hashlib.sha256(f"{key} {word} {list(shapes)}".encode()).hexdigest()
         self._specs = [TensorSpec(f"sample_{index:05d}", word, tuple(shape)) for index, shape in enumerate(shapes)]
         folder.mkdir(parents=True, exist_ok=True)
-        self.generation = max(self._generations(), default=None)
+        self.generation = self._newest()
 
     def begin(self, first: Iterable[torch.Tensor]) -> None:
         """Take `first` as what enters layer 0, unless the run has begun before: then nothing is computed."""
@@ -101,17 +101,22 @@ class HiddenStates:
             self._path(self.generation).unlink()
         self.generation = generation
 
-    def _generations(self) -> Iterator[int]:
-        for path in sorted(self._folder.iterdir()):
+    def _newest(self) -> int | None:
+        """The newest generation of a run with the same key; files of others, and older ones, are removed."""
+        own: list[int] = []
+        for path in self._folder.iterdir():
             match = GENERATION_FILE.fullmatch(path.name)
             if match is None:
                 continue
             with opened(path, HIDDEN_STATES) as file:
                 same = (file.metadata() or {}).get("key") == self._key
             if same:
-                yield int(match[1])
+                own.append(int(match[1]))
             else:
                 path.unlink()
+        for generation in sorted(own)[:-1]:  # left by a kill between the rename and the removal
+            self._path(generation).unlink()
+        return max(own, default=None)
 
     def _path(self, generation: int) -> Path:
         return self._folder / f"hidden_{generation:03d}.safetensors"

@@ -47,15 +47,10 @@ class VisionReference:
         self.dtype = dtype
         self._dummy_heads = checkpoint.dummy_heads
         self._observe = observe
-        self._weights = (
-            weights
-            if weights is not None
-            else {
-                name: checkpoint.read(name, dtype)
-                for name in checkpoint.tensors
-                if name.startswith((VISION_PREFIX, PROJECTOR_PREFIX))
-            }
-        )
+        if weights is None:
+            names = (name for name in checkpoint.tensors if name.startswith((VISION_PREFIX, PROJECTOR_PREFIX)))
+            weights = {name: checkpoint.read(name, dtype) for name in names}
+        self._weights = weights
 
     def __call__(self, tiles: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Encode tiles.

@@ -6,9 +6,11 @@ The blocks are those of `VisionReference`, so the rows are bit for bit what it g
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +31,23 @@ from nvlm_trt.progress import Progress
 Finished = Callable[[int], None]
 """Told the index of a ViT block, or the number of blocks for the projector, when every tile has passed it."""
 
+
+class Tiles(Protocol):
+    """Tiles, uint8 [s, s, 3], one by one and as often as asked for; they need not all be in memory, as an array is."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]: ...
+
+
+ROWS_FILE = "rows.bin"
+
 EMBEDDINGS_PREFIX = f"{VISION_PREFIX}embeddings."
 
 
 def stream_vision(
     checkpoint: Checkpoint,
-    tiles: npt.NDArray[np.uint8],
+    tiles: Tiles,
     *,
     work_dir: Path,
     dtype: torch.dtype = torch.bfloat16,
@@ -51,9 +64,9 @@ def stream_vision(
 
     Args:
         checkpoint: An opened checkpoint.
-        tiles: uint8 [n, s, s, 3].
-        work_dir: A folder for the hidden states (13 KiB a patch in float32, two copies), which only this run uses. They
-            stay there when it is done: remove the folder.
+        tiles: n tiles, uint8 [s, s, 3] each.
+        work_dir: A folder that only this run uses, for hidden states and rows (17 MB a tile of NVLM-D in bfloat16).
+            They stay there when it is done: remove the folder then.
         dtype: As for `VisionReference`.
         device: Where the blocks are run.
         observe: Shown the input [1, tokens, in] of every linear layer, one tile at a time, in the order of the tiles.
@@ -63,7 +76,7 @@ def stream_vision(
         progress: Told bytes of weights that all tiles have passed, and in all.
 
     Returns:
-        [n, tokens_per_tile, decoder hidden size] in `dtype`, on the CPU.
+        [n, tokens_per_tile, decoder hidden size] in `dtype`, mapped from a file in `work_dir` (which may be removed).
     """
     place, vision = torch.device(device), checkpoint.config.vision
     weights: dict[str, torch.Tensor] = {}
@@ -82,7 +95,10 @@ def stream_vision(
         load(vision_layer(index))
         return _Block(reference, index, place, finished)
 
-    key = f"vision {hashlib.sha256(tiles.tobytes()).hexdigest()} {device} {checkpoint_key(checkpoint)}"
+    digest = hashlib.sha256()
+    for tile in tiles:
+        digest.update(tile.tobytes())
+    key = f"vision {digest.hexdigest()} {place} {checkpoint_key(checkpoint)}"
     states = HiddenStates(work_dir, key, [(1, vision.patches_per_side**2 + 1, vision.hidden_size)] * len(tiles), dtype)
     sizes = [weight_bytes(checkpoint, vision_layer(index)) for index in range(vision.num_layers)]
     total = sum(sizes) + weight_bytes(checkpoint, PROJECTOR_PREFIX)
@@ -91,7 +107,7 @@ def stream_vision(
         stream_layers(states, sizes, block, lambda done, _: progress(done, total) if progress else None)
         load(PROJECTOR_PREFIX)
         shape = (len(tiles), checkpoint.config.tokens_per_tile, checkpoint.config.decoder.hidden_size)
-        rows = torch.empty(shape, dtype=dtype)
+        rows = torch.from_file(str(work_dir / ROWS_FILE), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
         for number, hidden in enumerate(states):
             rows[number] = reference.project(pixel_shuffle(hidden[:, 1:].to(place), checkpoint.config.shuffle))[0]
     if finished is not None:
