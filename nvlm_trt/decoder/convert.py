@@ -1,9 +1,7 @@
 """Convert the decoder of an NVLM-D checkpoint to a TensorRT-LLM checkpoint, streaming.
 
-The ranks of a pipeline stage are written side by side, so that every source byte is read once: a tensor that all of
-them share (the embedding, norms) or cut by columns (dense, proj) is read by blocks of rows and dealt out, and a tensor
-cut by rows is read by each rank for its own rows only. Rows of a kv head that several ranks repeat are the one
-exception. The next block is read while one is written. Memory is a few blocks whatever the size of the model.
+The ranks of a pipeline stage are written side by side, so that every source byte is read once (see encode). The next
+block is read and quantised while one is written. Memory is a few blocks whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -12,22 +10,19 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, StoredDtype, TrtllmConfig, stored_dtype
-from nvlm_trt.decoder.trtllm_layout import Parameter, Piece, Rank, rank_parameters
-from nvlm_trt.errors import CheckpointError
+from nvlm_trt.decoder.encode import Part, stage_parts
+from nvlm_trt.decoder.precision import BF16, Precision, stored_dtype
+from nvlm_trt.decoder.quantize_scales import CalibrationResults
+from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, TrtllmConfig
+from nvlm_trt.decoder.trtllm_layout import Parameter, Rank, rank_parameters
+from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
-from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec
+from nvlm_trt.model.safetensors_stream import SafetensorsStream
 from nvlm_trt.progress import Progress
-
-BLOCK_ELEMENTS = 8 << 20
-"""Numbers that are read at a time: 16 MiB of BF16, 32 MiB of F32."""
 
 Item = TypeVar("Item")
 
@@ -39,47 +34,70 @@ def rank_file(index: int) -> str:
     return f"rank{index}.safetensors"
 
 
-def converted_bytes(config: NvlmConfig, tp: int, pp: int, dtype: str) -> int:
+def converted_bytes(
+    config: NvlmConfig, tp: int, pp: int, dtype: str | None = None, precision: Precision | None = None
+) -> int:
     """Bytes of all tensors of the converted checkpoint (headers, some 100 bytes a tensor, are not counted).
 
+    Args:
+        config: The source's configuration.
+        tp: Ranks that share each layer.
+        pp: Pipeline stages.
+        dtype: As for `convert_decoder`.
+        precision: As for `convert_decoder`.
+
     Raises:
-        RecipeError: the shapes do not allow this tp and pp, or there is no such dtype.
+        RecipeError: the shapes do not allow this tp and pp at the precision, or there is no such dtype.
     """
-    itemsize = stored_dtype(dtype).itemsize
-    ranks = _stage_parameters(config.decoder, tp, pp)
-    return itemsize * sum(parameter.elements for rank in ranks for parameter in rank)
+    ranks = _all_parameters(config.decoder, tp, pp, _chosen(dtype, precision))
+    return sum(parameter.spec.nbytes for rank in ranks for parameter in rank)
 
 
 def convert_decoder(
-    checkpoint: Checkpoint, out_dir: Path, *, tp: int, pp: int, dtype: str, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    out_dir: Path,
+    *,
+    tp: int,
+    pp: int,
+    dtype: str | None = None,
+    precision: Precision | None = None,
+    calibration: Path | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write `rank{r}.safetensors` for every rank and then, atomically, `config.json`.
 
     Files of an earlier conversion in `out_dir` are removed first; as long as config.json is absent the directory is
-    not a checkpoint. The same input gives the same bytes. Values are cast with torch's own rounding (to nearest even).
+    not a checkpoint. The same input gives the same bytes. Values are cast with torch's own rounding (to nearest even),
+    and what is quantised is quantised from the values so cast.
 
     Args:
         checkpoint: The source.
         out_dir: Directory to write into; made if it is missing.
         tp: Ranks that share each layer.
         pp: Pipeline stages.
-        dtype: "bfloat16", "float16" or "float32", for every tensor.
+        dtype: "bfloat16", "float16" or "float32", for every tensor of a checkpoint that is not quantised.
+        precision: How values are stored, in place of `dtype`; bfloat16 where neither is given.
+        calibration: Folder with the results of a calibration (see quantize_scales), for a precision that needs them.
         progress: Called with the bytes written so far and in all.
 
     Raises:
-        RecipeError: the shapes do not allow this tp and pp, or there is no such dtype.
-        CheckpointError: a source tensor cannot be read, or holds a value beyond the range of float16.
+        RecipeError: the shapes do not allow this tp and pp at the precision, there is no such dtype, or the precision
+            needs a calibration; nothing was touched.
+        CheckpointError: results of the calibration are missing or wrong (nothing was touched), a source tensor cannot
+            be read, or it holds a value that the precision cannot store.
     """
-    decoder, stored = checkpoint.config.decoder, stored_dtype(dtype)
-    config = TrtllmConfig(decoder=decoder, dtype=stored, tp=tp, pp=pp)
-    ranks = list(_stage_parameters(decoder, tp, pp))
-    meter = _Meter(converted_bytes(checkpoint.config, tp, pp, dtype), progress)
+    chosen, decoder = _chosen(dtype, precision), checkpoint.config.decoder
+    ranks = list(_all_parameters(decoder, tp, pp, chosen))
+    results = _results(calibration, decoder, chosen)
+    meter = _Meter(converted_bytes(checkpoint.config, tp, pp, precision=chosen), progress)
     out_dir.mkdir(parents=True, exist_ok=True)
     _remove_earlier(out_dir)
     for stage in range(pp):
-        first = stage * tp
-        _write_stage(checkpoint, out_dir, range(first, first + tp), ranks[first : first + tp], stored, meter.advance)
-    config.write(out_dir)
+        indices = range(stage * tp, (stage + 1) * tp)
+        members = [ranks[index] for index in indices]
+        parts = stage_parts(checkpoint, members, chosen, results)
+        _write_stage([out_dir / rank_file(index) for index in indices], members, parts, meter.advance)
+    TrtllmConfig.of(decoder, chosen, tp=tp, pp=pp).write(out_dir)
 
 
 class _Meter:
@@ -94,23 +112,29 @@ class _Meter:
             self._progress(self._done, self._total)
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """One rank's tensor that is being written."""
-
-    stream: SafetensorsStream
-    name: str
-    columns: tuple[int, int] | None
-
-    def write(self, block: torch.Tensor) -> int:
-        """Append these rows, or their columns that belong to the rank; returns the bytes."""
-        part = block if self.columns is None else block[:, slice(*self.columns)]
-        self.stream.write_part(self.name, part)
-        return part.nbytes
+def _chosen(dtype: str | None, precision: Precision | None) -> Precision:
+    if precision is None:
+        return BF16 if dtype is None else Precision(stored_dtype(dtype))
+    if dtype is not None:
+        raise ValueError("dtype and precision: one of them says how values are stored")
+    return precision
 
 
-def _stage_parameters(decoder: DecoderConfig, tp: int, pp: int) -> Iterator[tuple[Parameter, ...]]:
-    return (rank_parameters(decoder, Rank(tp, pp, index)) for index in range(max(1, tp * pp)))
+def _results(calibration: Path | None, decoder: DecoderConfig, precision: Precision) -> CalibrationResults | None:
+    if not precision.needs_calibration:
+        return None
+    if calibration is None:
+        quantization = precision.quantization
+        raise RecipeError(
+            "the precision needs the results of a calibration",
+            seen=f"quant_algo {quantization.quant_algo}, kv_cache_quant_algo {quantization.kv_cache_quant_algo}",
+            fix="calibrate first",
+        )
+    return CalibrationResults.open(calibration, decoder, precision)
+
+
+def _all_parameters(decoder: DecoderConfig, tp: int, pp: int, precision: Precision) -> Iterator[tuple[Parameter, ...]]:
+    return (rank_parameters(decoder, Rank(tp, pp, index), precision) for index in range(max(1, tp * pp)))
 
 
 def _remove_earlier(out_dir: Path) -> None:
@@ -121,26 +145,20 @@ def _remove_earlier(out_dir: Path) -> None:
 
 
 def _write_stage(
-    checkpoint: Checkpoint,
-    out_dir: Path,
-    indices: Sequence[int],
+    files: Sequence[Path],
     ranks: Sequence[tuple[Parameter, ...]],
-    stored: StoredDtype,
+    parts: Iterator[Part],
     advance: Callable[[int], None],
 ) -> None:
     with ExitStack() as stack:
-        streams = []
-        for index, parameters in zip(indices, ranks, strict=True):
-            specs = [TensorSpec(each.name, stored.safetensors, each.shape) for each in parameters]
-            streams.append(stack.enter_context(SafetensorsStream(out_dir / rank_file(index), specs)))
-        parts = (
-            (outputs, block)
-            for same in zip(*ranks, strict=True)
-            for piece, outputs in _groups(streams, same)
-            for block in _blocks(checkpoint, piece, same[0].shape[1:], stored)
-        )
-        for outputs, block in stack.enter_context(closing(_read_ahead(parts))):
-            advance(sum(output.write(block) for output in outputs))
+        streams = [
+            stack.enter_context(SafetensorsStream(file, [each.spec for each in parameters]))
+            for file, parameters in zip(files, ranks, strict=True)
+        ]
+        for part in stack.enter_context(closing(_read_ahead(parts))):
+            for rank, rows in part.rows.items():
+                streams[rank].write_part(part.name, rows)
+            advance(sum(rows.nbytes for rows in part.rows.values()))
 
 
 def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
@@ -150,39 +168,3 @@ def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
             yield item
-
-
-def _groups(streams: Sequence[SafetensorsStream], same: Sequence[Parameter]) -> Iterator[tuple[Piece, list[_Output]]]:
-    """Which rows to read and who gets them, for one tensor of all ranks of a stage."""
-    row_ranges = {(piece.source, piece.start, piece.stop) for each in same for piece in each.pieces}
-    if len(row_ranges) == 1:
-        firsts = [each.pieces[0] for each in same]
-        outputs = [_Output(stream, same[0].name, piece.columns) for stream, piece in zip(streams, firsts, strict=True)]
-        yield firsts[0], outputs
-        return
-    for stream, each in zip(streams, same, strict=True):
-        for piece in each.pieces:
-            yield piece, [_Output(stream, each.name, piece.columns)]
-
-
-def _blocks(
-    checkpoint: Checkpoint, piece: Piece, row_shape: tuple[int, ...], stored: StoredDtype
-) -> Iterator[torch.Tensor]:
-    """The piece's rows, with all their columns, a bounded number at a time."""
-    width = checkpoint.tensors[piece.source].shape[1:] if piece.source else row_shape
-    step = max(1, BLOCK_ELEMENTS // max(1, torch.Size(width).numel()))
-    for start in range(piece.start, piece.stop, step):
-        stop = min(start + step, piece.stop)
-        if piece.source is None:
-            yield torch.zeros((stop - start, *width), dtype=stored.torch)
-        else:
-            yield _read(checkpoint, piece.source, start, stop, stored)
-
-
-def _read(checkpoint: Checkpoint, name: str, start: int, stop: int, stored: StoredDtype) -> torch.Tensor:
-    rows = checkpoint.read_rows(name, start, stop).to(stored.torch, copy=True)  # a mapped view is not yet read
-    if stored.torch is torch.float16 and not torch.isfinite(rows).all():
-        raise CheckpointError(
-            "a weight does not fit into float16", seen=f"{name}, rows {start} to {stop}", fix="convert to bfloat16"
-        )
-    return rows

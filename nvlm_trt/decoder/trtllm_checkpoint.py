@@ -1,7 +1,7 @@
 """Read a TensorRT-LLM checkpoint back: check every rank's header, and join the ranks into the unsharded decoder.
 
-Joining is cutting reversed: the pieces that `trtllm_layout` names are put back where they came from. Nothing is read
-before it is asked for, and nothing is kept.
+Joining is cutting reversed: the pieces that `trtllm_layout` names are put back where they came from, and padding is
+left behind. Quantised weights are checked, not joined. Nothing is read before it is asked for, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -80,11 +80,15 @@ class _Place:
 
     def read(self) -> torch.Tensor:
         with opened(self.file, RANK) as rank:
+            rows: torch.Tensor
             if self.piece.rows == self.parameter.shape[0]:
-                whole: torch.Tensor = rank.get_tensor(self.parameter.name)
-                return whole
-            rows: torch.Tensor = rank.get_slice(self.parameter.name)[self.row : self.row + self.piece.rows]
-            return rows
+                rows = rank.get_tensor(self.parameter.name)
+            else:
+                rows = rank.get_slice(self.parameter.name)[self.row : self.row + self.piece.rows]
+            if self.piece.columns is None:
+                return rows
+            first, last = self.piece.columns
+            return rows[:, : last - first]
 
 
 class TrtllmCheckpoint:
@@ -111,7 +115,8 @@ class TrtllmCheckpoint:
         config = TrtllmConfig.read(directory)
         try:
             ranks = [
-                rank_parameters(config.decoder, Rank(config.tp, config.pp, index)) for index in range(config.world_size)
+                rank_parameters(config.unpadded, Rank(config.tp, config.pp, index), config.precision)
+                for index in range(config.world_size)
             ]
         except RecipeError as error:
             raise CheckpointError(f"config.json contradicts itself: {error}", seen=directory) from None
@@ -120,12 +125,12 @@ class TrtllmCheckpoint:
 
     @property
     def decoder(self) -> DecoderConfig:
-        """Shapes and constants of the decoder."""
-        return self.config.decoder
+        """Shapes and constants of the decoder that the joined tensors make up: as in the source, without padding."""
+        return self.config.unpadded
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of every tensor."""
+        """Of every value that is not quantised."""
         return self.config.dtype.torch
 
     @property
@@ -155,6 +160,7 @@ class TrtllmCheckpoint:
 
         Raises:
             IndexError: there is no such layer.
+            CheckpointError: its weights are quantised.
         """
         if not 0 <= index < self.decoder.num_layers:
             raise IndexError(f"layer {index} of {self.decoder.num_layers}")
@@ -182,8 +188,15 @@ class TrtllmCheckpoint:
 
         Raises:
             KeyError: the decoder has no such tensor.
+            CheckpointError: it is quantised.
         """
         places = self._places[source]
+        if any(place.parameter.calibrated for place in places):
+            raise CheckpointError(
+                "quantised weights cannot be joined",
+                seen=f"{source} in {self.config.quantization.quant_algo}",
+                fix="convert the checkpoint to bf16, int8_wo or int4_wo, which keep the values themselves",
+            )
         if len(places) == 1:
             return places[0].read()
         rows = max(place.piece.stop for place in places)
@@ -216,7 +229,7 @@ def _index(path: Path, ranks: Sequence[tuple[Parameter, ...]]) -> Mapping[str, l
 def _check_ranks(directory: Path, config: TrtllmConfig, ranks: Sequence[tuple[Parameter, ...]]) -> None:
     faults: list[str] = []
     for number, parameters in enumerate(ranks):
-        faults += _rank_faults(directory / rank_file(number), parameters, config.dtype.safetensors)
+        faults += _rank_faults(directory / rank_file(number), parameters)
     known = {rank_file(number) for number in range(len(ranks))}
     present = {path.name for path in directory.iterdir() if RANK_FILE.fullmatch(path.name)}
     faults += [f"{name}: there are only {len(ranks)} ranks" for name in sorted(present - known)]
@@ -227,14 +240,14 @@ def _check_ranks(directory: Path, config: TrtllmConfig, ranks: Sequence[tuple[Pa
         )
 
 
-def _rank_faults(file: Path, parameters: Sequence[Parameter], dtype: str) -> list[str]:
+def _rank_faults(file: Path, parameters: Sequence[Parameter]) -> list[str]:
     if not file.is_file():
         return [f"{file.name}: missing"]
     try:
         seen = read_header(file, RANK)
     except CheckpointError as error:
         return [f"{file.name}: {error.what}"]
-    expected = {parameter.name: (parameter.shape, dtype) for parameter in parameters}
+    expected = {parameter.name: (parameter.shape, parameter.dtype) for parameter in parameters}
     faults = []
     for name, (shape, kind) in expected.items():
         if name not in seen:

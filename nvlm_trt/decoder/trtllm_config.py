@@ -11,12 +11,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
-import torch
-
-from nvlm_trt.errors import CheckpointError, RecipeError
+from nvlm_trt.decoder.precision import (
+    DEFAULT_GROUP_SIZE,
+    GROUP_SIZES,
+    STORED_DTYPES,
+    UNQUANTIZED,
+    KvCacheAlgo,
+    Precision,
+    QuantAlgo,
+    Quantization,
+    StoredDtype,
+)
+from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.config import DecoderConfig
 
 CONFIG_NAME = "config.json"
@@ -25,58 +36,56 @@ LOGN_SEQ_LENGTH = 8192
 """`seq_length` as the official converter writes it for Qwen2, whose own config has no such key (qwen/config.py)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDtype:
-    """A precision that weights are stored in: its TensorRT-LLM name, its safetensors name and its torch dtype."""
+UNPADDED_KEY = "unpadded_intermediate_size"
+"""A key of this project's own, there only where the MLP is padded; TensorRT-LLM logs a warning and goes on."""
 
-    name: str
-    safetensors: str
-    torch: torch.dtype
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.torch.itemsize
-
-
-STORED_DTYPES: Mapping[str, StoredDtype] = {
-    dtype.name: dtype
-    for dtype in (
-        StoredDtype("bfloat16", "BF16", torch.bfloat16),
-        StoredDtype("float16", "F16", torch.float16),
-        StoredDtype("float32", "F32", torch.float32),
-    )
-}
-
-
-def stored_dtype(name: str) -> StoredDtype:
-    """The precision of that TensorRT-LLM name.
-
-    Raises:
-        RecipeError: no plain (unquantised) checkpoint has that precision.
-    """
-    if name not in STORED_DTYPES:
-        raise RecipeError(
-            "the decoder cannot be converted to that dtype", seen=name, expected=" | ".join(STORED_DTYPES)
-        )
-    return STORED_DTYPES[name]
+Algo = TypeVar("Algo", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
 class TrtllmConfig:
-    """What config.json says: the decoder's shapes, the dtype of every tensor, and how ranks share them.
+    """What config.json says: the decoder's shapes, how its values are stored, and how ranks share them.
 
     Attributes:
-        decoder: Shapes and constants of the Qwen2 decoder.
-        dtype: Precision of every tensor.
+        decoder: Shapes and constants of the Qwen2 decoder as stored: its MLP is padded where the precision asks for it.
+        dtype: Of every value that is not quantised.
         tp: Ranks that share each layer.
         pp: Stages that share the list of layers.
+        quantization: How the other values are stored.
+        unpadded_intermediate_size: The MLP's width without padding, where there is some; else None.
     """
 
     decoder: DecoderConfig
     dtype: StoredDtype
     tp: int
     pp: int
+    quantization: Quantization = UNQUANTIZED
+    unpadded_intermediate_size: int | None = None
+
+    @classmethod
+    def of(cls, decoder: DecoderConfig, precision: Precision, *, tp: int, pp: int) -> TrtllmConfig:
+        """What to write for a decoder as it is in the source: its MLP is padded here."""
+        real = decoder.intermediate_size
+        wide = precision.padded_intermediate(real, tp)
+        return cls(
+            decoder=replace(decoder, intermediate_size=wide),
+            dtype=precision.dtype,
+            tp=tp,
+            pp=pp,
+            quantization=precision.quantization,
+            unpadded_intermediate_size=None if wide == real else real,
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """How values are stored."""
+        return Precision(self.dtype, self.quantization)
+
+    @property
+    def unpadded(self) -> DecoderConfig:
+        """The decoder as it is in the source."""
+        size = self.unpadded_intermediate_size
+        return self.decoder if size is None else replace(self.decoder, intermediate_size=size)
 
     @property
     def world_size(self) -> int:
@@ -86,6 +95,7 @@ class TrtllmConfig:
     def to_dict(self) -> dict[str, object]:
         """The JSON object of config.json."""
         decoder = self.decoder
+        unpadded = self.unpadded_intermediate_size
         return {
             "architecture": "Qwen2ForCausalLM",
             "qwen_type": "qwen2",
@@ -114,8 +124,8 @@ class TrtllmConfig:
             "use_parallel_embedding": False,
             "embedding_sharding_dim": 0,
             "mapping": {"world_size": self.world_size, "tp_size": self.tp, "pp_size": self.pp},
-            "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
-        }
+            "quantization": self.quantization.to_dict(),
+        } | ({} if unpadded is None else {UNPADDED_KEY: unpadded})
 
     def write(self, directory: Path) -> None:
         """Write config.json whole or not at all: beside, then renamed."""
@@ -133,7 +143,8 @@ class TrtllmConfig:
         """Read and check config.json.
 
         Raises:
-            CheckpointError: it is absent or unreadable, or not a plain Qwen2 checkpoint; every fault is listed.
+            CheckpointError: it is absent or unreadable, or not a Qwen2 checkpoint of a known precision; every fault is
+                listed.
         """
         path = directory / CONFIG_NAME
         try:
@@ -179,22 +190,49 @@ class _Reader:
         self._expect(self._raw, "rotary_embedding_dim", decoder.head_dim, absent=True)
         self._expect(self._raw, "rotary_scaling", None, absent=True)
         self._expect(self._raw, "use_parallel_embedding", False, absent=True)
-        quantization = self._object("quantization")
-        self._expect(quantization, "quant_algo", None, absent=True)
-        self._expect(quantization, "kv_cache_quant_algo", None, absent=True)
+        quantization = self._quantization(self._object("quantization"))
         mapping = self._object("mapping")
         tp, pp = self._whole("tp_size", mapping), self._whole("pp_size", mapping)
         self._expect(mapping, "cp_size", 1, absent=True)
         self._expect(mapping, "world_size", tp * pp)
+        unpadded = self._whole(UNPADDED_KEY) if UNPADDED_KEY in self._raw else None
         dtype = STORED_DTYPES.get(str(self._raw.get("dtype")))
         if dtype is None:
             self._fault("dtype", self._raw.get("dtype"), " | ".join(STORED_DTYPES))
+        else:
+            wide = Precision(dtype, quantization).padded_intermediate(unpadded or decoder.intermediate_size, tp)
+            self._expect(self._raw, "intermediate_size", wide)
         if self._faults or dtype is None:
             raise CheckpointError(
-                "config.json does not describe a plain Qwen2 checkpoint of TensorRT-LLM: " + "; ".join(self._faults),
+                "config.json does not describe a Qwen2 checkpoint of TensorRT-LLM: " + "; ".join(self._faults),
                 fix="convert the checkpoint again",
             )
-        return TrtllmConfig(decoder=decoder, dtype=dtype, tp=tp, pp=pp)
+        return TrtllmConfig(decoder, dtype, tp, pp, quantization, unpadded)
+
+    def _quantization(self, raw: Mapping[str, object]) -> Quantization:
+        algo = self._algo("quant_algo", raw, QuantAlgo)
+        kv_cache = self._algo("kv_cache_quant_algo", raw, KvCacheAlgo)
+        if algo is None:
+            return Quantization(None, kv_cache)
+        self._expect(raw, "exclude_modules", None, absent=True)
+        if algo != QuantAlgo.AWQ:
+            return Quantization(algo, kv_cache)
+        self._expect(raw, "pre_quant_scale", True)
+        self._expect(raw, "has_zero_point", False, absent=True)
+        group_size = raw.get("group_size", DEFAULT_GROUP_SIZE)
+        if group_size not in GROUP_SIZES:
+            self._fault("group_size", group_size, " | ".join(map(str, GROUP_SIZES)))
+            group_size = DEFAULT_GROUP_SIZE
+        return Quantization(algo, kv_cache, group_size)
+
+    def _algo(self, key: str, raw: Mapping[str, object], known: type[Algo]) -> Algo | None:
+        value = raw.get(key)
+        for algo in known:
+            if value == algo:
+                return algo
+        if value is not None:
+            self._fault(key, value, " | ".join(("null", *known)))
+        return None
 
     def _fault(self, key: str, seen: object, expected: object) -> None:
         self._faults.append(f"{key} is {json.dumps(seen)}, expected {expected}")

@@ -1,8 +1,8 @@
 """Which tensors one rank of a TensorRT-LLM checkpoint holds, and from which pieces of the source each is made.
 
-One description serves the converter (cut), the checker (names, shapes) and the reader (join). The rules are those of
-TensorRT-LLM 1.x: models/qwen/model.py (which modules), layers/linear.py and layers/attention.py (which dimension is
-split), models/model_weights_loader.py (names), mapping.py (ranks and pipeline stages).
+One description serves the converter (cut), the checker (names, shapes, dtypes) and the reader (join). The rules are
+those of TensorRT-LLM 1.x: models/qwen/model.py (which modules), layers/linear.py and layers/attention.py (which
+dimension is split), models/model_weights_loader.py (names), mapping.py (ranks and pipeline stages).
 
 - every linear weight stays [out, in]; qkv is q, k, v of the rank, one after the other
 - k and v heads are repeated where there are more ranks than heads: rank r takes head r // (tp / kv_heads)
@@ -10,6 +10,9 @@ split), models/model_weights_loader.py (names), mapping.py (ranks and pipeline s
 - attention.dense and mlp.proj are split on their input (dim 1), so their partial sums need an all-reduce
 - lm_head gets zero rows up to a multiple of tp; the embedding is whole on every rank of the first stage
 - layers are renumbered from 0 in every pipeline stage
+- where a precision asks for a wider MLP, fc and gate get zero rows and proj zero columns, all at the end
+- scales per output are split with the rows, scales per input (prequant, AWQ's groups) with the columns, and single
+  scales are the same on every rank (quantization/layers.py)
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nvlm_trt.decoder.precision import BF16, KV_CACHE_SCALE, WEIGHT, Precision
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig
+from nvlm_trt.model.safetensors_stream import TensorSpec
 from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
 
 EMBEDDING_SOURCE = f"{DECODER_PREFIX}model.embed_tokens.weight"
@@ -49,20 +54,43 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Which results of the calibration a tensor is made with.
+
+    Attributes:
+        layer: The layer's place in the whole model.
+        key: "qkv", "dense", "fc" (which stands for gate as well), "proj" or "kv".
+        inputs: [first, last) of the linear layer's inputs that the rank holds, padding counted; None for the KV cache.
+    """
+
+    layer: int
+    key: str
+    inputs: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
-    """One tensor of a rank file: its name, its shape, and the pieces that stand one below the other in it."""
+    """One tensor of a rank file.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype, as safetensors calls it.
+        pieces: What stands, one below the other, in it; of a quantised weight, what was there before. A piece of fewer
+            columns is followed by zeros. Scales have none.
+        calibrated: What it is made with if it isn't a copy of the pieces.
+    """
 
     name: str
     shape: tuple[int, ...]
+    dtype: str
     pieces: tuple[Piece, ...]
+    calibrated: Calibrated | None = None
 
     @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+    def spec(self) -> TensorSpec:
+        """How a safetensors file describes it."""
+        return TensorSpec(self.name, self.dtype, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +134,26 @@ def padded_vocab(vocab_size: int, tp: int) -> int:
     return -(-vocab_size // tp) * tp
 
 
-def check_parallelism(decoder: DecoderConfig, tp: int, pp: int) -> None:
-    """Check that the shapes allow this tp and pp.
+def check_parallelism(decoder: DecoderConfig, tp: int, pp: int, precision: Precision = BF16) -> None:
+    """Check that the shapes allow this tp and pp at this precision.
 
     Raises:
         RecipeError: they do not; every reason is listed, with the values that would be allowed.
     """
-    reasons = [*_tp_faults(decoder, tp), *_pp_faults(decoder, pp)]
+    reasons = [*_tp_faults(decoder, tp, precision), *_pp_faults(decoder, pp)]
     if not reasons:
         return
-    allowed = [count for count in range(1, decoder.num_heads + 1) if not _tp_faults(decoder, count)]
+    algo = precision.quantization.quant_algo
+    allowed = [count for count in range(1, decoder.num_heads + 1) if not _tp_faults(decoder, count, precision)]
     raise RecipeError(
-        f"the decoder cannot be split over tp {tp} x pp {pp}: " + "; ".join(reasons),
-        expected=f"tp one of {', '.join(map(str, allowed))}; pp from 1 to {decoder.num_layers}",
+        f"the decoder cannot be split over tp {tp} x pp {pp}{f' in {algo}' if algo else ''}: " + "; ".join(reasons),
+        expected=f"tp one of {', '.join(map(str, allowed))}; pp from 1 to {decoder.num_layers}"
+        if allowed
+        else "another precision: no tp allows this one",
     )
 
 
-def _tp_faults(decoder: DecoderConfig, tp: int) -> list[str]:
+def _tp_faults(decoder: DecoderConfig, tp: int, precision: Precision) -> list[str]:
     if tp < 1:
         return [f"tp is {tp}, at least 1 is needed"]
     faults = []
@@ -130,8 +161,29 @@ def _tp_faults(decoder: DecoderConfig, tp: int) -> list[str]:
         faults.append(f"{decoder.num_heads} attention heads are no multiple of tp {tp}")
     if decoder.num_kv_heads % tp and tp % decoder.num_kv_heads:
         faults.append(f"neither of {decoder.num_kv_heads} kv heads and tp {tp} is a multiple of the other")
-    if decoder.intermediate_size % tp:
-        faults.append(f"intermediate size {decoder.intermediate_size} is no multiple of tp {tp}")
+    faults += _alignment_faults(decoder, tp, precision.multiple, whole_heads=not faults)
+    wide = precision.padded_intermediate(decoder.intermediate_size, tp)
+    if wide % tp:
+        faults.append(f"intermediate size {wide} is no multiple of tp {tp}")
+    return faults
+
+
+def _alignment_faults(decoder: DecoderConfig, tp: int, multiple: int, *, whole_heads: bool) -> list[str]:
+    """Widths that padding cannot mend: they belong to the residual stream and to the heads.
+
+    The hidden size is never cut in fc, gate and qkv, and yet must be a multiple for every rank
+    (WeightOnlyQuantLinear and WeightOnlyGroupwiseQuantLinear widen any other weight, which then doesn't load).
+    """
+    faults = []
+    if multiple > 1 and decoder.hidden_size % (multiple * tp):
+        faults.append(f"hidden size {decoder.hidden_size} is no multiple of {multiple} x tp {tp}")
+    if whole_heads:
+        queries = decoder.num_heads // tp * decoder.head_dim
+        rows = queries + 2 * max(decoder.num_kv_heads // tp, 1) * decoder.head_dim
+        if rows % multiple:
+            faults.append(f"{rows} rows of q, k and v on a rank are no multiple of {multiple}")
+        if queries % multiple:
+            faults.append(f"{queries} columns of attention.dense on a rank are no multiple of {multiple}")
     return faults
 
 
@@ -143,51 +195,106 @@ def _pp_faults(decoder: DecoderConfig, pp: int) -> list[str]:
     return []
 
 
-def rank_parameters(decoder: DecoderConfig, rank: Rank) -> tuple[Parameter, ...]:
+def rank_parameters(decoder: DecoderConfig, rank: Rank, precision: Precision = BF16) -> tuple[Parameter, ...]:
     """Every tensor of one rank file, in the order of the forward pass.
 
-    All ranks of one stage have the same names and shapes in the same order.
+    All ranks of one stage have the same names, shapes and dtypes in the same order.
+
+    Args:
+        decoder: The decoder, its MLP as wide as in the source or already padded.
+        rank: Which rank.
+        precision: How values are stored.
 
     Raises:
-        RecipeError: the shapes do not allow this tp and pp.
+        RecipeError: the shapes do not allow this tp and pp at this precision.
     """
-    check_parallelism(decoder, rank.tp, rank.pp)
-    return tuple(_parameters(decoder, rank))
+    check_parallelism(decoder, rank.tp, rank.pp, precision)
+    return tuple(_RankLayout(decoder, rank, precision).parameters())
 
 
-def _parameters(decoder: DecoderConfig, rank: Rank) -> Iterator[Parameter]:
-    hidden = decoder.hidden_size
-    if rank.is_first_stage:
-        yield _matrix("transformer.vocab_embedding.weight", hidden, Piece(EMBEDDING_SOURCE, 0, decoder.vocab_size))
-    for local, index in enumerate(stage_layers(decoder.num_layers, rank.pp, rank.stage)):
-        yield from _layer(decoder, rank, f"transformer.layers.{local}.", decoder_layer(index))
-    if rank.is_last_stage:
-        yield _vector("transformer.ln_f.weight", Piece(FINAL_NORM_SOURCE, 0, hidden))
-        yield _matrix("lm_head.weight", hidden, *_head_pieces(decoder, rank))
+class _RankLayout:
+    """Names, shapes and sources of one rank."""
+
+    def __init__(self, decoder: DecoderConfig, rank: Rank, precision: Precision) -> None:
+        self._decoder, self._rank, self._precision = decoder, rank, precision
+        self._hidden = decoder.hidden_size
+        self._queries = _share(decoder.num_heads * decoder.head_dim, rank)
+        self._keys = _kv_rows(decoder, rank)
+        self._wide = _share(precision.padded_intermediate(decoder.intermediate_size, rank.tp), rank)
+
+    def parameters(self) -> Iterator[Parameter]:
+        decoder, rank = self._decoder, self._rank
+        if rank.is_first_stage:
+            yield self._plain("transformer.vocab_embedding.weight", Piece(EMBEDDING_SOURCE, 0, decoder.vocab_size))
+        for local, index in enumerate(stage_layers(decoder.num_layers, rank.pp, rank.stage)):
+            yield from self._layer(f"transformer.layers.{local}.", index)
+        if rank.is_last_stage:
+            yield self._vector("transformer.ln_f.weight", Piece(FINAL_NORM_SOURCE, 0, self._hidden))
+            rows = _share(padded_vocab(decoder.vocab_size, rank.tp), rank)
+            yield self._plain("lm_head.weight", *_padded(LM_HEAD_SOURCE, rows, decoder.vocab_size))
+
+    def _layer(self, name: str, index: int) -> Iterator[Parameter]:
+        source = decoder_layer(index)
+        attention, mlp = f"{source}self_attn.", f"{source}mlp."
+        real, whole = self._decoder.intermediate_size, (0, self._hidden)
+
+        def qkv(kind: str) -> tuple[Piece, ...]:
+            return (
+                Piece(f"{attention}q_proj.{kind}", *self._queries),
+                Piece(f"{attention}k_proj.{kind}", *self._keys),
+                Piece(f"{attention}v_proj.{kind}", *self._keys),
+            )
+
+        def rows(part: str) -> tuple[Piece, ...]:
+            return _padded(f"{mlp}{part}.weight", self._wide, real)
+
+        def columns(part: str, inputs: tuple[int, int], width: int) -> Piece:
+            start, stop = (min(edge, width) for edge in inputs)
+            return Piece(f"{source}{part}.weight", 0, self._hidden, (start, stop))
+
+        queries = columns("self_attn.o_proj", self._queries, self._decoder.num_heads * self._decoder.head_dim)
+        down = columns("mlp.down_proj", self._wide, real)
+        yield self._vector(f"{name}input_layernorm.weight", Piece(f"{source}input_layernorm.weight", *whole))
+        if self._precision.quantization.kv_cache_quant_algo is not None:
+            scale = f"{name}attention.{KV_CACHE_SCALE}"
+            yield Parameter(scale, (1,), "F32", (), Calibrated(index, "kv"))
+        weight, *scales = self._linear(f"{name}attention.qkv", Calibrated(index, "qkv", whole), *qkv("weight"))
+        yield weight
+        yield self._vector(f"{name}attention.qkv.bias", *qkv("bias"))
+        yield from scales
+        yield from self._linear(f"{name}attention.dense", Calibrated(index, "dense", self._queries), queries)
+        yield from self._linear(f"{name}mlp.fc", Calibrated(index, "fc", whole), *rows("gate_proj"))
+        yield from self._linear(f"{name}mlp.proj", Calibrated(index, "proj", self._wide), down)
+        yield from self._linear(f"{name}mlp.gate", Calibrated(index, "fc", whole), *rows("up_proj"))
+        yield self._vector(f"{name}post_layernorm.weight", Piece(f"{source}post_attention_layernorm.weight", *whole))
+
+    def _linear(self, name: str, calibrated: Calibrated, *pieces: Piece) -> Iterator[Parameter]:
+        assert calibrated.inputs is not None
+        first, last = calibrated.inputs
+        outputs = sum(piece.rows for piece in pieces)
+        for tensor in self._precision.linear_tensors(outputs, last - first):
+            yield Parameter(
+                f"{name}.{tensor.suffix}",
+                tensor.shape,
+                tensor.dtype,
+                pieces if tensor.suffix == WEIGHT else (),
+                calibrated if self._precision.quantizes_weights else None,
+            )
+
+    def _plain(self, name: str, *pieces: Piece) -> Parameter:
+        shape = (sum(piece.rows for piece in pieces), self._hidden)
+        return Parameter(name, shape, self._precision.dtype.safetensors, pieces)
+
+    def _vector(self, name: str, *pieces: Piece) -> Parameter:
+        shape = (sum(piece.rows for piece in pieces),)
+        return Parameter(name, shape, self._precision.dtype.safetensors, pieces)
 
 
-def _layer(decoder: DecoderConfig, rank: Rank, name: str, source: str) -> Iterator[Parameter]:
-    hidden, head = decoder.hidden_size, decoder.head_dim
-    queries = _share(decoder.num_heads * head, rank)
-    wide = _share(decoder.intermediate_size, rank)
-    keys = _kv_rows(decoder, rank)
-    attention, mlp = f"{source}self_attn.", f"{source}mlp."
-
-    def qkv(kind: str) -> tuple[Piece, ...]:
-        return (
-            Piece(f"{attention}q_proj.{kind}", *queries),
-            Piece(f"{attention}k_proj.{kind}", *keys),
-            Piece(f"{attention}v_proj.{kind}", *keys),
-        )
-
-    yield _vector(f"{name}input_layernorm.weight", Piece(f"{source}input_layernorm.weight", 0, hidden))
-    yield _matrix(f"{name}attention.qkv.weight", hidden, *qkv("weight"))
-    yield _vector(f"{name}attention.qkv.bias", *qkv("bias"))
-    yield _columns(f"{name}attention.dense.weight", f"{attention}o_proj.weight", hidden, queries)
-    yield _matrix(f"{name}mlp.fc.weight", hidden, Piece(f"{mlp}gate_proj.weight", *wide))
-    yield _columns(f"{name}mlp.proj.weight", f"{mlp}down_proj.weight", hidden, wide)
-    yield _matrix(f"{name}mlp.gate.weight", hidden, Piece(f"{mlp}up_proj.weight", *wide))
-    yield _vector(f"{name}post_layernorm.weight", Piece(f"{source}post_attention_layernorm.weight", 0, hidden))
+def _padded(source: str, rows: tuple[int, int], real: int) -> tuple[Piece, ...]:
+    """Rows of a source that has `real` of them, and rows of zeros for those beyond."""
+    start, stop = (min(edge, real) for edge in rows)
+    pieces = (Piece(source, start, stop), Piece(None, 0, rows[1] - rows[0] - (stop - start)))
+    return tuple(piece for piece in pieces if piece.rows)
 
 
 def _share(size: int, rank: Rank) -> tuple[int, int]:
@@ -201,23 +308,3 @@ def _kv_rows(decoder: DecoderConfig, rank: Rank) -> tuple[int, int]:
         return _share(decoder.num_kv_heads * head, rank)
     index = rank.tp_rank // (rank.tp // decoder.num_kv_heads)
     return index * head, (index + 1) * head
-
-
-def _head_pieces(decoder: DecoderConfig, rank: Rank) -> tuple[Piece, ...]:
-    start, stop = _share(padded_vocab(decoder.vocab_size, rank.tp), rank)
-    real_start, real_stop = min(start, decoder.vocab_size), min(stop, decoder.vocab_size)
-    padding = (stop - start) - (real_stop - real_start)
-    pieces = (Piece(LM_HEAD_SOURCE, real_start, real_stop), Piece(None, 0, padding))
-    return tuple(piece for piece in pieces if piece.rows)
-
-
-def _matrix(name: str, width: int, *pieces: Piece) -> Parameter:
-    return Parameter(name, (sum(piece.rows for piece in pieces), width), pieces)
-
-
-def _vector(name: str, *pieces: Piece) -> Parameter:
-    return Parameter(name, (sum(piece.rows for piece in pieces),), pieces)
-
-
-def _columns(name: str, source: str, rows: int, columns: tuple[int, int]) -> Parameter:
-    return Parameter(name, (rows, columns[1] - columns[0]), (Piece(source, 0, rows, columns),))

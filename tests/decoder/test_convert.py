@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nvlm_trt.decoder import convert
+from nvlm_trt.decoder import encode
 from nvlm_trt.decoder.convert import convert_decoder, converted_bytes
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import CheckpointError, RecipeError
@@ -169,7 +169,7 @@ def test_any_shape_that_is_allowed_converts_and_joins_exactly(
 def test_the_size_of_blocks_changes_no_bit(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int
 ) -> None:
-    monkeypatch.setattr(convert, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(encode, "BLOCK_ELEMENTS", elements)
     convert_decoder(source, tmp_path, tp=2, pp=2, dtype="bfloat16")
     assert_official(source, tmp_path, 2, 2, "bfloat16")
 

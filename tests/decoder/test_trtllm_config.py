@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nvlm_trt.decoder.trtllm_config import STORED_DTYPES, TrtllmConfig, stored_dtype
-from nvlm_trt.errors import CheckpointError, RecipeError
+from nvlm_trt.decoder.precision import PRECISIONS, STORED_DTYPES, decoder_precision, stored_dtype
+from nvlm_trt.decoder.trtllm_config import TrtllmConfig
+from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.synthetic import like_72b
 
 
@@ -61,9 +63,62 @@ def test_what_is_written_reads_back(tmp_path: Path, dtype: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"seen: int4; expected: bfloat16 \| float16 \| float32"):
-        stored_dtype("int4")
+@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("kv_cache", ["auto", "model", "fp8", "int8"])
+@pytest.mark.parametrize("tp", [1, 4])
+def test_every_precision_reads_back(tmp_path: Path, name: str, kv_cache: str, tp: int) -> None:
+    precision, decoder = decoder_precision(name, kv_cache=kv_cache, group_size=64), like_72b(4).config.decoder
+    config = TrtllmConfig.of(decoder, precision, tp=tp, pp=2)
+    config.write(tmp_path)
+    seen = TrtllmConfig.read(tmp_path)
+    assert seen == config
+    assert (seen.precision, seen.unpadded) == (precision, decoder)
+
+
+def test_a_padded_mlp_is_what_tensorrt_llm_reads_and_its_real_width_stands_beside() -> None:
+    decoder = like_72b(4).config.decoder
+    written = TrtllmConfig.of(decoder, PRECISIONS["int8_wo"], tp=4, pp=1).to_dict()
+    assert (written["intermediate_size"], written["unpadded_intermediate_size"]) == (29696, 29568)
+    assert written["quantization"] == {"quant_algo": "W8A16", "kv_cache_quant_algo": None}
+    unpadded = TrtllmConfig.of(decoder, PRECISIONS["int8_wo"], tp=2, pp=1).to_dict()
+    assert unpadded["intermediate_size"] == 29568
+    assert "unpadded_intermediate_size" not in unpadded
+
+
+def test_a_checkpoint_padded_by_somebody_else_needs_no_key_of_ours(tmp_path: Path) -> None:
+    decoder = replace(like_72b(4).config.decoder, intermediate_size=29696)
+    rewrite(tmp_path, TrtllmConfig.of(decoder, PRECISIONS["int4_awq"], tp=4, pp=1))
+    assert TrtllmConfig.read(tmp_path).unpadded.intermediate_size == 29696
+
+
+def test_an_mlp_that_the_kernels_do_not_take_is_a_fault(tmp_path: Path, config: TrtllmConfig) -> None:
+    rewrite(tmp_path, config, quantization={"quant_algo": "W4A16"})
+    with pytest.raises(CheckpointError, match="intermediate_size is 29568, expected 29696"):
+        TrtllmConfig.read(tmp_path)
+    rewrite(tmp_path, config, quantization={"quant_algo": "FP8"}, unpadded_intermediate_size=29567)
+    with pytest.raises(CheckpointError, match="intermediate_size is 29568, expected 29567"):
+        TrtllmConfig.read(tmp_path)
+
+
+def test_every_fault_of_the_quantization_is_listed(tmp_path: Path, config: TrtllmConfig) -> None:
+    quantization = {
+        "quant_algo": "W4A16_AWQ",
+        "kv_cache_quant_algo": "NVFP4",
+        "group_size": 32,
+        "has_zero_point": True,
+        "exclude_modules": ["*mlp.proj"],
+    }
+    rewrite(tmp_path, config, quantization=quantization, intermediate_size=29696)
+    with pytest.raises(CheckpointError) as refusal:
+        TrtllmConfig.read(tmp_path)
+    for fault in (
+        'kv_cache_quant_algo is "NVFP4", expected null | FP8 | INT8',
+        "group_size is 32, expected 64 | 128",
+        "has_zero_point is true, expected false",
+        "pre_quant_scale is null, expected true",
+        'exclude_modules is ["*mlp.proj"], expected null',
+    ):
+        assert fault in str(refusal.value)
 
 
 def test_every_fault_is_listed_at_once(tmp_path: Path, config: TrtllmConfig) -> None:
@@ -78,7 +133,7 @@ def test_every_fault_is_listed_at_once(tmp_path: Path, config: TrtllmConfig) -> 
         head_size=64,
         rotary_scaling={"type": "dynamic", "factor": 3.0},
         mapping={"world_size": 3, "tp_size": 2, "pp_size": 2},
-        quantization={"quant_algo": "W8A16"},
+        quantization={"quant_algo": "NVFP4"},
     )
     with pytest.raises(CheckpointError) as refusal:
         TrtllmConfig.read(tmp_path)
@@ -92,7 +147,7 @@ def test_every_fault_is_listed_at_once(tmp_path: Path, config: TrtllmConfig) -> 
         "head_size is 64, expected 128",
         'rotary_scaling is {"type": "dynamic", "factor": 3.0}',
         "world_size is 3, expected 4",
-        'quant_algo is "W8A16"',
+        'quant_algo is "NVFP4", expected null | FP8 | W8A8_SQ_PER_CHANNEL | W8A16 | W4A16 | W4A16_AWQ',
     ):
         assert fault in text
 
@@ -109,6 +164,13 @@ def test_a_needed_key_that_is_absent_is_named(tmp_path: Path, config: TrtllmConf
 def test_keys_of_the_official_converter_are_no_fault(tmp_path: Path, config: TrtllmConfig) -> None:
     mapping = {"world_size": 8, "tp_size": 4, "pp_size": 2, "cp_size": 1, "gpus_per_node": 8, "moe_tp_size": 4}
     rewrite(tmp_path, config, mapping=mapping, moe_intermediate_size=0, runtime_defaults=None)
+    assert TrtllmConfig.read(tmp_path) == config
+
+
+def test_defaults_that_official_converters_write_out_are_no_fault(tmp_path: Path) -> None:
+    config = TrtllmConfig.of(like_72b(4).config.decoder, PRECISIONS["int8_sq"], tp=4, pp=1)
+    defaults = {"group_size": 128, "smoothquant_val": 0.5, "clamp_val": None, "exclude_modules": None}
+    rewrite(tmp_path, config, quantization=config.quantization.to_dict() | defaults)
     assert TrtllmConfig.read(tmp_path) == config
 
 
