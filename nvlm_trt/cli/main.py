@@ -29,6 +29,7 @@ VERBS: Final[dict[str, str]] = {
     "tiles": "The tile grid of an image, its tags and tokens.",
     "prompt": "The expanded prompt text and its token ids.",
     "synth": "Write a random checkpoint in the real layout.",
+    "plan": "Whether a recipe fits on GPUs, how fast it can be at best, what building it takes.",
     "build": "Build an engine directory from a recipe; resumes where an earlier build was stopped.",
     "verify": "Run every gate on an engine directory.",
     "generate": "Answer a prompt with an engine directory, without a server.",

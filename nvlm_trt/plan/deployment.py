@@ -1,0 +1,144 @@
+"""What a plan is about: a recipe's engines on GPUs of one model, and what is assumed of their memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.decoder.trtllm_layout import Rank
+from nvlm_trt.errors import RecipeError
+from nvlm_trt.model.config import DecoderConfig, NvlmConfig
+from nvlm_trt.model.tiling import TileGrid
+from nvlm_trt.pipeline.sources import Sources
+from nvlm_trt.plan.gpus import Gpu
+from nvlm_trt.plan.shapes import planned_shapes
+from nvlm_trt.plan.sizes import prompt_table_bytes
+from nvlm_trt.recipe import BuildRecipe
+
+LEAST_MAX_NUM_TOKENS = 8192
+"""trtllm-build's own default of max_num_tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What is assumed of a GPU's memory.
+
+    Attributes:
+        memory_share: Of the memory as sold, used at most: the rest covers what drivers take and what fragments.
+        reserve_bytes: For the CUDA context, NCCL, workspaces of kernels and the server, on every GPU.
+    """
+
+    memory_share: float = 0.9
+    reserve_bytes: int = 3_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One set of engines: a recipe for the gpu target, the model's shapes, and the GPU model.
+
+    Attributes:
+        sources: The recipe and the headers of its checkpoint.
+        gpu: The GPU model; a rank has one each.
+        assumptions: Of the GPU's memory.
+    """
+
+    sources: Sources
+    gpu: Gpu
+    assumptions: Assumptions = Assumptions()
+
+    @classmethod
+    def of(cls, recipe: BuildRecipe, checkpoint: Path | None, gpu: Gpu, assumptions: Assumptions) -> Deployment:
+        """The deployment of a recipe; of a checkpoint directory only config.json is read, None is the release.
+
+        Raises:
+            RecipeError: the recipe is not for the gpu target.
+            CheckpointError: there is no config.json, or it isn't NVLM-D's.
+        """
+        if recipe.target != "gpu":
+            raise RecipeError(
+                "only recipes of the gpu target have a plan of GPUs", seen=f"{recipe.name}: target {recipe.target}"
+            )
+        return cls(Sources(recipe, planned_shapes(checkpoint), None), gpu, assumptions)
+
+    def changed(self, **fields: object) -> Deployment:
+        """The same with other fields of the recipe."""
+        recipe = self.recipe.model_copy(update=fields)
+        return dataclasses.replace(self, sources=dataclasses.replace(self.sources, recipe=recipe))
+
+    @property
+    def recipe(self) -> BuildRecipe:
+        """The recipe."""
+        return self.sources.recipe
+
+    @property
+    def config(self) -> NvlmConfig:
+        """The model's configuration."""
+        return self.sources.checkpoint.config
+
+    @property
+    def precision(self) -> Precision:
+        """The decoder's precision."""
+        engine = self.recipe.decoder_engine
+        return decoder_precision(
+            self.recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
+        )
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder's shapes as stored: its MLP is padded where the precision asks for it."""
+        decoder = self.config.decoder
+        wide = self.precision.padded_intermediate(decoder.intermediate_size, self.recipe.tp)
+        return dataclasses.replace(decoder, intermediate_size=wide)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one set of engines."""
+        return self.recipe.tp * self.recipe.pp
+
+    @property
+    def ranks(self) -> tuple[Rank, ...]:
+        """The decoder's ranks; rank i runs on GPU i."""
+        return tuple(Rank(self.recipe.tp, self.recipe.pp, index) for index in range(self.gpus))
+
+    @property
+    def stage_ranks(self) -> tuple[Rank, ...]:
+        """The first rank of every pipeline stage; the others of its stage hold as much."""
+        return self.ranks[:: self.recipe.tp]
+
+    @property
+    def vision_gpus(self) -> int:
+        """GPUs with a vision engine, from GPU 0 on; tiles spread over them."""
+        return min(self.recipe.vision_engine.gpus or self.gpus, self.gpus)
+
+    @property
+    def tiles_per_image(self) -> int:
+        """Tiles of one image at most, its thumbnail included."""
+        largest = self.recipe.max_tiles
+        return TileGrid(largest, 1, thumbnail=self.config.use_thumbnail and largest > 1).num_tiles
+
+    @property
+    def vision_batch(self) -> int:
+        """Tiles of one batch of the vision engine at most."""
+        return self.recipe.vision_engine.max_tiles or self.recipe.max_images * self.tiles_per_image
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Tokens of one decoder step at most, as trtllm-build is told."""
+        longest = min(self.recipe.max_input_len, self.sources.max_seq_len)
+        asked = self.recipe.decoder_engine.max_num_tokens or max(longest, LEAST_MAX_NUM_TOKENS)
+        return min(asked, self.sources.max_seq_len * self.recipe.max_batch_size)
+
+    def prompt_table_bytes(self, rows: int) -> int:
+        """Bytes of so many rows of a prompt table."""
+        return prompt_table_bytes(self.decoder, self.precision, rows)
+
+    def prompt_buffer_bytes(self, rank: Rank) -> int:
+        """Bytes of the buffer in which a rank holds the prompt tables of a whole batch.
+
+        ``max_batch_size x rows of a request at most``, allocated whole on every rank of the first stage
+        (cpp/tensorrt_llm/batch_manager/promptTuningBuffers.cpp).
+        """
+        rows = self.recipe.max_batch_size * self.sources.max_table_rows
+        return self.prompt_table_bytes(rows) if rank.is_first_stage else 0
