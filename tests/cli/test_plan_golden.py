@@ -76,3 +76,14 @@ def test_the_sheet_in_the_docs_is_what_its_command_prints(nvlm_trt: Run, monkeyp
         page.write_text(text[: found.start("sheet")] + sheet + text[found.end("sheet") :], encoding="utf-8")
         pytest.skip("docs/planning.md is renewed")
     assert sheet == found["sheet"]
+
+
+def test_the_answer_in_the_docs_that_something_does_not_fit_is_what_its_command_prints(
+    nvlm_trt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    found = re.search(r"\n {4}\$ nvlm-trt (plan .*l40s)\n((?: {4}.*\n)+?) {4}\.\.\.\n", text)
+    assert found is not None
+    shown = [line.removeprefix("    ") for line in found[2].splitlines()]
+    assert shown == planned(nvlm_trt, *shlex.split(found[1])[1:]).splitlines()[: len(shown)]

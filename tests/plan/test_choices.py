@@ -120,6 +120,7 @@ def test_a_larger_batch_and_more_ranks_are_remedies_of_falling_short(deploy: Dep
     assert "max_batch_size 9" in remedies(judge(plan, dataclasses.replace(one_image, concurrency=9)), None)
     slow = judge(plan, dataclasses.replace(one_image, ttft_limit_ms=40.0))
     assert remedies(slow, None)[0] == "tp 8: 8 GPUs"
+    assert not any("max_batch_size" in words for words in remedies(slow, None))
 
 
 def test_fewer_ranks_are_the_remedy_of_too_few_gpus(deploy: Deploy, one_image: Workload) -> None:
