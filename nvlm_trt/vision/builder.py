@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from nvlm_trt.vision.dtypes import FP32, DType
+from nvlm_trt.vision.dtypes import FP32, DType, Quantization
 
 OPSET = 20
-"""Gelu exists from 20 on; TensorRT 10's parser takes 9 to 20 and more."""
+"""Gelu exists from 20 on, FP8 and bf16 QuantizeLinear from 19 on; TensorRT 10's parser takes 9 to 22 and more."""
 
 IR_VERSION = 9
 """The IR version of the ONNX release that brought opset 20."""
@@ -43,19 +43,38 @@ class WeightSource:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightScale:
+    """The scale of a quantised weight, which follows it in the external file: a value a row, or a scalar for all."""
+
+    quantization: Quantization
+    dtype: DType
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight of the graph and its place in the external file (offset in bytes)."""
+    """A weight of the graph and its place in the external file (offset in bytes).
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: The type that it is stored in: that of the codes where it is quantised.
+        shape: Its shape.
+        offset: Where it begins.
+        source: Its values.
+        scale: The scale to be computed from the values, if it is quantised.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     offset: int
     source: WeightSource
+    scale: WeightScale | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return _nbytes(self.dtype, self.shape)
 
 
 class GraphBuilder:
@@ -112,17 +131,32 @@ class GraphBuilder:
 
     def weight(self, name: str, source: WeightSource, shape: tuple[int, ...], *, dtype: DType | None = None) -> str:
         """Plan a weight in the external file, in the graph's type unless `dtype` is given."""
-        offset = -(-self._data_bytes // ALIGNMENT) * ALIGNMENT
-        weight = Weight(name, dtype or self.dtype, shape, offset, source)
-        if name in self._initializers:
-            raise ValueError(f"{name}: another initializer has this name")
-        tensor = TensorProto(name=name, data_type=weight.dtype.onnx, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", self._data_file), ("offset", offset), ("length", weight.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        self._initializers[name] = tensor
-        self.weights.append(weight)
-        self._data_bytes = offset + weight.nbytes
+        kind = dtype or self.dtype
+        self.weights.append(Weight(name, kind, shape, self._place(name, kind, shape), source))
         return name
+
+    def quantized_weight(
+        self, name: str, source: WeightSource, shape: tuple[int, ...], quantization: Quantization
+    ) -> str:
+        """Plan a weight that is stored quantised, with its scale; returns its value in the graph's type."""
+        stored, scale = quantization.stored, f"{name}/scale"
+        offset = self._place(name, stored, shape)
+        scale_offset = self._place(scale, self.dtype, shape[:1] if quantization.per_row else ())
+        placed = WeightScale(quantization, self.dtype, scale_offset)
+        self.weights.append(Weight(name, stored, shape, offset, source, placed))
+        axis = {"axis": 0} if quantization.per_row else None
+        return self.op(f"{name}/dequantized", "DequantizeLinear", name, scale, attributes=axis)
+
+    def quantized_value(self, name: str, value: str, scale: float, quantization: Quantization) -> str:
+        """Round a value to the codes of one scale, and back to the graph's type.
+
+        The zero point tells QuantizeLinear the type of the codes; DequantizeLinear sees it.
+        """
+        kind, zero_kind = (helper.tensor_dtype_to_np_dtype(dtype.onnx) for dtype in (self.dtype, quantization.stored))
+        step = self.constant(f"{name}/scale", scale, kind)
+        zero = self.constant("constants/zero_point", 0, zero_kind)
+        codes = self.op(f"{name}/quantized", "QuantizeLinear", value, step, zero)
+        return self.op(f"{name}/dequantized", "DequantizeLinear", codes, step)
 
     def model(
         self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto], *, doc: str, version: str
@@ -139,6 +173,18 @@ class GraphBuilder:
             opset_imports=[helper.make_opsetid("", OPSET)],
         )
 
+    def _place(self, name: str, dtype: DType, shape: tuple[int, ...]) -> int:
+        """Declare an initializer at the next page of the external file; returns its offset."""
+        if name in self._initializers:
+            raise ValueError(f"{name}: another initializer has this name")
+        offset, length = -(-self._data_bytes // ALIGNMENT) * ALIGNMENT, _nbytes(dtype, shape)
+        tensor = TensorProto(name=name, data_type=dtype.onnx, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self._data_file), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers[name] = tensor
+        self._data_bytes = offset + length
+        return offset
+
     def _add_node(
         self,
         name: str,
@@ -152,3 +198,7 @@ class GraphBuilder:
             attribute: AttributeProto = helper.make_attribute(key, value)
             node.attribute.append(attribute)
         self._nodes.append(node)
+
+
+def _nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

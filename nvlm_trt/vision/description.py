@@ -8,11 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvlm_trt.errors import EngineError
-from nvlm_trt.vision.dtypes import GRAPH_PRECISIONS
+from nvlm_trt.vision.dtypes import GRAPH_PRECISIONS, QUANTIZATIONS
 
 CONFIG_NAME = "config.json"
 
 Precision = Annotated[str, Field(pattern=f"^({'|'.join(GRAPH_PRECISIONS)})$")]
+ExportPrecision = Annotated[str, Field(pattern=f"^({'|'.join((*GRAPH_PRECISIONS, *QUANTIZATIONS))})$")]
 
 
 class _Description(BaseModel):
@@ -20,7 +21,7 @@ class _Description(BaseModel):
 
     def save(self, directory: Path) -> None:
         """Write `config.json` into `directory`."""
-        (directory / CONFIG_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (directory / CONFIG_NAME).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -59,7 +60,8 @@ class VisionDescription(_Description):
 
     Attributes:
         format: Version of this file's layout.
-        precision: Type that the graph computes in.
+        precision: Type that the graph computes in, or how its linear layers are quantised.
+        compute: Type that a quantised graph computes in otherwise; None for other graphs.
         input: RGB tiles, values 0 to 255, rows first.
         output: Rows of the decoder's prompt table, as the ONNX graph emits them.
         opset: ONNX opset of the graph.
@@ -75,7 +77,8 @@ class VisionDescription(_Description):
     """
 
     format: Literal[1] = 1
-    precision: Precision
+    precision: ExportPrecision
+    compute: Precision | None = None
     input: TensorDescription
     output: TensorDescription
     opset: int

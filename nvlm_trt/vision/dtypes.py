@@ -1,19 +1,22 @@
-"""The floating-point types of the vision graph, in the words of the recipe, of ONNX and of torch."""
+"""The types of the vision graph, in the words of the recipe, of ONNX and of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from onnx import TensorProto
 
 from nvlm_trt.errors import RecipeError
 
+Choice = TypeVar("Choice")
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One floating-point type: its recipe name, ONNX element type, torch type and bytes per value."""
+    """One type: its recipe name, ONNX element type, torch type and bytes per value."""
 
     name: str
     onnx: int
@@ -24,12 +27,47 @@ class DType:
 FP32 = DType("fp32", TensorProto.FLOAT, torch.float32, 4)
 BF16 = DType("bf16", TensorProto.BFLOAT16, torch.bfloat16, 2)
 FP16 = DType("fp16", TensorProto.FLOAT16, torch.float16, 2)
+INT8 = DType("int8", TensorProto.INT8, torch.int8, 1)
+FP8 = DType("fp8", TensorProto.FLOAT8E4M3FN, torch.float8_e4m3fn, 1)
 
 GRAPH_PRECISIONS: Mapping[str, DType] = {dtype.name: dtype for dtype in (FP32, BF16)}
 """Types that the graph computes in."""
 
 OUTPUT_DTYPES: Mapping[str, DType] = {dtype.name: dtype for dtype in (FP32, BF16, FP16)}
 """Types that the prompt table may leave the graph in: the decoder's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How linear layers are quantised; symmetric, so that zero stays zero.
+
+    TensorRT has FP8 kernels only where input and weight have one scale each; INT8 ones take a scale a weight's row.
+
+    Attributes:
+        stored: The type of the codes.
+        limit: The largest code.
+        per_row: One scale for every row (output channel) of a weight, or one for all of it; an input has one scale.
+    """
+
+    stored: DType
+    limit: float
+    per_row: bool
+
+
+QUANTIZATIONS: Mapping[str, Quantization] = {
+    "int8": Quantization(INT8, 127.0, per_row=True),
+    "fp8": Quantization(FP8, 448.0, per_row=False),
+}
+"""Ways to quantise the graph's linear layers, by the name of the precision in a recipe."""
+
+
+def quantization(name: str) -> Quantization:
+    """What a quantised precision's name stands for.
+
+    Raises:
+        RecipeError: the vision graph is not quantised in that way.
+    """
+    return _choose(name, QUANTIZATIONS, "the vision graph has no such quantisation")
 
 
 def graph_precision(name: str) -> DType:
@@ -50,7 +88,7 @@ def table_dtype(name: str) -> DType:
     return _choose(name, OUTPUT_DTYPES, "the prompt table has no such type")
 
 
-def _choose(name: str, table: Mapping[str, DType], fault: str) -> DType:
+def _choose(name: str, table: Mapping[str, Choice], fault: str) -> Choice:
     try:
         return table[name]
     except KeyError:

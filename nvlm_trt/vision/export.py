@@ -14,14 +14,16 @@ from typing import BinaryIO
 import torch
 from onnx import ValueInfoProto, helper
 
+from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.vision import IMAGE_MEAN, IMAGE_STD
 from nvlm_trt.model.safetensors_stream import as_bytes
 from nvlm_trt.progress import Progress
-from nvlm_trt.vision.builder import OPSET, Weight, WeightSource
+from nvlm_trt.vision.builder import OPSET, Weight, WeightScale, WeightSource
 from nvlm_trt.vision.description import TensorDescription, VisionDescription
 from nvlm_trt.vision.dtypes import FP32, graph_precision, table_dtype
 from nvlm_trt.vision.graph import DATA_FILE, build_vision_graph
+from nvlm_trt.vision.scales import VisionScales, encode, linear_names, scale_of
 
 ONNX_FILE = "vision.onnx"
 
@@ -35,6 +37,7 @@ def export_vision(
     *,
     precision: str,
     output_dtype: str,
+    quantization: VisionScales | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write `vision.onnx`, `vision.onnx.data` and `config.json` into `out_dir`; same checkpoint, same bytes.
@@ -42,29 +45,38 @@ def export_vision(
     Args:
         checkpoint: The checkpoint; its dummy heads are checked to be zero, then left out.
         out_dir: An existing directory.
-        precision: Type of weights and activations: "fp32" or "bf16".
+        precision: Type of weights and activations, where they are not quantised: "fp32" or "bf16".
         output_dtype: Type of the prompt table: "fp32", "bf16" or "fp16".
+        quantization: How linear layers are quantised, if they are; their weights are then stored in 8 bits.
         progress: Told the bytes of `vision.onnx.data` written so far.
 
     Raises:
-        RecipeError: unknown precision or output type.
-        CheckpointError: a dummy head holds something, or a shard cannot be read.
+        RecipeError: unknown precision, output type or kind of quantisation.
+        EngineError: the quantisation lacks a linear layer.
+        CheckpointError: a dummy head holds something, a weight to be quantised is not finite, or a shard cannot be
+            read.
     """
     compute, table = graph_precision(precision), table_dtype(output_dtype)
     checkpoint.check_dummy_heads()
     config = checkpoint.config
-    graph = build_vision_graph(config, dummy_heads=checkpoint.dummy_heads, precision=compute, output=table)
+    graph = build_vision_graph(
+        config, dummy_heads=checkpoint.dummy_heads, precision=compute, output=table, quantization=quantization
+    )
     with (out_dir / DATA_FILE).open("wb") as file:
         for weight in graph.weights:
-            file.write(bytes(weight.offset - file.tell()))
-            _write_weight(file, checkpoint, weight)
+            _skip_to(file, weight.offset)
+            if weight.scale is None:
+                _write_weight(file, checkpoint, weight)
+            else:
+                _write_quantized(file, checkpoint, weight, weight.scale)
             if progress is not None:
                 progress(file.tell(), graph.data_bytes)
         file.flush()
         os.fsync(file.fileno())
     (out_dir / ONNX_FILE).write_bytes(graph.model.SerializeToString(deterministic=True))
     VisionDescription(
-        precision=compute.name,
+        precision=compute.name if quantization is None else quantization.kind,
+        compute=None if quantization is None else compute.name,
         input=_describe(graph.model.graph.input[0]),
         output=_describe(graph.model.graph.output[0]),
         opset=OPSET,
@@ -80,14 +92,26 @@ def export_vision(
     ).save(out_dir)
 
 
-def vision_export_bytes(checkpoint: Checkpoint, precision: str) -> int:
+def vision_export_bytes(checkpoint: Checkpoint, precision: str, quantization: str | None = None) -> int:
     """Bytes that `export_vision` will write, a few kB of `config.json` aside.
 
+    Args:
+        checkpoint: The checkpoint.
+        precision: As for `export_vision`.
+        quantization: "int8" or "fp8", if linear layers are quantised; scales take the same room whatever they are.
+
     Raises:
-        RecipeError: unknown precision.
+        RecipeError: unknown precision or kind of quantisation.
     """
+    config = checkpoint.config
     graph = build_vision_graph(
-        checkpoint.config, dummy_heads=checkpoint.dummy_heads, precision=graph_precision(precision), output=FP32
+        config,
+        dummy_heads=checkpoint.dummy_heads,
+        precision=graph_precision(precision),
+        output=FP32,
+        quantization=None
+        if quantization is None
+        else VisionScales(quantization, dict.fromkeys(linear_names(config), 1.0)),
     )
     return graph.data_bytes + int(graph.model.ByteSize())
 
@@ -104,6 +128,37 @@ def _describe(value: ValueInfoProto) -> TensorDescription:
 def _write_weight(file: BinaryIO, checkpoint: Checkpoint, weight: Weight) -> None:
     for block in _blocks(checkpoint, weight.source):
         file.write(as_bytes(block.to(weight.dtype.torch)).data)
+
+
+def _write_quantized(file: BinaryIO, checkpoint: Checkpoint, weight: Weight, planned: WeightScale) -> None:
+    """Write codes, then their scales. Scales of rows come with the rows; one for all of them takes a pass before."""
+    kind, dtype = planned.quantization, planned.dtype
+    whole = None if kind.per_row else scale_of(_largest(checkpoint, weight.source), kind, dtype)
+    scales = [] if whole is None else [whole]
+    for block in _blocks(checkpoint, weight.source):
+        scale = whole
+        if scale is None:
+            scale = scale_of(_finite(block.abs().amax(dim=1), weight.source), kind, dtype)
+            scales.append(scale)
+        file.write(as_bytes(encode(block, scale.unsqueeze(-1), kind)).data)
+    _skip_to(file, planned.offset)
+    for scale in scales:
+        file.write(as_bytes(scale).data)
+
+
+def _largest(checkpoint: Checkpoint, source: WeightSource) -> torch.Tensor:
+    largest = torch.stack([block.abs().amax() for block in _blocks(checkpoint, source)]).amax()
+    return _finite(largest, source)
+
+
+def _finite(amax: torch.Tensor, source: WeightSource) -> torch.Tensor:
+    if not torch.isfinite(amax).all():
+        raise CheckpointError("a weight that is not finite cannot be quantised", seen=source.tensor)
+    return amax
+
+
+def _skip_to(file: BinaryIO, offset: int) -> None:
+    file.write(bytes(offset - file.tell()))
 
 
 def _blocks(checkpoint: Checkpoint, source: WeightSource) -> Iterator[torch.Tensor]:

@@ -18,6 +18,11 @@ multiplies a bf16 tensor by a Python float in FP32; a bf16 constant would be off
 computes it in FP32 and rounds once). Softmax takes and gives bf16, as released: torch and the engines sum it in FP32
 inside, and Casts around it keep OpenVINO from fusing attention. q is scaled before the product with k, which TensorRT's
 fused attention demands. Biases are added by nodes of their own: the released code rounds twice.
+
+Quantisation. Where it is asked for, the input of every linear layer passes QuantizeLinear and DequantizeLinear, and its
+weight is stored in codes that a DequantizeLinear reads: the explicit form, from which TensorRT makes 8-bit kernels. The
+patch embedding, the products of attention, norms and softmax stay as they are (so does NVIDIA's FP8 ViT recipe,
+Model-Optimizer pull request 2083).
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from nvlm_trt.model.reference.vision import IMAGE_MEAN, IMAGE_STD, PROJECTOR_NOR
 from nvlm_trt.model.tensors import PROJECTOR_PREFIX, VISION_PREFIX, vision_layer
 from nvlm_trt.vision.builder import GraphBuilder, Weight, WeightSource
 from nvlm_trt.vision.dtypes import FP32, DType
+from nvlm_trt.vision.scales import VisionScales
 
 INPUT_NAME = "tiles"
 OUTPUT_NAME = "prompt_table"
@@ -50,7 +56,14 @@ class VisionGraph:
     data_bytes: int
 
 
-def build_vision_graph(config: NvlmConfig, *, dummy_heads: int, precision: DType, output: DType) -> VisionGraph:
+def build_vision_graph(
+    config: NvlmConfig,
+    *,
+    dummy_heads: int,
+    precision: DType,
+    output: DType,
+    quantization: VisionScales | None = None,
+) -> VisionGraph:
     """Write the graph: `tiles` uint8 [num_tiles, s, s, 3] RGB to `prompt_table` [num_tiles, tokens_per_tile, hidden].
 
     Args:
@@ -58,18 +71,25 @@ def build_vision_graph(config: NvlmConfig, *, dummy_heads: int, precision: DType
         dummy_heads: Zero heads in the checkpoint's attention tensors; their rows and columns are left out.
         precision: FP32 or BF16: the type of weights and activations.
         output: The type of the prompt table.
+        quantization: How linear layers are quantised, and the scales of their inputs; None leaves them alone.
+
+    Raises:
+        EngineError: the scale of a linear layer's input is missing.
     """
-    return _Writer(config, dummy_heads, GraphBuilder(precision, DATA_FILE)).write(output)
+    return _Writer(config, dummy_heads, GraphBuilder(precision, DATA_FILE), quantization).write(output)
 
 
 class _Writer:
     """Writes the parts in the order of the forward pass. Names of values say what they are: `vision/layer_07/...`."""
 
-    def __init__(self, config: NvlmConfig, dummy_heads: int, builder: GraphBuilder) -> None:
+    def __init__(
+        self, config: NvlmConfig, dummy_heads: int, builder: GraphBuilder, scales: VisionScales | None
+    ) -> None:
         self._config = config
         self._vision = config.vision
         self._dummy_heads = dummy_heads
         self._builder = builder
+        self._scales = scales
         self._tokens = self._vision.patches_per_side**2 + 1
 
     def write(self, output: DType) -> VisionGraph:
@@ -119,8 +139,11 @@ class _Writer:
         """Project the patches, put the class token in front of every tile, add the position embedding."""
         builder, hidden, name = self._builder, self._vision.hidden_size, "vision/embeddings"
         source = f"{VISION_PREFIX}embeddings."
-        kernel = self._matrix(
-            f"{name}/patch/weight", f"{source}patch_embedding.weight", hidden, 3 * self._vision.patch_size**2
+        width = 3 * self._vision.patch_size**2
+        kernel = builder.weight(
+            f"{name}/patch/weight",
+            WeightSource(f"{source}patch_embedding.weight", ((0, hidden),), width),
+            (hidden, width),
         )
         bias = self._vector(f"{name}/patch/bias", f"{source}patch_embedding.bias", hidden)
         value = builder.op(f"{name}/patch/matmul", "Gemm", patches, kernel, bias, attributes={"transB": 1})
@@ -174,10 +197,8 @@ class _Writer:
         hidden, width = vision.hidden_size, vision.hidden_size + self._dummy_heads * vision.head_dim
         name = f"{name}/attention"
         rows = tuple((part * width, part * width + hidden) for part in range(3))
-        weight = builder.weight(
-            f"{name}/qkv/weight", WeightSource(f"{source}attn.qkv.weight", rows, hidden), (3 * hidden, hidden)
-        )
-        packed = builder.op(f"{name}/qkv/matmul", "Gemm", value, weight, attributes={"transB": 1})
+        qkv = WeightSource(f"{source}attn.qkv.weight", rows, hidden)
+        packed = self._product(f"{name}/qkv", value, qkv, (3 * hidden, hidden))
         query, key, content = builder.split(f"{name}/qkv", packed, ("q", "k", "v"), axis=1)
         query = builder.widen(self._rms_norm(f"{name}/q_norm", query, f"{source}attn.q_norm.weight"))
         scale = builder.constant("constants/q_scale", vision.head_dim**-0.5, np.float32)
@@ -191,8 +212,7 @@ class _Writer:
         mixed = builder.op(f"{name}/context", "MatMul", weights, content)
         mixed = builder.op(f"{name}/context/joined", "Transpose", mixed, attributes={"perm": [0, 2, 1, 3]})
         mixed = builder.op(f"{name}/context/rows", "Reshape", mixed, self._shape("rows", [-1, hidden]))
-        weight = self._matrix(f"{name}/proj/weight", f"{source}attn.proj.weight", hidden, hidden)
-        return self._linear(f"{name}/proj", mixed, weight, f"{source}attn.proj.bias", hidden)
+        return self._linear(f"{name}/proj", mixed, f"{source}attn.proj", hidden, hidden)
 
     def _heads(self, name: str, value: str, order: list[int]) -> str:
         """Rows [n * tokens, hidden] to [n, heads, tokens, head_dim], or with the last two exchanged for k."""
@@ -202,16 +222,26 @@ class _Writer:
 
     def _mlp(self, name: str, value: str, source: str) -> str:
         hidden, wide = self._vision.hidden_size, self._vision.intermediate_size
-        weight = self._matrix(f"{name}/fc1/weight", f"{source}mlp.fc1.weight", wide, hidden)
-        value = self._linear(f"{name}/fc1", value, weight, f"{source}mlp.fc1.bias", wide)
+        value = self._linear(f"{name}/fc1", value, f"{source}mlp.fc1", wide, hidden)
         value = self._builder.op(f"{name}/gelu", "Gelu", value, attributes={"approximate": "none"})
-        weight = self._matrix(f"{name}/fc2/weight", f"{source}mlp.fc2.weight", hidden, wide)
-        return self._linear(f"{name}/fc2", value, weight, f"{source}mlp.fc2.bias", hidden)
+        return self._linear(f"{name}/fc2", value, f"{source}mlp.fc2", hidden, wide)
 
-    def _linear(self, name: str, value: str, weight: str, bias_source: str, width: int) -> str:
+    def _linear(self, name: str, value: str, source: str, rows: int, columns: int) -> str:
         """Write value @ weight^T, rounded, plus bias, rounded."""
-        product = self._builder.op(f"{name}/matmul", "Gemm", value, weight, attributes={"transB": 1})
-        return self._builder.op(name, "Add", product, self._vector(f"{name}/bias", bias_source, width))
+        weight = WeightSource(f"{source}.weight", ((0, rows),), columns)
+        product = self._product(name, value, weight, (rows, columns))
+        return self._builder.op(name, "Add", product, self._vector(f"{name}/bias", f"{source}.bias", rows))
+
+    def _product(self, name: str, value: str, source: WeightSource, shape: tuple[int, int]) -> str:
+        """Write value @ weight^T, both quantised if the linear layers are."""
+        builder, scales = self._builder, self._scales
+        if scales is None:
+            weight = builder.weight(f"{name}/weight", source, shape)
+        else:
+            scale = scales.input_scale(name, builder.dtype)
+            value = builder.quantized_value(f"{name}/input", value, scale, scales.quantization)
+            weight = builder.quantized_weight(f"{name}/weight", source, shape, scales.quantization)
+        return builder.op(f"{name}/matmul", "Gemm", value, weight, attributes={"transB": 1})
 
     def _add_scaled(self, name: str, value: str, change: str, source: str) -> str:
         scale = self._vector(f"{name}/layer_scale/weight", source, self._vision.hidden_size)
@@ -255,14 +285,11 @@ class _Writer:
             attributes={"axis": -1, "epsilon": PROJECTOR_NORM_EPS},
         )
         value = builder.narrow(value)
-        weight = self._matrix("projector/fc1/weight", f"{PROJECTOR_PREFIX}1.weight", wide, width)
-        value = builder.op("projector/fc1/matmul", "Gemm", value, weight, attributes={"transB": 1})
+        source = WeightSource(f"{PROJECTOR_PREFIX}1.weight", ((0, wide),), width)
+        value = self._product("projector/fc1", value, source, (wide, width))
         value = builder.op("projector/gelu", "Gelu", value, attributes={"approximate": "none"})
-        weight = self._matrix("projector/fc2/weight", f"{PROJECTOR_PREFIX}3.weight", out, wide)
-        return builder.op("projector/fc2/matmul", "Gemm", value, weight, attributes={"transB": 1})
-
-    def _matrix(self, name: str, source: str, rows: int, columns: int) -> str:
-        return self._builder.weight(name, WeightSource(source, ((0, rows),), columns), (rows, columns))
+        source = WeightSource(f"{PROJECTOR_PREFIX}3.weight", ((0, out),), wide)
+        return self._product("projector/fc2", value, source, (out, wide))
 
     def _vector(self, name: str, source: str, width: int, *, dtype: DType | None = None) -> str:
         return self._builder.weight(name, WeightSource(source, ((0, width),), 1), (width,), dtype=dtype)

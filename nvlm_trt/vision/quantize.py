@@ -1,0 +1,104 @@
+"""Calibrate the vision encoder: measure the inputs of its linear layers on images.
+
+The largest magnitude is kept: NVIDIA's FP8 ViT recipes calibrate so, on images (Model-Optimizer pull requests 1569 and
+2083).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+
+from nvlm_trt.errors import CheckpointError, RecipeError
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.layer_stream import checkpoint_key
+from nvlm_trt.model.reference.vision_stream import stream_vision
+from nvlm_trt.model.safetensors_read import opened
+from nvlm_trt.progress import Progress
+from nvlm_trt.vision.scales import CALIBRATION, linear_names, read_amax
+
+
+def calibrate_vision(
+    checkpoint: Checkpoint,
+    tiles: npt.NDArray[np.uint8],
+    out: Path,
+    *,
+    work_dir: Path,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Measure the inputs of the linear layers on tiles, block by block, in the released bf16 arithmetic.
+
+    Memory is that of one ViT block and one tile. A run that was killed goes on after the last finished block.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        tiles: uint8 [n, s, s, 3] of images like those to be served; thumbnails are tiles too.
+        out: A safetensors file: by each linear layer's name in the graph, its input's largest magnitude, a float32
+            scalar. A JSON file beside it tells what was measured on.
+        work_dir: A folder which only this run uses; remove it afterwards.
+        device: Where the blocks are run.
+        progress: Told bytes of weights that all tiles have passed, and in all.
+
+    Raises:
+        RecipeError: there are no tiles.
+        CheckpointError: an input is not finite, or the checkpoint cannot be read.
+    """
+    if not len(tiles):
+        raise RecipeError(
+            "the vision encoder is calibrated on images; there are no tiles", seen=0, expected="1 or more"
+        )
+    digest = hashlib.sha256(tiles.tobytes()).hexdigest()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    seen = _Gathered(work_dir, f"{digest} {device} {checkpoint_key(checkpoint)}")
+    stream_vision(
+        checkpoint,
+        tiles,
+        work_dir=seen.states,
+        device=device,
+        observe=seen.observe,
+        finished=lambda _: seen.save(),
+        progress=progress,
+    )
+    description = {"format": 1, "tiles": len(tiles), "tile_size": checkpoint.config.tile_size, "tiles_sha256": digest}
+    out.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    save_file({name: torch.tensor(seen.amax[name]) for name in linear_names(checkpoint.config)}, out)
+
+
+class _Gathered:
+    """What the finished blocks have shown, safe on disk, and of what run."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.states = folder / "states"
+        self._path = folder / "amax.safetensors"
+        self._key = hashlib.sha256(key.encode()).hexdigest()
+        self.amax: dict[str, float] = {}
+        if self._is_of_this_run():
+            self.amax = read_amax(self._path)
+        elif self.states.exists():  # finished blocks of which nothing was kept
+            shutil.rmtree(self.states)
+
+    def observe(self, linear: str, x: torch.Tensor) -> None:
+        largest = float(x.abs().amax())
+        if not math.isfinite(largest):
+            raise CheckpointError("the input of a linear layer is not finite", seen=f"{linear}: {largest}")
+        self.amax[linear] = max(largest, self.amax.get(linear, 0.0))
+
+    def save(self) -> None:
+        beside = self._path.with_suffix(".tmp")
+        save_file({name: torch.tensor(value) for name, value in self.amax.items()}, beside, {"key": self._key})
+        beside.replace(self._path)
+
+    def _is_of_this_run(self) -> bool:
+        if not self._path.is_file():
+            return False
+        with opened(self._path, CALIBRATION) as file:
+            return bool((file.metadata() or {}).get("key") == self._key)
