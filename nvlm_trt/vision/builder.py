@@ -150,7 +150,7 @@ class GraphBuilder:
     def quantized_value(self, name: str, value: str, scale: float, quantization: Quantization) -> str:
         """Round a value to the codes of one scale, and back to the graph's type.
 
-        The zero point tells QuantizeLinear the type of the codes; DequantizeLinear sees it.
+        The zero point is there to tell QuantizeLinear the type of the codes; DequantizeLinear needs none.
         """
         kind, zero_kind = (helper.tensor_dtype_to_np_dtype(dtype.onnx) for dtype in (self.dtype, quantization.stored))
         step = self.constant(f"{name}/scale", scale, kind)

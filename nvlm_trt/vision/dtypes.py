@@ -41,7 +41,8 @@ OUTPUT_DTYPES: Mapping[str, DType] = {dtype.name: dtype for dtype in (FP32, BF16
 class Quantization:
     """How linear layers are quantised; symmetric, so that zero stays zero.
 
-    TensorRT has FP8 kernels only where input and weight have one scale each; INT8 ones take a scale a weight's row.
+    TensorRT was seen to use FP8 kernels only where input and weight have one scale each
+    (NVIDIA/TensorRT-Model-Connect, pull request 1386); INT8 kernels take a scale for every row of a weight.
 
     Attributes:
         stored: The type of the codes.

@@ -2,9 +2,10 @@
 
 Source: the operator support matrix of onnx/onnx-tensorrt, docs/operators.md, as of TensorRT 10.6 (commit 0137504e,
 opsets 9 to 22) and of 10.15 (opsets 9 to 24). The rows below are the same in both, and docs/Changelog.md names no
-change to them in between (only more types for Pow), so they hold for 10.11 to 10.15. TensorRT 10.16 and 11 publish a
-wider range of opsets (9 to 25); their rows were not at hand. How the parser reads Gemm, Gelu, Split, Shape,
-QuantizeLinear and DequantizeLinear was read in onnxOpImporters.cpp of 10.6 and 10.15 (commit dd0a3a9f).
+change to them in between (only more types for Pow), so they hold for 10.11 to 10.15. NVIDIA's guide for TensorRT 11
+gives opsets 9 to 25; the rows of 10.16 and 11 were not at hand. How operators are imported was read in
+onnxOpImporters.cpp of 10.15 (commit dd0a3a9f): start and end of Shape, num_outputs of Split, transB of Gemm and a bf16
+scale of QuantizeLinear are all taken; QuantizeLinear and DequantizeLinear also in that of 10.6.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ def calibrate_vision(
         checkpoint,
         tiles,
         work_dir=seen.states,
+        dtype=torch.bfloat16,
         device=device,
         observe=seen.observe,
         finished=lambda _: seen.save(),
