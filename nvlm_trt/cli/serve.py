@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nvlm_trt.serving.host.nodes import Nodes
+    from nvlm_trt.serving.host.ports import Ports
+    from nvlm_trt.serving.host.server import TritonServer
+    from nvlm_trt.serving.host.supervisor import ServerEvent
 
 
 def serve(
@@ -16,19 +22,35 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; any other needs a proxy in front.")] = "127.0.0.1",
     grace: Annotated[float, typer.Option(min=0, help="Seconds for requests under way when stopping.")] = 15.0,
     hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life that mean hung.")] = 15.0,
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the server must be ready.")] = 180.0,
+    start_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds until the server must be ready; cpu: 180, gpu: 3600.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="An OpenMPI hostfile, for ranks on several nodes; this one first.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command that would run; start nothing.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as one JSON object on a line.")] = False,
 ) -> None:
-    """Start the Triton server on an engine directory and keep it alive until SIGTERM or Ctrl-C."""
+    """Start the Triton server on an engine directory and keep it alive until SIGTERM or Ctrl-C.
+
+    Engines for GPUs are served inside NVIDIA's image: every rank of the decoder is a process under mpirun. In a pod of
+    a Kubernetes LeaderWorkerSet the ranks run on all pods of its group.
+    """
+    import os
     import signal
-    import sys
     import threading
 
-    from nvlm_trt.cli.output import print_json
+    from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
-    from nvlm_trt.serving.host.supervisor import ServerEvent
 
+    nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes(hostfile=hostfile.resolve())
+    ports = Ports(http_port, grpc_port, metrics_port)
+    if dry_run:
+        _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, json=json)
+        return
     asked = threading.Event()
 
     def stop(*_: object) -> None:
@@ -36,22 +58,12 @@ def serve(
         if not server.is_ready:
             server.ask_to_stop()
 
-    def show(event: ServerEvent) -> None:
-        where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
-        if json:
-            detail = {"detail": event.detail} if event.detail else {}
-            print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **detail})
-        elif event.kind == "ready":
-            typer.echo("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
-        else:
-            typer.echo(f"{event.kind}: {event.detail}" if event.detail else event.kind)
-        sys.stdout.flush()
-
     server = TritonServer(
         engine_dir,
         host=host,
-        ports=Ports(http_port, grpc_port, metrics_port),
-        on_event=show,
+        ports=ports,
+        on_event=lambda event: _show(event, server, json=json),
+        nodes=nodes,
         start_timeout=start_timeout,
         hang_timeout=hang_timeout,
         grace=grace,
@@ -61,3 +73,43 @@ def serve(
     with server:
         while not asked.wait(0.2) and not server.wait(0):
             continue
+
+
+def _print_plan(
+    engine_dir: Path, nodes: Nodes, host: str, ports: Ports, grace: float, hang_timeout: float, *, json: bool
+) -> None:
+    from nvlm_trt.cli.output import print_json
+    from nvlm_trt.serving.host.dry_run import LaunchPlan
+    from nvlm_trt.serving.host.engine import ServedEngine
+
+    engine = ServedEngine.open(engine_dir)
+    options = engine.options(host, ports, nodes, start_timeout=None, hang_timeout=hang_timeout, grace=grace)
+    plan = LaunchPlan.of(options, engine.recipe.target)
+    if json:
+        print_json(
+            {
+                "target": engine.recipe.target,
+                "world_size": options.world_size,
+                "directory": str(plan.directory),
+                "command": plan.command,
+                "load_order": plan.load_order,
+            }
+        )
+    else:
+        typer.echo("\n".join(plan.lines()))
+
+
+def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
+    import sys
+
+    from nvlm_trt.cli.output import print_json
+
+    where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+    if json:
+        detail = {"detail": event.detail} if event.detail else {}
+        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **detail})
+    elif event.kind == "ready":
+        typer.echo("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
+    else:
+        typer.echo(f"{event.kind}: {event.detail}" if event.detail else event.kind)
+    sys.stdout.flush()

@@ -1,16 +1,18 @@
 """The orchestrator's way to `tensorrt_llm`: the server's own gRPC port.
 
-Triton offers Python models BLS for that, but on 2.51 (and in the code of later releases) its iterator of decoupled
-responses waits for the interpreter lock while it holds a lock that deliveries need: a few dozen requests at once
-deadlock the process. BLS also passes no cancellation on. A gRPC stream has neither fault.
+Triton offers Python models BLS for that, but on 2.51 (and in the code of later releases: ResponseIterator::Next and
+Stub::GetResponseIterator of python_backend) its iterator of decoupled responses waits for the interpreter lock while it
+holds a lock that deliveries need: a few dozen requests at once deadlock the process. BLS passes cancellation on only
+from 25.04. A gRPC stream has neither fault.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -19,16 +21,34 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from nvlm_trt.errors import NvlmTrtError
 from nvlm_trt.serving.faults import UnavailableError, error_of
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
+DECODER: Final = "tensorrt_llm"
+
+OUTPUTS: Final = [triton.InferRequestedOutput(name) for name in ("output_ids", "sequence_length")]
+
+STOP_AFTER_SECONDS: Final = 0.05
+"""From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
+started as cancelled, or has got the request by now and knows its id."""
+
 STATUS_HEADER: Final = {"triton_grpc_error": "true"}
 """Makes the server end a failed stream with a status code; without it only a message comes."""
 
 Array = npt.NDArray[Any]
+
+STOP: Final[Mapping[str, Array]] = {
+    "input_lengths": np.ones((1, 1), np.int32),
+    "request_output_len": np.ones((1, 1), np.int32),
+    "stop": np.ones((1, 1), np.bool_),
+}
+"""Inputs that end the request of the same id; the first two are required of every request."""
+
+log = logging.getLogger(__name__)
 
 
 class DecodeClient:
@@ -38,6 +58,7 @@ class DecodeClient:
         self._client = triton.InferenceServerClient(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS))
         self._numbers = itertools.count()
         self._prefix = f"nvlm-{os.getpid()}"
+        self._stops: set[asyncio.Task[None]] = set()
 
     def start(self, inputs: Mapping[str, Array]) -> GrpcDecoding:
         """Start one decoding of `tensorrt_llm`.
@@ -45,23 +66,73 @@ class DecodeClient:
         Args:
             inputs: Its inputs, with the batch dimension.
         """
-        return GrpcDecoding(self._client, f"{self._prefix}-{next(self._numbers)}", inputs)
+        return GrpcDecoding(self._client, DECODER, self._next_id(), inputs)
+
+    def start_ensemble(self, ensemble: str, inputs: Mapping[str, Array]) -> GrpcDecoding:
+        """Start one decoding by an ensemble whose last step is `tensorrt_llm`.
+
+        An ensemble does not tell a step that runs that its client has gone, so the decoder is told by itself: it knows
+        the request by the id that the ensemble passes on.
+
+        Args:
+            ensemble: Its name.
+            inputs: Its inputs.
+        """
+        request_id = self._next_id()
+
+        def stop() -> None:
+            task = asyncio.get_running_loop().create_task(self._stop(request_id))
+            self._stops.add(task)
+            task.add_done_callback(self._stops.discard)
+
+        return GrpcDecoding(self._client, ensemble, request_id, inputs, on_given_up=stop)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once the decoder has been told of all that was given up."""
+        await asyncio.gather(*self._stops, return_exceptions=True)
         await self._client.close()
+
+    def _next_id(self) -> str:
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    async def _stop(self, request_id: str) -> None:
+        await asyncio.sleep(STOP_AFTER_SECONDS)
+        try:
+            async for _ in GrpcDecoding(self._client, DECODER, request_id, STOP):
+                continue
+        except NvlmTrtError:
+            log.exception("a decoding that was given up could not be stopped")
 
 
 class GrpcDecoding:
-    """One answer in the making: a stream of its own, so that ending it ends the decoding."""
+    """One answer in the making: a stream of its own, so that ending it ends the decoding.
 
-    def __init__(self, client: triton.InferenceServerClient, request_id: str, inputs: Mapping[str, Array]) -> None:
+    Args:
+        client: The connection.
+        model: The model to ask.
+        request_id: Its id of the request.
+        inputs: Its inputs.
+        on_given_up: Called where the decoding is stopped before its end.
+    """
+
+    def __init__(
+        self,
+        client: triton.InferenceServerClient,
+        model: str,
+        request_id: str,
+        inputs: Mapping[str, Array],
+        *,
+        on_given_up: Callable[[], None] | None = None,
+    ) -> None:
         self._request = {
-            "model_name": "tensorrt_llm",
+            "model_name": model,
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
+            "outputs": OUTPUTS,
             "enable_empty_final_response": True,
         }
+        self._on_given_up = on_given_up
+        self._complete = False
         self._ended = asyncio.Event()
         self._stream = client.stream_infer(self._requests(), headers=STATUS_HEADER)
 
@@ -75,6 +146,7 @@ class GrpcDecoding:
                     length = int(result.as_numpy("sequence_length").item())
                     yield ids[0, 0, :length].tolist()
                 if result.get_response().parameters["triton_final_response"].bool_param:
+                    self._complete = True
                     return
         except grpc.RpcError as error:
             raise error_of(error.code().name, str(error.details())) from None
@@ -86,6 +158,9 @@ class GrpcDecoding:
         """End the decoding, if it has not ended."""
         self._ended.set()
         self._stream.cancel()
+        if self._on_given_up is not None and not self._complete:
+            self._complete = True
+            self._on_given_up()
 
     async def _requests(self) -> AsyncIterator[dict[str, object]]:
         yield self._request

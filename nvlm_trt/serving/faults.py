@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -30,6 +31,10 @@ class Fault:
     def of(cls, code: Code, sentence: str) -> Self:
         """The fault with its mark."""
         return cls(code, MARKS.get(code, "") + sentence)
+
+
+STEP: Final = re.compile(r"in ensemble '\w+', ")
+"""How Triton begins the message of a step of an ensemble."""
 
 
 class UnavailableError(ServerError):
@@ -67,6 +72,7 @@ def error_of(code: str, message: str) -> NvlmTrtError:
         "CANCELLED": CancelledByClientError,
     }
     kind = kinds.get(code)
+    message = STEP.sub("", message, count=1)
     for mark in MARKS.values():
         message = message.removeprefix(mark)
     return kind(message) if kind else ServerError("a model of the server failed; its log says why")

@@ -14,10 +14,8 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.stopping import AnswerText
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.serving.config import TABLE
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
 from nvlm_trt.serving.requests import Tensors, parse_flag, parse_stop_words
-from nvlm_trt.serving.vision_encoder import as_table
 
 Array = npt.NDArray[Any]
 Reason = Literal["", "stop", "length"]
@@ -59,11 +57,8 @@ class Backends(Protocol):
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
         """Outputs of `preprocessing`."""
 
-    async def encode(self, tiles: Array) -> npt.NDArray[np.float32]:
-        """Rows by tile of `vision_encoder`."""
-
-    def decode(self, inputs: Mapping[str, Array]) -> Decoding:
-        """Start `tensorrt_llm`."""
+    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> Decoding:
+        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
 
 
 class Orchestrator:
@@ -97,12 +92,11 @@ class Orchestrator:
         fields = {name: values for name, values in tensors.items() if name != "stop_words"}
         prepared = await self._backends.preprocess(fields, with_tiles="image_bytes" in tensors)
         inputs = {name: values for name, values in prepared.items() if name not in PREPARED_ONLY}
-        if int(prepared[NUM_TILES][0]):
-            inputs[TABLE] = as_table(await self._backends.encode(prepared[TILES]))
+        tiles = prepared[TILES] if int(prepared[NUM_TILES][0]) else None
         # Stop texts are found here, so the decoder has to show its tokens as they come.
         inputs["streaming"] = np.array([[stream or bool(stop_words)]])
         answer = _Answer(self._tokenizer, stop_words, inputs)
-        decoding = self._backends.decode(inputs)
+        decoding = await self._backends.decode(inputs, tiles)
         try:
             async for ids in decoding:
                 fresh = answer.push(ids)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nvlm_trt.errors import BuildError
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.config import ModelConfig, configs, to_pbtxt
+from nvlm_trt.serving.config import configs, to_pbtxt
+from nvlm_trt.serving.config_parts import ModelConfig
 from nvlm_trt.serving.spec import ServingSpec
 
 VERSION = "1"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.config import load_config
@@ -17,6 +17,47 @@ DEFAULT_MAX_TOKENS = 1024
 
 TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16"}
 """Triton's name of the prompt table's type on the gpu target; every other decoder precision computes in bf16."""
+
+
+GPUS_PER_NODE = 8
+"""TensorRT-LLM's own default (mapping.gpus_per_node); vision instances are processes' threads of the first node."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """What a model repository of the gpu target needs to know besides.
+
+    Attributes:
+        vision_gpus: GPUs of the first node with an instance of the vision encoder, from GPU 0 on.
+        vision_max_tiles: Tiles of one execution of the vision encoder at most: what its plan was built for.
+        kv_cache_fraction: Share of the GPU memory left after loading that the KV cache takes.
+        kv_cache_reuse: Whether blocks of earlier prompts are kept.
+        chunked_context: Whether long prompts are read in chunks between the steps of other requests.
+    """
+
+    vision_gpus: int
+    vision_max_tiles: int
+    kv_cache_fraction: float
+    kv_cache_reuse: bool
+    chunked_context: bool
+
+    @classmethod
+    def of(cls, recipe: BuildRecipe, tiles_per_request: int) -> Self:
+        """The part of a recipe that concerns GPUs.
+
+        Args:
+            recipe: What the engines were built with.
+            tiles_per_request: Most tiles that one request brings.
+        """
+        vision, decoder = recipe.vision_engine, recipe.decoder_engine
+        gpus = min(recipe.tp * recipe.pp, GPUS_PER_NODE)
+        return cls(
+            vision_gpus=min(vision.gpus or gpus, gpus),
+            vision_max_tiles=vision.max_tiles or tiles_per_request,
+            kv_cache_fraction=decoder.kv_cache_fraction,
+            kv_cache_reuse=decoder.kv_cache_reuse,
+            chunked_context=decoder.chunked_context,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +85,7 @@ class ServingSpec:
         min_image_side: Shorter side of an image.
         cpu_threads: Threads to compute with; 0 leaves it to the engine.
         max_requests: Requests in the orchestrator at once; more are refused as unavailable.
+        gpu: What concerns GPUs; None on the cpu target.
     """
 
     target: str
@@ -66,6 +108,7 @@ class ServingSpec:
     min_image_side: int
     cpu_threads: int
     max_requests: int = 512
+    gpu: GpuSpec | None = None
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -99,7 +142,7 @@ class ServingSpec:
         limits = recipe.image_limits
         max_seq_len = recipe.max_seq_len(config.decoder.max_position_embeddings)
         table_dtype = "FP32" if recipe.target == "cpu" else TABLE_DTYPES.get(recipe.decoder_precision, "BF16")
-        return cls(
+        spec = cls(
             target=recipe.target,
             tile_size=config.tile_size,
             tokens_per_tile=config.tokens_per_tile,
@@ -120,10 +163,11 @@ class ServingSpec:
             min_image_side=limits.min_side,
             cpu_threads=recipe.cpu_threads,
         )
+        return spec if recipe.target == "cpu" else replace(spec, gpu=GpuSpec.of(recipe, spec.max_tiles_per_request))
 
     def to_json(self) -> str:
-        """The spec as the text that the models' configurations carry."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The spec as the text that the models' configurations carry; without member gpu on the cpu target."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -132,9 +176,19 @@ class ServingSpec:
         Raises:
             EngineError: the text is of another version of nvlm-trt.
         """
-        raw = json.loads(text)
-        names = {field.name for field in fields(cls)}
-        if not isinstance(raw, dict) or raw.keys() != names:
-            seen = sorted(names ^ set(raw)) if isinstance(raw, dict) else type(raw).__name__
-            raise EngineError("the model repository is of another version", seen=seen, fix="package it again")
-        return cls(**raw)
+        raw = _members(json.loads(text), cls)
+        gpu = raw.pop("gpu", None)
+        return cls(**raw, gpu=GpuSpec(**_members(gpu, GpuSpec)) if gpu is not None else None)
+
+
+def _members(raw: object, kind: type[ServingSpec] | type[GpuSpec]) -> dict[str, Any]:
+    """The members of one of the specs, which are all there but `gpu`.
+
+    Raises:
+        EngineError: there are others, or some are missing.
+    """
+    names = {field.name for field in fields(kind)}
+    if not isinstance(raw, dict) or raw.keys() | {"gpu"} != names | {"gpu"}:
+        seen = sorted(names ^ set(raw)) if isinstance(raw, dict) else type(raw).__name__
+        raise EngineError("the model repository is of another version", seen=seen, fix="package it again")
+    return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
@@ -19,16 +21,23 @@ from nvlm_trt.serving.spec import ServingSpec
 
 @dataclass
 class FakeTensor:
-    """pb_utils.Tensor."""
+    """pb_utils.Tensor; of types that numpy does not have the values are a torch tensor."""
 
     label: str
-    values: np.ndarray
+    values: Any
 
     def name(self) -> str:
         return self.label
 
     def as_numpy(self) -> np.ndarray:
         return self.values
+
+    def to_dlpack(self) -> Any:
+        return torch.utils.dlpack.to_dlpack(self.values)
+
+    @classmethod
+    def from_dlpack(cls, label: str, values: Any) -> FakeTensor:
+        return cls(label, values)
 
 
 class FakeError:
@@ -115,14 +124,29 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     module.answers = {}
 
     class InferenceRequest:
-        def __init__(self, model_name: str, requested_output_names: list[str], inputs: list[FakeTensor]) -> None:
+        def __init__(
+            self,
+            model_name: str,
+            requested_output_names: list[str],
+            inputs: list[FakeTensor],
+            preferred_memory: object = None,
+        ) -> None:
             self.model, self.wanted = model_name, requested_output_names
             self.inputs = {tensor.label: tensor.values for tensor in inputs}
+            self.preferred_memory = preferred_memory
 
         def exec(self) -> FakeResponse:
             answer: FakeResponse = module.answers[self.model](self.inputs, self.wanted)
             return answer
 
+        async def async_exec(self) -> FakeResponse:
+            module.calls.append((self.preferred_memory, self.inputs))
+            await asyncio.sleep(0)
+            return self.exec()
+
+    module.calls = []
+    module.PreferredMemory = lambda kind, device: (kind, device)
+    module.TRITONSERVER_MEMORY_CPU = "cpu"
     module.Tensor = FakeTensor
     module.TritonError = FakeError
     module.InferenceResponse = FakeResponse
@@ -191,6 +215,25 @@ def engine_dir(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def spec(engine_dir: Path, recipe: BuildRecipe) -> ServingSpec:
     """The spec of that directory."""
     return ServingSpec.of(engine_dir, recipe)
+
+
+@pytest.fixture
+def gpu_recipe(recipe: BuildRecipe) -> BuildRecipe:
+    """The same for the gpu target with four ranks."""
+    return parse_recipe(
+        {
+            **recipe.model_dump(exclude={"target", "vision_precision", "decoder_precision", "tp"}),
+            "target": "gpu",
+            "tp": 4,
+        },
+        "small",
+    )
+
+
+@pytest.fixture
+def gpu_spec(engine_dir: Path, gpu_recipe: BuildRecipe) -> ServingSpec:
+    """The spec of that directory for the gpu target."""
+    return ServingSpec.of(engine_dir, gpu_recipe)
 
 
 @pytest.fixture

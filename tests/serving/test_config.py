@@ -9,41 +9,33 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.errors import BuildError, EngineError
+from nvlm_trt.recipe import parse_recipe
 from nvlm_trt.serving import package
-from nvlm_trt.serving.config import (
-    DECODER_FROM_PREPROCESSING,
-    FEATURES,
-    PARAMETER_ENGINE,
-    PARAMETER_SPEC,
-    configs,
-    from_pbtxt,
-    spec_of,
-    to_pbtxt,
-)
+from nvlm_trt.serving.config import configs, from_pbtxt, spec_of, to_pbtxt
+from nvlm_trt.serving.config_gpu import LOAD_ORDER
+from nvlm_trt.serving.config_parts import FEATURES, PARAMETER_ENGINE, PARAMETER_SPEC
+from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.spec import ServingSpec
 from nvlm_trt.vision import graph
 
-MODELS = {
-    "nvlm",
-    "ensemble",
-    "preprocessing",
-    "vision_encoder",
-    "prompt_table",
-    "tensorrt_llm",
-    "postprocessing",
-    "selftest",
-}
+COMMON = {"nvlm", "ensemble", "preprocessing", "vision_encoder", "tensorrt_llm", "postprocessing", "selftest"}
+MODELS = {"cpu": COMMON | {"prompt_table"}, "gpu": COMMON | {"tile_parallel_vision", "multimodal_decoder"}}
 
 
 @pytest.fixture(params=["cpu", "gpu"])
-def both(request, spec):
+def both(request, spec, gpu_spec):
     """The spec for either target."""
-    return dataclasses.replace(spec, target=request.param, table_dtype="FP32" if request.param == "cpu" else "BF16")
+    return spec if request.param == "cpu" else gpu_spec
+
+
+def changed(gpu_spec, **fields):
+    """The spec with other values of its gpu part."""
+    return dataclasses.replace(gpu_spec, gpu=dataclasses.replace(gpu_spec.gpu, **fields))
 
 
 def test_every_configuration_survives_its_text(both):
     made = configs(both)
-    assert set(made) == MODELS
+    assert set(made) == MODELS[both.target]
     for config in made.values():
         text = to_pbtxt(config)
         assert from_pbtxt(text) == config
@@ -73,15 +65,22 @@ def test_the_decoder_has_the_inputs_of_the_cpp_backend(both):
     for name in ("input_lengths", "request_output_len"):
         assert not inputs[name].optional
         assert inputs[name].HasField("reshape")
-    assert [tensor.name for tensor in config.output] == ["output_ids", "sequence_length"]
+    assert [tensor.name for tensor in config.output][:2] == ["output_ids", "sequence_length"]
     assert config.model_transaction_policy.decoupled
     assert config.max_batch_size == both.max_batch_size
 
 
-def test_steps_of_the_ensemble_fit_together(both):
+def test_steps_of_the_ensembles_fit_together(both):
     made = configs(both)
-    known: dict[str, list[int]] = {tensor.name: list(tensor.dims) for tensor in made["ensemble"].input}
-    for step in made["ensemble"].ensemble_scheduling.step:
+    ensembles = [name for name, config in made.items() if config.platform == "ensemble"]
+    assert len(ensembles) == (1 if both.target == "cpu" else 2)
+    for ensemble in ensembles:
+        check_steps(made, ensemble)
+
+
+def check_steps(made, ensemble):
+    known: dict[str, list[int]] = {tensor.name: list(tensor.dims) for tensor in made[ensemble].input}
+    for step in made[ensemble].ensemble_scheduling.step:
         model = made[step.model_name]
         for name, source in step.input_map.items():
             tensor = next(tensor for tensor in model.input if tensor.name == name)
@@ -89,7 +88,9 @@ def test_steps_of_the_ensemble_fit_together(both):
         for name, target in step.output_map.items():
             tensor = next(tensor for tensor in model.output if tensor.name == name)
             known[target] = with_batch(model, tensor)
-    assert {tensor.name for tensor in made["ensemble"].output} <= set(known)
+        required = {tensor.name for tensor in model.input if not tensor.optional}
+        assert required <= set(step.input_map)
+    assert {tensor.name for tensor in made[ensemble].output} <= set(known)
 
 
 def with_batch(model, tensor) -> list[int]:
@@ -128,29 +129,117 @@ def test_a_spec_of_another_version_is_refused(spec):
         ServingSpec.from_json(json.dumps(raw))
 
 
-def test_packaging_is_deterministic_and_complete(engine_dir, recipe, tmp_path):
+def test_a_spec_survives_its_text_on_either_target(both):
+    assert ServingSpec.from_json(both.to_json()) == both
+    assert ("gpu" in json.loads(both.to_json())) == (both.target == "gpu")
+
+
+def test_a_gpu_part_of_another_version_is_refused(gpu_spec):
+    raw = json.loads(gpu_spec.to_json())
+    del raw["gpu"]["vision_gpus"]
+    with pytest.raises(EngineError, match="vision_gpus"):
+        ServingSpec.from_json(json.dumps(raw))
+
+
+def test_the_vision_encoder_has_an_instance_on_every_gpu_and_no_batcher_that_undoes_the_spreading(gpu_spec):
+    config = configs(gpu_spec)["vision_encoder"]
+    (group,) = config.instance_group
+    assert (group.count, list(group.gpus)) == (1, [0, 1, 2, 3])
+    assert not config.HasField("dynamic_batching")
+    assert configs(changed(gpu_spec, vision_gpus=1))["vision_encoder"].HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "tiles"),
+    [
+        ({"tp": 8}, 8, 14),
+        ({"tp": 2, "pp": 2, "vision_engine": {"max_tiles": 7}}, 4, 7),
+        ({"tp": 4, "vision_engine": {"gpus": 2}}, 2, 14),
+        ({"tp": 2, "vision_engine": {"gpus": 4}}, 2, 14),
+        ({"tp": 8, "pp": 2}, 8, 14),
+    ],
+)
+def test_vision_runs_on_the_gpus_of_the_first_node(engine_dir, gpu_recipe, fields, gpus, tiles):
+    recipe = parse_recipe({**gpu_recipe.model_dump(), **fields}, "recipe")
+    spec = ServingSpec.of(engine_dir, recipe)
+    assert (spec.gpu.vision_gpus, spec.gpu.vision_max_tiles) == (gpus, tiles)
+    made = configs(spec)
+    assert made["vision_encoder"].max_batch_size == tiles
+    assert made["tile_parallel_vision"].instance_group[0].count == gpus
+
+
+def test_decoder_knobs_of_the_recipe_reach_the_backend(engine_dir, gpu_recipe):
+    knobs = {"kv_cache_fraction": 0.85, "kv_cache_reuse": False, "chunked_context": False}
+    recipe = parse_recipe({**gpu_recipe.model_dump(), "decoder_engine": knobs}, "recipe")
+    parameters = configs(ServingSpec.of(engine_dir, recipe))["tensorrt_llm"].parameters
+    seen = {key: parameters[key].string_value for key in parameters}
+    assert seen["kv_cache_free_gpu_mem_fraction"] == "0.85"
+    assert seen["enable_kv_cache_reuse"] == "false"
+    assert seen["enable_chunked_context"] == "false"
+
+
+def test_the_backend_gets_what_it_reads_without_a_default_and_nothing_that_ends_it(gpu_spec):
+    config = from_pbtxt(to_pbtxt(configs(gpu_spec)["tensorrt_llm"]))
+    assert {"guided_decoding_backend", "tokenizer_dir", "xgrammar_tokenizer_info_path"} <= set(config.parameters)
+    assert not {"cross_kv_cache_fraction", "gpu_device_ids", "worker_path"} & set(config.parameters)
+    assert config.parameters["gpt_model_type"].string_value == "inflight_fused_batching"
+    assert config.parameters["gpt_model_path"].string_value == "decoder/engine"
+
+
+def test_ragged_inputs_of_the_backend_may_share_a_batch_and_scalars_lose_their_dimension(gpu_spec):
+    inputs = {tensor.name: tensor for tensor in configs(gpu_spec)["tensorrt_llm"].input}
+    ragged = {name for name, tensor in inputs.items() if tensor.allow_ragged_batch}
+    reshaped = {name for name, tensor in inputs.items() if tensor.HasField("reshape")}
+    assert {"input_ids", "prompt_embedding_table", "prompt_table_extra_ids", "lora_config"} <= ragged
+    assert {"input_lengths", "seed", "stop", "streaming"} <= reshaped
+    assert not ragged & reshaped
+    assert not {"mrope_rotary_cos_sin", "mrope_position_deltas"} & (ragged | reshaped)
+
+
+def test_loading_in_the_given_order_loads_every_model_once(gpu_spec):
+    made = configs(gpu_spec)
+
+    def with_steps(name):
+        steps = [step.model_name for step in made[name].ensemble_scheduling.step]
+        return [name, *(model for step in steps for model in with_steps(step))]
+
+    loaded = [model for name in LOAD_ORDER for model in with_steps(name)]
+    assert sorted(loaded) == sorted(made)
+    assert loaded.index("vision_encoder") < loaded.index("tensorrt_llm")
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_packaging_is_deterministic_and_complete(engine_dir, recipe, gpu_recipe, tmp_path, target):
     for place in ("first", "second"):
-        package.write_repository(engine_dir, tmp_path / place, recipe)
+        package.write_repository(engine_dir, tmp_path / place, recipe if target == "cpu" else gpu_recipe)
     files = {
         place: {f.relative_to(tmp_path / place): f.read_bytes() for f in (tmp_path / place).rglob("*") if f.is_file()}
         for place in ("first", "second")
     }
     assert files["first"] == files["second"]
     names = {str(name) for name in files["first"]}
-    assert {f"{model}/config.pbtxt" for model in MODELS} <= names
-    assert {f"{model}/1/model.py" for model in MODELS - {"ensemble"}} <= names
-    assert (tmp_path / "first" / "ensemble" / "1").is_dir()
+    assert {f"{model}/config.pbtxt" for model in MODELS[target]} <= names
+    engines = {"vision_encoder", "tensorrt_llm"} if target == "gpu" else set()
+    python = MODELS[target] - {"ensemble", "multimodal_decoder"} - engines
+    assert {name for name in names if name.endswith("model.py")} == {f"{model}/1/model.py" for model in python}
+    assert all((tmp_path / "first" / model / "1").is_dir() for model in MODELS[target])
 
 
-def test_the_gpu_repository_links_the_plan_and_has_no_python_decoder(engine_dir, recipe):
-    gpu = recipe.model_copy(update={"target": "gpu", "decoder_precision": "bf16"})
-    package.write_repository(engine_dir, engine_dir / "triton_repo", gpu)
+def test_the_gpu_repository_links_the_plan_from_wherever_the_engine_directory_is(engine_dir, gpu_recipe, tmp_path):
+    package.write_repository(engine_dir, engine_dir / "triton_repo", gpu_recipe)
     plan = engine_dir / "vision" / "model.plan"
     plan.parent.mkdir()
     plan.write_bytes(b"plan")
-    assert (engine_dir / "triton_repo" / "vision_encoder" / "1" / "model.plan").resolve() == plan.resolve()
-    assert not (engine_dir / "triton_repo" / "tensorrt_llm" / "1" / "model.py").exists()
-    assert ServingSpec.of(engine_dir, gpu).table_dtype == "BF16"
+    moved = engine_dir.rename(tmp_path / "moved")
+    link = moved / "triton_repo" / "vision_encoder" / "1" / "model.plan"
+    assert link.resolve() == moved / "vision" / "model.plan"
+    assert link.read_bytes() == b"plan"
+
+
+def test_the_table_has_the_type_of_the_decoder(engine_dir, gpu_recipe):
+    for precision, dtype in (("bf16", "BF16"), ("fp8", "BF16"), ("int4_awq", "BF16"), ("fp16", "FP16")):
+        recipe = gpu_recipe.model_copy(update={"decoder_precision": precision})
+        assert ServingSpec.of(engine_dir, recipe).table_dtype == dtype
 
 
 def test_a_model_without_source_is_a_fault_of_the_installation():

@@ -6,11 +6,15 @@ import asyncio
 import importlib
 import json
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
-from nvlm_trt.serving.config import PARAMETER_ENGINE, PARAMETER_SPEC, configs
+from nvlm_trt.errors import EngineError
+from nvlm_trt.serving.config import configs
+from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC, ModelConfig
 
 
 @pytest.fixture
@@ -18,13 +22,14 @@ def load(backend, spec, engine_dir, monkeypatch):
     """Loads a model as tritonserver does."""
     loaded = []
 
-    def make(name, **patches):
+    def make(name, spec=spec, **patches):
         module = importlib.import_module(f"nvlm_trt.serving.models.{name}")
         for attribute, value in patches.items():
             monkeypatch.setattr(module, attribute, value)
+        made = configs(spec).get(name, ModelConfig())
         config = {
             "name": name,
-            "input": [{"name": tensor.name} for tensor in configs(spec)[name].input],
+            "input": [{"name": tensor.name} for tensor in made.input],
             "parameters": {
                 PARAMETER_SPEC: {"string_value": spec.to_json()},
                 PARAMETER_ENGINE: {"string_value": "../.."},
@@ -155,9 +160,14 @@ class Decoder:
     tokens: tuple[int, ...] = ()
     endless = False
     stopped = False
+    asked: ClassVar[list] = []
 
     def start(self, inputs):
-        self.inputs = inputs
+        self.asked.append(("tensorrt_llm", inputs))
+        return self
+
+    def start_ensemble(self, ensemble, inputs):
+        self.asked.append((ensemble, inputs))
         return self
 
     async def __aiter__(self):
@@ -174,8 +184,8 @@ class Decoder:
 
 
 @pytest.fixture
-def nvlm(load, backend, response_of, tokenizer):
-    """The orchestrator over composing models that answer."""
+def make_nvlm(load, backend, response_of, tokenizer):
+    """Makes orchestrators over composing models that answer."""
     backend.answers["preprocessing"] = lambda inputs, wanted: response_of(
         num_tiles=np.array([1 if "image_bytes" in inputs else 0], np.int32),
         tiles=np.zeros((1, 2, 2, 3), np.uint8),
@@ -183,10 +193,20 @@ def nvlm(load, backend, response_of, tokenizer):
         request_output_len=np.array([[50]], np.int32),
     )
     backend.answers["vision_encoder"] = lambda inputs, wanted: response_of(prompt_table=np.ones((1, 4, 8), np.float32))
-    kind = type("ThisDecoder", (Decoder,), {"tokens": tuple(tokenizer.encode_text("Hello there"))})
-    model = load("nvlm", DecodeClient=kind)
-    model.kind = kind
-    return model
+    kind = type("ThisDecoder", (Decoder,), {"tokens": tuple(tokenizer.encode_text("Hello there")), "asked": []})
+
+    def make(**more):
+        model = load("nvlm", DecodeClient=kind, **more)
+        model.kind = kind
+        return model
+
+    return make
+
+
+@pytest.fixture
+def nvlm(make_nvlm):
+    """The orchestrator of the cpu target."""
+    return make_nvlm()
 
 
 def texts_of(sender):
@@ -202,6 +222,69 @@ def test_nvlm_answers_whole_and_in_pieces(nvlm, request_of, text):
     assert "".join(texts_of(pieces.sender)) == "Hello there"
     assert len(pieces.sender.sent) > 1
     assert whole.sender.sent[0][0].values()["finish_reason"].tolist() == [b"stop"]
+
+
+def test_nvlm_hands_the_decoder_of_the_cpu_target_a_table(nvlm, request_of, text):
+    request = request_of({"text_input": text("x"), "image_bytes": text("f")})
+    nvlm.execute([request])
+    wait(lambda: request.sender.final)
+    ((model, inputs),) = nvlm.kind.asked
+    assert model == "tensorrt_llm"
+    assert inputs["prompt_embedding_table"].shape == (1, 4, 8)
+
+
+def test_nvlm_hands_the_ensemble_of_the_gpu_target_tiles_and_never_asks_for_rows(
+    make_nvlm, backend, gpu_spec, request_of, text
+):
+    del backend.answers["vision_encoder"]
+    nvlm = make_nvlm(spec=gpu_spec)
+    for fields in ({"text_input": text("x"), "image_bytes": text("f")}, {"text_input": text("x")}):
+        request = request_of(fields)
+        nvlm.execute([request])
+        wait(lambda request=request: request.sender.final)
+    (first, inputs), (second, plain) = nvlm.kind.asked
+    assert (first, second) == ("multimodal_decoder", "tensorrt_llm")
+    assert inputs["tiles"].shape == (1, 2, 2, 3)
+    assert set(plain) == set(inputs) - {"tiles"}
+
+
+def rows_of(inputs):
+    """Rows that hold the number of their tile, in bfloat16."""
+    numbers = torch.from_numpy(inputs["tiles"][:, 0, 0, 0].astype(np.float32)).to(torch.bfloat16)
+    return numbers.reshape(-1, 1, 1).expand(-1, 16, 128)
+
+
+def test_tile_parallel_vision_asks_for_parts_in_host_memory_and_joins_them_in_order(
+    load, backend, gpu_spec, request_of, response_of
+):
+    backend.answers["vision_encoder"] = lambda inputs, wanted: response_of(prompt_table=rows_of(inputs))
+    model = load("tile_parallel_vision", spec=gpu_spec)
+    tiles = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1) * np.ones((7, 2, 2, 3), np.uint8)
+    (response,) = asyncio.run(model.execute([request_of({"tiles": tiles})]))
+    table = response.values()["prompt_embedding_table"]
+    assert table.dtype == torch.bfloat16
+    assert table[0, :, 0].tolist() == np.repeat(np.arange(7.0), 16).tolist()
+    assert [len(inputs["tiles"]) for _, inputs in backend.calls] == [2, 2, 2, 1]
+    assert {memory for memory, _ in backend.calls} == {("cpu", 0)}
+
+
+def test_tile_parallel_vision_fails_the_request_of_a_part_that_failed_and_no_other(
+    load, backend, gpu_spec, request_of, response_of, failed_response, caplog
+):
+    def answer(inputs, wanted):
+        return failed_response if (inputs["tiles"] == 13).any() else response_of(prompt_table=rows_of(inputs))
+
+    backend.answers["vision_encoder"] = answer
+    model = load("tile_parallel_vision", spec=gpu_spec)
+    bad, good = (np.full((5, 2, 2, 3), value, np.uint8) for value in (13, 1))
+    first, second = asyncio.run(model.execute([request_of({"tiles": bad}), request_of({"tiles": good})]))
+    assert first.error().message() == "internal error: the model vision_encoder failed; the server's log says why"
+    assert second.values()["prompt_embedding_table"].shape == (1, 80, 128)
+
+
+def test_tile_parallel_vision_is_no_model_of_the_cpu_target(load):
+    with pytest.raises(EngineError, match="cpu target"):
+        load("tile_parallel_vision")
 
 
 def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backend, request_of, response_of, text):

@@ -38,7 +38,7 @@ class FakeBackends:
     def __init__(self, groups: list[list[int]], *, tiles: int = 0, limit: int = 100) -> None:
         self.decoding = FakeDecoding(groups)
         self.tiles, self.limit = tiles, limit
-        self.encoded: np.ndarray | None = None
+        self.decoded_tiles: np.ndarray | None = None
         self.inputs: Mapping[str, np.ndarray] = {}
         self.with_tiles = False
 
@@ -54,12 +54,8 @@ class FakeBackends:
             "streaming": np.array([[False]]),
         }
 
-    async def encode(self, tiles: np.ndarray) -> np.ndarray:
-        self.encoded = tiles
-        return np.ones((len(tiles), 4, 8), np.float32)
-
-    def decode(self, inputs: Mapping[str, np.ndarray]) -> FakeDecoding:
-        self.inputs = inputs
+    async def decode(self, inputs: Mapping[str, np.ndarray], tiles: np.ndarray | None) -> FakeDecoding:
+        self.inputs, self.decoded_tiles = inputs, tiles
         return self.decoding
 
 
@@ -132,15 +128,15 @@ def test_no_image_no_vision(tokenizer, ids, text):
     backends = FakeBackends([ids])
     ask(backends, tokenizer, text_input=text("x"))
     assert not backends.with_tiles
-    assert backends.encoded is None
-    assert "prompt_embedding_table" not in backends.inputs
+    assert backends.decoded_tiles is None
 
 
-def test_tiles_become_one_table_for_the_decoder(tokenizer, ids, text):
+def test_tiles_go_to_the_decoder_beside_its_inputs(tokenizer, ids, text):
     backends = FakeBackends([ids], tiles=3)
     ask(backends, tokenizer, text_input=text("x"), image_bytes=text("file"))
     assert backends.with_tiles
-    assert backends.inputs["prompt_embedding_table"].shape == (1, 12, 8)
+    assert backends.decoded_tiles is not None
+    assert backends.decoded_tiles.shape == (3, 2, 2, 3)
     assert not {"tiles", "num_tiles"} & set(backends.inputs)
 
 

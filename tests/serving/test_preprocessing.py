@@ -12,7 +12,8 @@ from PIL import Image
 
 from nvlm_trt.errors import ImageRejected, PromptError
 from nvlm_trt.model.prompt import build_prompt
-from nvlm_trt.serving.config import DECODER_FROM_PREPROCESSING, configs
+from nvlm_trt.serving.config import configs
+from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor, image_digest
 from nvlm_trt.serving.spec import ServingSpec
 

@@ -1,7 +1,8 @@
-"""The tritonserver of the nvidia-pytriton wheel: where it is, and what it needs around it.
+"""The installed tritonserver: where it is, and what it needs around it.
 
-The wheel's Python backend runs models in a stub program with an interpreter of its own, which ignores PYTHONPATH and
-finds its packages by the first ``python3`` on PATH; with numpy 2 there it corrupts every tensor without a word.
+The cpu target is served by the one of the nvidia-pytriton wheel, the gpu target by NVIDIA's container image, which has
+the backends tensorrt and tensorrtllm. Either's Python backend runs models in a stub program with an interpreter of its
+own, which ignores PYTHONPATH and finds its packages by the first ``python3`` on PATH.
 """
 
 from __future__ import annotations
@@ -13,15 +14,52 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Protocol
 
 from nvlm_trt.errors import EngineError
 
 WHEEL = "nvidia-pytriton"
+IMAGE: Final = Path("/opt/tritonserver")
+"""Where NVIDIA's images have tritonserver."""
+
+IMAGE_NAME: Final = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
+
+
+class Installation(Protocol):
+    """An installed tritonserver."""
+
+    @property
+    def binary(self) -> Path:
+        """The server."""
+
+    @property
+    def limits_bodies(self) -> bool:
+        """Whether it refuses HTTP bodies beyond a limit (since 25.07, of 64 MB unless told another one)."""
+
+    def prepare_backends(self, directory: Path) -> Path:
+        """The directory of its backends; one that has to be put together is made at `directory`."""
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        """The server's environment, with `extra`."""
+
+
+def find_installation(target: str) -> Installation:
+    """The tritonserver that serves a target.
+
+    Args:
+        target: "cpu" or "gpu".
+
+    Raises:
+        EngineError: there is none, or it cannot run in this environment.
+    """
+    return Triton.find() if target == "cpu" else ImageTriton.find()
 
 
 @dataclass(frozen=True, slots=True)
 class Triton:
-    """An installed tritonserver.
+    """The tritonserver of the wheel.
+
+    With numpy 2 its Python backend corrupts every tensor without a word.
 
     Attributes:
         binary: The server.
@@ -64,21 +102,67 @@ class Triton:
             ),
         )
 
-    def prepare_backends(self, directory: Path) -> None:
+    @property
+    def limits_bodies(self) -> bool:
+        """2.51 (24.10) has no limit."""
+        return False
+
+    def prepare_backends(self, directory: Path) -> Path:
         """Fill a backend directory: links to the wheel's files, with the stub where the backend looks for it."""
         python = directory / "python"
         python.mkdir(parents=True)
         for file in (*self.backend.iterdir(), self.stub):
             if file.is_file():
                 (python / file.name).symlink_to(file)
+        return directory
 
     def environment(self, extra: dict[str, str]) -> dict[str, str]:
         """The server's environment: ours, with this interpreter first on PATH, the libraries, and `extra`."""
-        environment = dict(os.environ)
-        _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
+        environment = _with_this_python()
         _prepend(environment, "LD_LIBRARY_PATH", [str(library) for library in self.libraries])
-        environment.pop("PYTHONHOME", None)
         return {**environment, **extra}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTriton:
+    """The tritonserver of NVIDIA's image.
+
+    Attributes:
+        root: Where it lies.
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: Path = IMAGE) -> ImageTriton:
+        """Find it.
+
+        Raises:
+            EngineError: it is not there, or lacks a backend of the gpu target.
+        """
+        for part in ("bin/tritonserver", "backends/tensorrtllm", "backends/tensorrt", "backends/python"):
+            if not (root / part).exists():
+                fix = f"serve gpu engines inside the image {IMAGE_NAME} (docs/deployment.md)"
+                raise EngineError("this machine has no tritonserver for gpu engines", seen=f"no {root / part}", fix=fix)
+        return cls(root)
+
+    @property
+    def binary(self) -> Path:
+        """The server."""
+        return self.root / "bin" / "tritonserver"
+
+    @property
+    def limits_bodies(self) -> bool:
+        """The images of TensorRT-LLM 1.1 and later have a limit."""
+        return True
+
+    def prepare_backends(self, directory: Path) -> Path:
+        """The image's own backends."""
+        return self.root / "backends"
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        """The server's environment: ours, with this interpreter first on PATH, and `extra`."""
+        return {**_with_this_python(), **extra}
 
 
 def check_numpy(version: str) -> None:
@@ -94,6 +178,13 @@ def check_numpy(version: str) -> None:
             expected="numpy 1.26",
             fix="pip install 'numpy<2'",
         )
+
+
+def _with_this_python() -> dict[str, str]:
+    environment = dict(os.environ)
+    _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
+    environment.pop("PYTHONHOME", None)
+    return environment
 
 
 def _prepend(environment: dict[str, str], name: str, entries: list[str]) -> None:

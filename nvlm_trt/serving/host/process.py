@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -21,43 +22,21 @@ from nvlm_trt.errors import ServerError
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.host import launch
-from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.ports import LOOPBACK, Ports
-from nvlm_trt.serving.host.selftest import echo_works, is_ready
+from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_command
+from nvlm_trt.serving.host.environment import Installation
+from nvlm_trt.serving.host.ports import LOOPBACK
+from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model
 from nvlm_trt.serving.host.shm import new_prefix, remove_regions
 from nvlm_trt.serving.host.supervisor import CrashedError
 
-RESTRICTED_APIS: Final = "model-repository,shared-memory,logging,trace"
 RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)
 """How the Python backend logs what a model raised when it was loaded; newlines are spelt out there."""
 IDLE_SECONDS: Final = 1.0
 """A stopping server without requests for so long only waits for idle connections, and is ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """How a server runs; times in seconds.
-
-    Attributes:
-        repository: The model repository.
-        host: Address of gRPC and metrics; HTTP is on loopback, for the gateway. Not hardened: another than loopback
-            needs a proxy in front.
-        ports: Its ports, none of them 0.
-        start_timeout: From the start to readiness.
-        hang_timeout: A model process without a heartbeat for so long is hung.
-        grace: From the request to stop to the end by force; requests under way may finish meanwhile.
-    """
-
-    repository: Path
-    host: str
-    ports: Ports
-    start_timeout: float = 180.0
-    hang_timeout: float = 15.0
-    grace: float = 15.0
-
-
 class TritonProcess:
-    """A running tritonserver with its model processes.
+    """A running tritonserver with its model processes, on the gpu target with the ranks under mpirun.
 
     Args:
         triton: The installed server.
@@ -65,26 +44,38 @@ class TritonProcess:
         runtime_dir: A directory of this run's own, for the log, the backend and heartbeats.
     """
 
-    def __init__(self, triton: Triton, options: ServerOptions, runtime_dir: Path) -> None:
+    def __init__(self, triton: Installation, options: ServerOptions, runtime_dir: Path) -> None:
         self._options = options
         self._beats = runtime_dir / "heartbeats"
         self._prefix = new_prefix()
-        self._children: list[psutil.Process] = []  # one for each model instance, and the guard of launch.py
+        self._admin_key = secrets.token_hex(16)
+        self._children: list[psutil.Process] = []  # ranks, model instances, the guard of launch.py
         self.log = runtime_dir / "server.log"
-        backends = runtime_dir / "backends"
         self._beats.mkdir(parents=True)
-        triton.prepare_backends(backends)
+        serving = server_command(
+            triton,
+            options,
+            backends=triton.prepare_backends(runtime_dir / "backends"),
+            shm_prefix=self._prefix,
+            admin_key=self._admin_key,
+        )
         own = LOOPBACK if options.host in ("0.0.0.0", "") else options.host
         environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: f"{own}:{options.ports.grpc}"})
-        command = [sys.executable, "-I", launch.__file__, str(os.getpid()), str(triton.binary), *self._flags(backends)]
+        command = [sys.executable, "-I", launch.__file__, str(os.getpid()), *serving]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                command,
+                cwd=options.repository.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver."""
+        """Process id of tritonserver, of mpirun where there are several ranks."""
         return self._process.pid
 
     def wait_ready(self, stop: threading.Event) -> None:
@@ -95,18 +86,22 @@ class TritonProcess:
         """
         deadline = time.monotonic() + self._options.start_timeout
         url = f"{LOOPBACK}:{self._options.ports.http}"
-        while not is_ready(url):
-            if self._process.poll() is not None:
-                raise self._start_failure()
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    "tritonserver was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
-                )
-            if stop.wait(0.1):
+        if not self._wait(lambda: is_ready(url), stop, deadline):
+            return
+        for model in self._options.load_order:
+            # A call returns when the model is loaded, or when the server ends: nobody waits for its thread.
+            loader = ThreadPoolExecutor(1, "nvlm-load")
+            loading = loader.submit(load_model, url, model, {ADMIN_HEADER: self._admin_key})
+            loader.shutdown(wait=False)
+            if not self._wait(loading.done, stop, deadline):
                 return
+            try:
+                loading.result()
+            except ServerError as error:
+                raise ServerError(str(error), seen=self._last_words(), fix=f"its log: {self.log}") from None
         if not echo_works(url):
             raise ServerError("tensors do not cross the Python backend unharmed", fix="check that numpy is 1.26")
-        self._children = psutil.Process(self.pid).children()
+        self._children = psutil.Process(self.pid).children(recursive=self._options.world_size > 1)
 
     def fault(self) -> str | None:
         """What is wrong with the running server, in a few words; None while it is well."""
@@ -129,13 +124,15 @@ class TritonProcess:
     def stop(self) -> None:
         """Let requests under way finish for the grace period, then end everything and remove what it left."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            # Not to mpirun, which would end all ranks at once, requests under way included.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._server().send_signal(signal.SIGTERM)
             self._wait_stopped()
         self.kill()
 
     def kill(self) -> None:
         """End the server and its model processes at once and remove what they left."""
-        for child in self._group():
+        for child in self._session():
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         self._process.kill()
@@ -143,10 +140,37 @@ class TritonProcess:
         psutil.wait_procs(self._children, timeout=5)
         remove_regions(self._prefix)
 
-    def _group(self) -> list[psutil.Process]:
-        """Model processes, those included that have become orphans of the server's group."""
-        group = self.pid
-        return [process for process in psutil.process_iter() if process.pid != group and _group_of(process) == group]
+    def _wait(self, done: Callable[[], bool], stop: threading.Event, deadline: float) -> bool:
+        """Wait for a step of the start; False when `stop` is set before.
+
+        Raises:
+            ServerError: the server ended or the deadline passed.
+        """
+        while not done():
+            if self._process.poll() is not None:
+                raise self._start_failure()
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    "tritonserver was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
+                )
+            if stop.wait(0.1):
+                return False
+        return True
+
+    def _session(self) -> list[psutil.Process]:
+        """All other processes of the server's session: ranks, model processes and those that have become orphans."""
+        leader = self.pid
+        return [
+            process for process in psutil.process_iter() if process.pid != leader and _session_of(process) == leader
+        ]
+
+    def _server(self) -> psutil.Process:
+        """The process that clients reach: rank 0, which mpirun starts first."""
+        process = psutil.Process(self.pid)
+        if self._options.world_size == 1:
+            return process
+        port = f"--http-port={self._options.ports.http}"
+        return next((child for child in process.children(recursive=True) if port in child.cmdline()), process)
 
     def _wait_stopped(self) -> None:
         deadline = time.monotonic() + self._options.grace
@@ -168,28 +192,6 @@ class TritonProcess:
     def _last_words(self) -> str:
         return last_words(self.log.read_bytes().decode(errors="replace"))
 
-    def _flags(self, backends: Path) -> list[str]:
-        options = self._options
-        key = secrets.token_hex(16)
-        restricted = f"{RESTRICTED_APIS}:nvlm-admin={key}"
-        return [
-            f"--model-repository={options.repository}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-            "--model-control-mode=none",
-            "--strict-readiness=true",
-            "--disable-auto-complete-config",
-            f"--exit-timeout-secs={max(1, int(options.grace))}",
-            f"--http-address={LOOPBACK}",
-            f"--http-port={options.ports.http}",
-            f"--http-restricted-api={restricted}",
-            f"--grpc-address={options.host}",
-            f"--grpc-port={options.ports.grpc}",
-            f"--grpc-restricted-protocol={restricted}",
-            f"--metrics-address={options.host}",
-            f"--metrics-port={options.ports.metrics}",
-        ]
-
 
 def last_words(text: str) -> str:
     """What a log says went wrong: what a model raised where one did, else the log's last error lines."""
@@ -201,8 +203,8 @@ def last_words(text: str) -> str:
     return " / ".join((errors or lines)[-3:])
 
 
-def _group_of(process: psutil.Process) -> int | None:
+def _session_of(process: psutil.Process) -> int | None:
     try:
-        return os.getpgid(process.pid)
+        return os.getsid(process.pid)
     except ProcessLookupError:
         return None

@@ -1,4 +1,4 @@
-"""Whether a server is ready, and whether tensors cross its Python backend unharmed."""
+"""What is asked of a server while it starts: readiness, models to load, tensors to echo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import urllib.error
 import urllib.request
 from typing import Final
 
+from nvlm_trt.errors import ServerError
+
 TIMEOUT_SECONDS: Final = 10.0
+MAX_REASON: Final = 2000
+"""Characters of a server's reason that are passed on."""
 
 ECHO: Final[dict[str, list[object]]] = {
     "UINT8": [5, 6, 7, 250],
@@ -24,6 +28,28 @@ def is_ready(url: str) -> bool:
             return int(answer.status) == 200
     except OSError:
         return False
+
+
+def load_model(url: str, name: str, headers: dict[str, str]) -> None:
+    """Let the server at ``host:port`` load a model; returns when it is loaded, which may take many minutes.
+
+    Raises:
+        ServerError: the server could not load it, or ended meanwhile.
+    """
+    request = urllib.request.Request(
+        f"http://{url}/v2/repository/models/{name}/load",
+        data=b"{}",
+        headers={"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(request):
+            return
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read().decode(errors="replace")
+    except OSError as error:
+        said = str(error)
+    raise ServerError(f"the model {name} could not be loaded", seen=said[:MAX_REASON])
 
 
 def echo_works(url: str) -> bool:

@@ -13,21 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-from nvlm_trt.errors import EngineError, ServerError
-from nvlm_trt.recipe import BuildRecipe, load_recipe
-from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.errors import ServerError
+from nvlm_trt.serving.host.engine import ServedEngine
+from nvlm_trt.serving.host.environment import Installation, find_installation
 from nvlm_trt.serving.host.gateway import Gateway
+from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import LOOPBACK, Ports
-from nvlm_trt.serving.host.process import ServerOptions, TritonProcess
+from nvlm_trt.serving.host.process import TritonProcess
 from nvlm_trt.serving.host.runtime import new_runtime_dir, remove_stale_runtime_dirs
 from nvlm_trt.serving.host.shm import remove_stale_regions
 from nvlm_trt.serving.host.supervisor import ServerEvent, Supervisor
-
-REPOSITORY: Final = "triton_repo"
-TEXT_ROOM: Final = 16 << 20
-"""Bytes of a request besides its images."""
 
 
 class TritonServer:
@@ -38,12 +35,14 @@ class TritonServer:
         host: Address to listen on.
         ports: Ports; 0 takes a free one. They stay the same when the server is replaced.
         on_event: Called, from a thread of the server's own, with what happens.
-        start_timeout: Seconds until the server must be ready.
+        nodes: Where the ranks of a gpu engine run.
+        installation: The tritonserver to run; None for the one that serves the engine's target.
+        start_timeout: Seconds until the server must be ready; None for the target's own.
         hang_timeout: Seconds without a heartbeat after which a model process is hung.
         grace: Seconds that requests under way have to finish when the server stops.
 
     Raises:
-        EngineError: there is no model repository, or tritonserver cannot run in this environment.
+        EngineError: the directory is not complete, or tritonserver cannot run in this environment.
     """
 
     def __init__(
@@ -53,17 +52,24 @@ class TritonServer:
         host: str = "127.0.0.1",
         ports: Ports | None = None,
         on_event: Callable[[ServerEvent], None] | None = None,
-        start_timeout: float = 180.0,
+        nodes: Nodes | None = None,
+        installation: Installation | None = None,
+        start_timeout: float | None = None,
         hang_timeout: float = 15.0,
         grace: float = 15.0,
     ) -> None:
-        repository = engine_dir.resolve() / REPOSITORY
-        if not repository.is_dir():
-            raise EngineError("there is no packaged engine", seen=engine_dir, fix="run nvlm-trt build first")
-        self._triton = Triton.find()
+        engine = ServedEngine.open(engine_dir)
+        engine.check_engines()
+        self._triton = installation or find_installation(engine.recipe.target)
         self._ports = ports or Ports()
-        self._options = ServerOptions(repository, host, self._ports, start_timeout, hang_timeout, grace)
-        self._max_body_bytes = max_body_bytes(load_recipe(engine_dir / "recipe.yaml"))
+        self._options = engine.options(
+            host,
+            self._ports,
+            nodes or Nodes(),
+            start_timeout=start_timeout,
+            hang_timeout=hang_timeout,
+            grace=grace,
+        )
         self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None
         self._supervisor = Supervisor(self._launch, on_event or _ignore)
@@ -128,7 +134,7 @@ class TritonServer:
             host,
             self._ports.http,
             f"{LOOPBACK}:{inner.http}",
-            max_body_bytes=self._max_body_bytes,
+            max_body_bytes=self._options.max_body_bytes,
             is_ready=self._supervisor.ready.is_set,
             grace=self._options.grace,
         )
@@ -207,11 +213,6 @@ class TritonServer:
             self._supervisor.run()
         except ServerError as error:
             self._error = error
-
-
-def max_body_bytes(recipe: BuildRecipe) -> int:
-    """Largest HTTP body: as many images as a request may have, each of the largest size and in base64, and text."""
-    return recipe.max_images * recipe.image_limits.max_bytes * 4 // 3 + TEXT_ROOM
 
 
 def _ignore(event: ServerEvent) -> None:

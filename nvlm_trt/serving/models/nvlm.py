@@ -18,8 +18,10 @@ import triton_python_backend_utils as pb_utils
 
 from nvlm_trt.errors import RequestError, ServerError
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.serving.config import DECODER_FROM_PREPROCESSING, FEATURES
+from nvlm_trt.serving.config_gpu import MULTIMODAL_DECODER
+from nvlm_trt.serving.config_parts import FEATURES, TABLE
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
+from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.fields import NVLM_FIELDS, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat
@@ -28,6 +30,7 @@ from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameter
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
 from nvlm_trt.serving.preprocessing import NUM_TILES, REFUSAL, TILES
 from nvlm_trt.serving.requests import Tensors
+from nvlm_trt.serving.vision_encoder import as_table
 
 Array = npt.NDArray[Any]
 
@@ -56,14 +59,12 @@ class _Backends:
             raise RequestError(outputs[REFUSAL][0].decode())
         return outputs
 
-    async def encode(self, tiles: Array) -> npt.NDArray[np.float32]:
-        """Rows by tile of `vision_encoder`."""
+    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> GrpcDecoding:
+        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
+        if tiles is None:
+            return self._decoder.start(inputs)
         rows = (await self._call("vision_encoder", {TILES: tiles}, [FEATURES]))[FEATURES]
-        return rows.astype(np.float32, copy=False)
-
-    def decode(self, inputs: Mapping[str, Array]) -> GrpcDecoding:
-        """Start `tensorrt_llm`."""
-        return self._decoder.start(inputs)
+        return self._decoder.start({**inputs, TABLE: as_table(rows.astype(np.float32, copy=False))})
 
     async def close(self) -> None:
         """Close the connection to the decoder; calls under way are left to end by themselves."""
@@ -77,6 +78,16 @@ class _Backends:
         if answer.has_error():
             raise ServerError(f"the model {model} failed; the server's log says why")
         return {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
+
+
+class _GpuBackends(_Backends):
+    """The composing models of the gpu target, where an ensemble takes tiles: their table never comes here."""
+
+    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> GrpcDecoding:
+        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
+        if tiles is None:
+            return self._decoder.start(inputs)
+        return self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles})
 
 
 class TritonPythonModel(Model):
@@ -108,7 +119,7 @@ class TritonPythonModel(Model):
 
     async def _main(self) -> None:
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
-        backends = _Backends(DecodeClient())
+        backends = (_Backends if self.spec.gpu is None else _GpuBackends)(DecodeClient())
         self.orchestrator = Orchestrator(backends, self.tokenizer)
         watcher = self.loop.create_task(self._watch())
         self.turned.set()

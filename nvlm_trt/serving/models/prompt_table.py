@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nvlm_trt.serving.config import FEATURES, TABLE
+from nvlm_trt.serving.config_parts import FEATURES, TABLE
 from nvlm_trt.serving.models.base import Model, each
 from nvlm_trt.serving.models.tensors import inputs_of, response
 from nvlm_trt.serving.vision_encoder import as_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nvlm_trt.serving.config import FEATURES
+from nvlm_trt.serving.config_parts import FEATURES
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import failure, inputs_of, response
 from nvlm_trt.serving.preprocessing import TILES

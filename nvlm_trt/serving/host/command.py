@@ -1,0 +1,134 @@
+"""The command line of tritonserver: one process, or in leader mode one for each rank of the decoder under mpirun.
+
+Leader mode is that of TensorRT-LLM's scripts/launch_triton_server.py: rank 0 is the server that clients reach, the
+other ranks load `tensorrt_llm` alone and take their work from rank 0's executor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvlm_trt.errors import EngineError
+from nvlm_trt.serving.host.environment import Installation
+from nvlm_trt.serving.host.nodes import Nodes
+from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+
+RESTRICTED_APIS = "model-repository,shared-memory,logging,trace"
+ADMIN_HEADER = "nvlm-admin"
+RANK_MODEL = "tensorrt_llm"
+"""The model that runs on every rank."""
+
+EXPORTED = ("PATH", "LD_LIBRARY_PATH")
+"""Variables that ranks on other nodes need; mpirun passes all of them on on its own node only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How a server runs; times in seconds.
+
+    Attributes:
+        repository: The model repository.
+        host: Address of gRPC and metrics; HTTP is on loopback, for the gateway. Not hardened: another than loopback
+            needs a proxy in front.
+        ports: Its ports, none of them 0.
+        max_body_bytes: Largest HTTP body.
+        world_size: The decoder's ranks, tp * pp; 1 where it runs in the server's own process.
+        nodes: Where they run.
+        load_order: Models that are loaded one after the other once the server runs; empty for all of the repository,
+            at its start.
+        start_timeout: From the start to readiness.
+        hang_timeout: A model process without a heartbeat for so long is hung.
+        grace: From the request to stop to the end by force; requests under way may finish meanwhile.
+    """
+
+    repository: Path
+    host: str
+    ports: Ports
+    max_body_bytes: int
+    world_size: int = 1
+    nodes: Nodes = field(default_factory=Nodes)
+    load_order: tuple[str, ...] = ()
+    start_timeout: float = 180.0
+    hang_timeout: float = 15.0
+    grace: float = 15.0
+
+
+def server_command(
+    installation: Installation, options: ServerOptions, *, backends: Path, shm_prefix: str, admin_key: str
+) -> list[str]:
+    """The command that starts the server; run it in the engine directory, where the decoder's engine is looked for.
+
+    Args:
+        installation: The installed tritonserver.
+        options: How it runs.
+        backends: Directory of the backends.
+        shm_prefix: How the names of shared memory regions begin.
+        admin_key: What `nvlm-admin` has to say in calls of the restricted APIs.
+    """
+    binary = str(installation.binary)
+    limit = [f"--http-max-input-size={options.max_body_bytes}"] if installation.limits_bodies else []
+    serving = [
+        binary,
+        *_common_flags(options, backends),
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--model-control-mode={'explicit' if options.load_order else 'none'}",
+        *limit,
+        *_endpoint_flags(options, f"{RESTRICTED_APIS}:{ADMIN_HEADER}={admin_key}"),
+    ]
+    if options.world_size == 1:
+        return serving
+    placement = _placement(options.nodes, options.world_size)
+    command = ["mpirun", "--allow-run-as-root", *placement, "-n", "1", *serving]
+    for rank in range(1, options.world_size):
+        command += [
+            *(":", "-n", "1", binary),
+            *_common_flags(options, backends),
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}rank{rank}_",
+            *("--model-control-mode=explicit", f"--load-model={RANK_MODEL}"),
+            *("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false"),
+        ]
+    return command
+
+
+def _placement(nodes: Nodes, world_size: int) -> list[str]:
+    # By default mpirun ties each rank to some cores, and with rank 0 all processes that decode images.
+    placement = ["--bind-to", "none"]
+    if not nodes.are_several:
+        return placement
+    if nodes.hostfile is not None:
+        placement += ["--hostfile", str(nodes.hostfile)]
+    else:
+        slots, rest = divmod(world_size, len(nodes.hosts))
+        if rest:
+            raise EngineError(
+                "the ranks cannot be dealt out evenly",
+                seen=f"{world_size} ranks, {len(nodes.hosts)} nodes",
+                fix="use a number of nodes that divides tp * pp",
+            )
+        placement += ["--host", ",".join(f"{host}:{slots}" for host in nodes.hosts)]
+    exported = [word for name in EXPORTED for word in ("-x", name)]
+    return [*placement, "--map-by", "slot", *exported]
+
+
+def _common_flags(options: ServerOptions, backends: Path) -> list[str]:
+    return [
+        f"--model-repository={options.repository}",
+        f"--backend-directory={backends}",
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={max(1, int(options.grace))}",
+    ]
+
+
+def _endpoint_flags(options: ServerOptions, restricted: str) -> list[str]:
+    return [
+        "--strict-readiness=true",
+        f"--http-address={LOOPBACK}",
+        f"--http-port={options.ports.http}",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={options.ports.grpc}",
+        f"--grpc-restricted-protocol={restricted}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={options.ports.metrics}",
+    ]

@@ -1,0 +1,114 @@
+"""What is served: an engine directory, and how its target is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nvlm_trt.errors import EngineError, listed
+from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
+from nvlm_trt.serving.host.command import ServerOptions
+from nvlm_trt.serving.host.nodes import Nodes
+from nvlm_trt.serving.host.ports import Ports
+
+REPOSITORY: Final = "triton_repo"
+TEXT_ROOM: Final = 16 << 20
+"""Bytes of a request besides its images."""
+
+START_TIMEOUT: Final = {"cpu": 180.0, "gpu": 3600.0}
+"""Seconds that a server has to become ready: engines of many gigabytes may come over a network file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEngine:
+    """An engine directory that can be served.
+
+    Attributes:
+        directory: Its absolute path.
+        recipe: What it was built with.
+    """
+
+    directory: Path
+    recipe: BuildRecipe
+
+    @classmethod
+    def open(cls, directory: Path) -> ServedEngine:
+        """Read an engine directory that has been packaged.
+
+        Raises:
+            EngineError: it has not been packaged.
+            RecipeError: its recipe cannot be read.
+        """
+        directory = directory.resolve()
+        if not (directory / REPOSITORY).is_dir():
+            raise EngineError("there is no packaged engine", seen=directory, fix="run nvlm-trt build first")
+        return cls(directory, load_recipe(directory / "recipe.yaml"))
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the decoder; the cpu target joins them in one process."""
+        return self.recipe.tp * self.recipe.pp if self.recipe.target == "gpu" else 1
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest HTTP body: as many images as a request may have, each of the largest size and in base64, and text."""
+        return self.recipe.max_images * self.recipe.image_limits.max_bytes * 4 // 3 + TEXT_ROOM
+
+    def options(
+        self, host: str, ports: Ports, nodes: Nodes, *, start_timeout: float | None, hang_timeout: float, grace: float
+    ) -> ServerOptions:
+        """How its server runs.
+
+        Args:
+            host: Address to listen on.
+            ports: Its ports.
+            nodes: Where ranks run.
+            start_timeout: Seconds to become ready; None for the target's own.
+            hang_timeout: Seconds without a heartbeat that mean hung.
+            grace: Seconds for requests under way when it stops.
+        """
+        return ServerOptions(
+            repository=self.directory / REPOSITORY,
+            host=host,
+            ports=ports,
+            max_body_bytes=self.max_body_bytes,
+            world_size=self.world_size,
+            nodes=nodes,
+            load_order=LOAD_ORDER if self.recipe.target == "gpu" else (),
+            start_timeout=START_TIMEOUT[self.recipe.target] if start_timeout is None else start_timeout,
+            hang_timeout=hang_timeout,
+            grace=grace,
+        )
+
+    def check_engines(self) -> None:
+        """Look whether the engines of the gpu target are all there; those of the cpu target say so themselves.
+
+        Raises:
+            EngineError: naming what is missing, or engines for another number of ranks.
+        """
+        if self.recipe.target == "cpu":
+            return
+        engines = [f"{ENGINE_PATH}/rank{rank}.engine" for rank in range(self.world_size)]
+        needed = [f"vision/{PLAN}", f"{ENGINE_PATH}/config.json", *engines]
+        missing = [name for name in needed if not (self.directory / name).is_file()]
+        if missing:
+            raise EngineError(f"the engine directory is not complete:{listed(missing)}", fix="run nvlm-trt build again")
+        built = _world_size(self.directory / ENGINE_PATH / "config.json")
+        if built != self.world_size:
+            raise EngineError(
+                "the decoder's engine is for another number of ranks",
+                seen=built,
+                expected=f"tp {self.recipe.tp} * pp {self.recipe.pp}",
+                fix="run nvlm-trt build again",
+            )
+
+
+def _world_size(config: Path) -> object:
+    """Ranks that TensorRT-LLM's engine was built for (pretrained_config.mapping of its config.json)."""
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))["pretrained_config"]["mapping"]["world_size"]
+    except (ValueError, KeyError, TypeError):
+        raise EngineError("the decoder's config.json is not TensorRT-LLM's", fix="run nvlm-trt build again") from None

@@ -1,0 +1,149 @@
+"""A repository of the gpu target on a real tritonserver, with stand-ins for its two engines and for mpirun."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from nvlm_trt.client import NvlmClient
+from nvlm_trt.decoder.build_cpu import build_decoder_cpu
+from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.local import LocalEngine
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.recipe import BuildRecipe, parse_recipe
+from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
+from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC
+from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.serving.package import write_repository
+from nvlm_trt.serving.spec import ServingSpec
+from nvlm_trt.vision.build_cpu import build_vision_cpu
+from nvlm_trt.vision.export import export_vision
+
+HERE = Path(__file__).parent
+LIMITS = {"max_batch_size": 8, "max_tiles": 6, "max_images": 2, "max_input_len": 512, "max_output_len": 1500}
+
+
+def recipe_of(target: str, **more: object) -> BuildRecipe:
+    """A recipe with small limits."""
+    return parse_recipe({"name": target, "target": target, **LIMITS, **more}, target)
+
+
+@pytest.fixture(scope="session")
+def engines(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine directory of the cpu target, in float32."""
+    out = tmp_path_factory.mktemp("engines") / "cpu"
+    (out / "vision").mkdir(parents=True)
+    recipe = recipe_of("cpu", vision_precision="fp32", decoder_precision="fp32", cpu_threads=1)
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    (out / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    (out / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (out / "tokenizer" / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    export_vision(checkpoint, out / "vision", precision="fp32", output_dtype="fp32")
+    build_vision_cpu(out / "vision" / "vision.onnx", out / "vision" / "cpu", precision="fp32")
+    convert_decoder(checkpoint, out / "decoder" / "checkpoint", tp=1, pp=1, dtype="float32")
+    build_decoder_cpu(
+        out / "decoder" / "checkpoint",
+        out / "decoder" / "cpu",
+        precision="fp32",
+        max_batch_size=recipe.max_batch_size,
+        max_seq_len=recipe.max_input_len + recipe.max_output_len,
+        max_prompt_table_rows=recipe.max_images * (recipe.max_tiles + 1) * 16,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def gpu_engine(engines: Path) -> Path:
+    """The same as an engine directory of the gpu target for two ranks, its engines replaced by stand-ins."""
+    out = engines.parent / "gpu"
+    shutil.copytree(engines, out)
+    recipe = recipe_of("gpu", tp=2, vision_engine={"max_tiles": 4}, cpu_threads=1)
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    (out / "vision" / "model.plan").touch()
+    (out / "decoder" / "engine").mkdir()
+    (out / "decoder" / "engine" / "config.json").write_text('{"pretrained_config": {"mapping": {"world_size": 2}}}')
+    for rank in range(2):
+        (out / "decoder" / "engine" / f"rank{rank}.engine").touch()
+    write_repository(out, out / "triton_repo", recipe)
+    spec = ServingSpec.of(out, recipe)
+    for model in ("vision_encoder", "tensorrt_llm"):
+        stand_in(out / "triton_repo" / model, spec)
+    return out
+
+
+def stand_in(model_dir: Path, spec: ServingSpec) -> None:
+    """Let a Python model take an engine's place; inputs, outputs and batching stay as they are."""
+    config = from_pbtxt((model_dir / "config.pbtxt").read_text())
+    count = max(1, sum(len(group.gpus) for group in config.instance_group))
+    config.backend = "python"
+    config.ClearField("default_model_filename")
+    config.ClearField("instance_group")
+    config.instance_group.add(count=count, kind="KIND_CPU")
+    python = configs(spec)["preprocessing"].parameters
+    for key in (PARAMETER_ENGINE, PARAMETER_SPEC):
+        config.parameters[key].string_value = python[key].string_value
+    (model_dir / "config.pbtxt").write_text(to_pbtxt(config))
+    shutil.copyfile(HERE / "stand_ins" / f"{model_dir.name}.py", model_dir / "1" / "model.py")
+
+
+@pytest.fixture(scope="session")
+def server(gpu_engine: Path) -> Iterator[TritonServer]:
+    """Its server, which leaves no process behind."""
+    path = os.environ["PATH"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{HERE}:{path}")
+        with TritonServer(gpu_engine, ports=Ports(0, 0, 0), installation=Triton.find()) as running:
+            processes = psutil.Process(running.process.pid).children(recursive=True)
+            yield running
+    assert not [process for process in processes if process.is_running()]
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[NvlmClient]:
+    """A client of the server."""
+    with NvlmClient(server.grpc_url, idle_timeout=60) as made:
+        yield made
+
+
+class Rounded:
+    """A vision encoder whose rows are rounded to bfloat16."""
+
+    def __init__(self, runner) -> None:
+        self.runner = runner
+        self.hidden_size = runner.hidden_size
+
+    def encode(self, tiles):
+        return torch.from_numpy(self.runner.encode(tiles)).to(torch.bfloat16).float().numpy()
+
+
+@pytest.fixture(scope="session")
+def local(engines: Path) -> Iterator[LocalEngine]:
+    """What the server's answers must equal: the same engines in this process, with rows rounded to bfloat16."""
+    with LocalEngine(engines) as engine:
+        engine.vision = Rounded(engine.vision)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def jpeg(photographs: dict[str, Image.Image]) -> Callable[[str], bytes]:
+    """Photographs as JPEG files."""
+
+    def encode(name: str) -> bytes:
+        file = io.BytesIO()
+        photographs[name].save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    return encode
