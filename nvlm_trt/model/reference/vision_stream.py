@@ -73,7 +73,7 @@ def stream_vision(
             Names are those of the ONNX graph: `vision/layer_00/attention/qkv`, `vision/layer_00/attention/proj`,
             `vision/layer_00/mlp/fc1`, `vision/layer_00/mlp/fc2`, ..., `projector/fc1`, `projector/fc2`.
         finished: Called after each block, in order, and after the projector.
-        progress: Told bytes of weights that all tiles have passed, and in all.
+        progress: Told bytes of weights that all tiles have passed, and `streamed_bytes`.
 
     Returns:
         [n, tokens_per_tile, decoder hidden size] in `dtype`, mapped from a file in `work_dir` (which may be removed).
@@ -101,7 +101,7 @@ def stream_vision(
     key = f"vision {digest.hexdigest()} {place} {checkpoint_key(checkpoint)}"
     states = HiddenStates(work_dir, key, [(1, vision.patches_per_side**2 + 1, vision.hidden_size)] * len(tiles), dtype)
     sizes = [weight_bytes(checkpoint, vision_layer(index)) for index in range(vision.num_layers)]
-    total = sum(sizes) + weight_bytes(checkpoint, PROJECTOR_PREFIX)
+    total = streamed_bytes(checkpoint)
     with torch.inference_mode():
         states.begin(embedded())
         stream_layers(states, sizes, block, lambda done, _: progress(done, total) if progress else None)
@@ -115,6 +115,13 @@ def stream_vision(
     if progress is not None:
         progress(total, total)
     return rows
+
+
+def streamed_bytes(checkpoint: Checkpoint) -> int:
+    """What the progress of `stream_vision` counts: bytes of all blocks and of the projector."""
+    layers = range(checkpoint.config.vision.num_layers)
+    blocks = sum(weight_bytes(checkpoint, vision_layer(index)) for index in layers)
+    return blocks + weight_bytes(checkpoint, PROJECTOR_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
