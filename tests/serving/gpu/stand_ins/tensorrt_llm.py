@@ -1,4 +1,9 @@
-"""Stands in for the C++ backend: the cpu decoder behind its tensors, which notes what it was asked to stop."""
+"""Stands in for the C++ backend: the cpu decoder behind its tensors.
+
+It notes what it was asked to stop, and how many tokens each answer had in the end.
+"""
+
+import functools
 
 import torch
 import triton_python_backend_utils as pb_utils
@@ -7,6 +12,18 @@ from nvlm_trt.serving.models import tensorrt_llm
 from nvlm_trt.serving.models.tensors import inputs_of
 
 TABLE = "prompt_embedding_table"
+
+
+class Channel(tensorrt_llm._Channel):
+    def __init__(self, sender, note):
+        super().__init__(sender, pad=0)
+        self.note, self.tokens = note, 0
+
+    def send(self, ids, *, final):
+        self.tokens += len(ids)
+        if final:
+            self.note(self.tokens)
+        super().send(ids, final=final)
 
 
 class TritonPythonModel(tensorrt_llm.TritonPythonModel):
@@ -18,8 +35,12 @@ class TritonPythonModel(tensorrt_llm.TritonPythonModel):
                 rows = torch.utils.dlpack.from_dlpack(table.to_dlpack())
                 assert rows.dtype == torch.bfloat16
                 tensors[TABLE] = rows.float().numpy()
-            if "stop" in tensors:
-                with (self.engine_dir / "stops.log").open("a") as log:
-                    log.write(f"{request.request_id()}\n")
-            channel = tensorrt_llm._Channel(request.get_response_sender(), pad=0)
-            self.server.submit(tensors, request.request_id(), channel)
+            name = request.request_id()
+            log = self.engine_dir / ("stops.log" if "stop" in tensors else "answers.log")
+            channel = Channel(request.get_response_sender(), functools.partial(write, log, name))
+            self.server.submit(tensors, name, channel)
+
+
+def write(log, name, tokens):
+    with log.open("a") as lines:
+        lines.write(f"{name} {tokens}\n")

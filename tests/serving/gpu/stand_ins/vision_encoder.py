@@ -1,6 +1,7 @@
 """Stands in for TensorRT: the cpu vision encoder with bfloat16 rows, which notes what each instance encoded."""
 
 import os
+import time
 
 import torch
 import triton_python_backend_utils as pb_utils
@@ -17,6 +18,8 @@ class TritonPythonModel(Model):
         batches = [pb_utils.get_input_tensor_by_name(request, "tiles").as_numpy() for request in requests]
         with (self.engine_dir / "vision.log").open("a") as log:
             log.write(f"{os.getpid()} {' '.join(str(len(tiles)) for tiles in batches)}\n")
+        if (self.engine_dir / "slow").exists():
+            time.sleep(1)
         return [self._rows(tiles) for tiles in batches]
 
     def _rows(self, tiles):
