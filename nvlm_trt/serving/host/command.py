@@ -6,6 +6,7 @@ other ranks load `tensorrt_llm` alone and take their work from rank 0's executor
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ RESTRICTED_APIS = "model-repository,shared-memory,logging,trace"
 ADMIN_HEADER = "nvlm-admin"
 RANK_MODEL = "tensorrt_llm"
 """The model that runs on every rank."""
+
+LAUNCHER = "mpirun"
 
 EXPORTED = ("PATH", "LD_LIBRARY_PATH")
 """Variables that ranks on other nodes need; mpirun passes all of them on on its own node only."""
@@ -54,6 +57,17 @@ class ServerOptions:
     grace: float = 15.0
 
 
+def require_launcher(options: ServerOptions) -> None:
+    """Look whether what starts several ranks is installed.
+
+    Raises:
+        EngineError: it is not.
+    """
+    if options.world_size > 1 and shutil.which(LAUNCHER) is None:
+        fix = "serve inside NVIDIA's image, which has OpenMPI"
+        raise EngineError(f"{LAUNCHER} is not on PATH", expected=f"it starts {options.world_size} ranks", fix=fix)
+
+
 def server_command(
     installation: Installation, options: ServerOptions, *, backends: Path, shm_prefix: str, admin_key: str
 ) -> list[str]:
@@ -79,7 +93,7 @@ def server_command(
     if options.world_size == 1:
         return serving
     placement = _placement(options.nodes, options.world_size)
-    command = ["mpirun", "--allow-run-as-root", *placement, "-n", "1", *serving]
+    command = [LAUNCHER, "--allow-run-as-root", *placement, "-n", "1", *serving]
     for rank in range(1, options.world_size):
         command += [
             *(":", "-n", "1", binary),

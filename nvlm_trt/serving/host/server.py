@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.serving.host.command import require_launcher
 from nvlm_trt.serving.host.engine import ServedEngine
 from nvlm_trt.serving.host.environment import Installation, find_installation
 from nvlm_trt.serving.host.gateway import Gateway
@@ -70,6 +71,7 @@ class TritonServer:
             hang_timeout=hang_timeout,
             grace=grace,
         )
+        require_launcher(self._options)
         self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None
         self._supervisor = Supervisor(self._launch, on_event or _ignore)

@@ -23,6 +23,7 @@ from nvlm_trt.serving.host.engine import ServedEngine
 from nvlm_trt.serving.host.environment import ImageTriton, find_installation
 from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 
 PORTS = Ports(8000, 8001, 8002)
@@ -202,6 +203,13 @@ def test_each_target_has_its_own_server():
             find_installation("gpu")
 
 
+def test_several_ranks_need_mpirun(image, gpu_engine, monkeypatch):
+    complete(gpu_engine)
+    monkeypatch.setenv("PATH", str(gpu_engine))
+    with pytest.raises(EngineError, match="mpirun"):
+        TritonServer(gpu_engine, installation=image)
+
+
 def run(capsys, *words):
     code = main([str(word) for word in words])
     return code, capsys.readouterr()
@@ -251,11 +259,18 @@ def test_serving_a_gpu_engine_without_engines_is_the_user_s_mistake(gpu_engine, 
 
 
 def test_the_guard_ends_processes_of_other_groups_when_the_server_is_gone(tmp_path):
-    """Mpirun gives every rank a process group of its own."""
-    rank = "import os, sys, time; os.setpgid(0, 0); print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
     note = tmp_path / "rank"
-    server = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}, {str(note)!r}]); time.sleep(60)"
-    command = [sys.executable, "-I", launch.__file__, str(os.getpid()), sys.executable, "-c", server]
+    (tmp_path / "rank.py").write_text(
+        "import os, sys, time\n"
+        "os.setpgid(0, 0)  # as OpenMPI's mpirun does for every rank\n"
+        "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "mpirun.py").write_text(
+        "import subprocess, sys, time\nsubprocess.Popen([sys.executable, *sys.argv[1:]])\ntime.sleep(60)\n"
+    )
+    server = [sys.executable, str(tmp_path / "mpirun.py"), str(tmp_path / "rank.py"), str(note)]
+    command = [sys.executable, "-I", launch.__file__, str(os.getpid()), *server]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 10
     while not (note.exists() and note.read_text().strip()) and time.monotonic() < deadline:
