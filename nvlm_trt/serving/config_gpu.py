@@ -3,7 +3,7 @@
 The tiles of one request spread over the vision encoder's GPUs: without that the vision encoder of a 7-tile image takes
 longer than the prefill of a decoder on 4 or 8 GPUs. Triton sends one request to one instance, so `tile_parallel_vision`
 asks for a part of the tiles on each GPU and joins the rows. `multimodal_decoder` hands the joined table to the decoder
-inside the server: the table (29 MB for 7 tiles of NVLM-D-72B) crosses no process boundary but one, in shared memory.
+inside the server, so that the table (29 MB for 7 tiles of NVLM-D-72B) takes no way over gRPC.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.serving.decoder_tensors import OUTPUTS
 from nvlm_trt.serving.faults import UnavailableError, error_of
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
@@ -30,7 +31,8 @@ GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DECODER: Final = "tensorrt_llm"
 
-OUTPUTS: Final = [triton.InferRequestedOutput(name) for name in ("output_ids", "sequence_length")]
+WANTED: Final = [triton.InferRequestedOutput(name) for name, _, _ in OUTPUTS]
+"""The C++ backend has twenty more outputs, which would all be sent."""
 
 STOP_AFTER_SECONDS: Final = 0.05
 """From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
@@ -128,7 +130,7 @@ class GrpcDecoding:
             "model_name": model,
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
-            "outputs": OUTPUTS,
+            "outputs": WANTED,
             "enable_empty_final_response": True,
         }
         self._on_given_up = on_given_up

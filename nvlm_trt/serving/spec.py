@@ -20,7 +20,7 @@ TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16"}
 
 
 GPUS_PER_NODE = 8
-"""TensorRT-LLM's own default (mapping.gpus_per_node); vision instances are processes' threads of the first node."""
+"""TensorRT-LLM's own default (mapping.gpus_per_node)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,8 @@ def check_steps(made, ensemble):
         for name, target in step.output_map.items():
             tensor = next(tensor for tensor in model.output if tensor.name == name)
             known[target] = with_batch(model, tensor)
+        if step.model_name == "tensorrt_llm":  # a table without them is refused, as blocks of its images are reused
+            assert {"prompt_embedding_table", "prompt_table_extra_ids"} <= set(step.input_map)
         required = {tensor.name for tensor in model.input if not tensor.optional}
         assert required <= set(step.input_map)
     assert {tensor.name for tensor in made[ensemble].output} <= set(known)

@@ -93,7 +93,9 @@ def server_command(
     if options.world_size == 1:
         return serving
     placement = _placement(options.nodes, options.world_size)
-    command = [LAUNCHER, "--allow-run-as-root", *placement, "-n", "1", *serving]
+    # Called by its path, mpirun looks for its own programs on other nodes in the same place.
+    launcher = (shutil.which(LAUNCHER) or LAUNCHER) if options.nodes.are_several else LAUNCHER
+    command = [launcher, "--allow-run-as-root", *placement, "-n", "1", *serving]
     for rank in range(1, options.world_size):
         command += [
             *(":", "-n", "1", binary),

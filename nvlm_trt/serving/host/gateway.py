@@ -27,6 +27,8 @@ from nvlm_trt.serving.host.json_request import check_generate
 GENERATE: Final = re.compile(r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/generate(?P<stream>_stream)?")
 FIELDS: Final = {"nvlm": NVLM_FIELDS, "ensemble": REQUEST_FIELDS}
 READY: Final = "/v2/health/ready"
+LIVE: Final = "/v2/health/live"
+"""Answered here: a server that is being replaced, which takes minutes on the gpu target, needs no other help."""
 
 DROPPED: Final = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "host", "content-length", "content-encoding"}
@@ -118,6 +120,8 @@ class Gateway:
                 await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == LIVE:
+            return web.Response()
         if request.path == READY and not self._is_ready():
             return _refusal(503, "the server is not ready")
         try:

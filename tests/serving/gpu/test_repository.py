@@ -7,15 +7,18 @@ import json
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
+import yaml
 
 from nvlm_trt.client import Options
 from nvlm_trt.decoder.request import SamplingParams
 
+ROOT = Path(__file__).parents[3]
 GREEDY = Options(max_tokens=24)
 LONG = Options(max_tokens=1500, min_tokens=1500)
 QUESTION = "What is there?"
@@ -128,6 +131,19 @@ def test_an_answer_that_ends_by_itself_is_not_stopped(gpu_engine, client, jpeg):
     time.sleep(0.3)
     assert noted(gpu_engine, "stops.log") == stopped
     assert len(noted(gpu_engine, "answers.log")) == len(answered) + 1
+
+
+def test_the_metrics_that_the_autoscaler_divides_are_there(server, client, jpeg):
+    client.generate(QUESTION, images=[jpeg("chelsea")], options=GREEDY)
+    rules = yaml.safe_load((ROOT / "build" / "kubernetes" / "autoscaling" / "prometheus-adapter.yaml").read_text())
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+        page = answer.read().decode()
+    (queue,) = [rule for rule in rules["rules"]["custom"] if rule["name"]["as"] == "nvlm_queue_seconds"]
+    for name in re.findall(r"nv_inference_\w+", queue["metricsQuery"]):
+        assert re.search(rf'^{name}{{model="nvlm",version="1"}} \d+', page, re.MULTILINE), name
+    answered = re.search(r'^nv_inference_request_success{model="nvlm",version="1"} (\d+)', page, re.MULTILINE)
+    assert answered
+    assert int(answered[1]) > 0
 
 
 def test_every_rank_is_a_server_and_only_the_first_one_listens(server):
