@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
@@ -59,7 +60,7 @@ class DecodeClient:
     def __init__(self) -> None:
         self._client = triton.InferenceServerClient(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS))
         self._numbers = itertools.count()
-        self._prefix = f"nvlm-{os.getpid()}"
+        self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it
         self._stops: set[asyncio.Task[None]] = set()
 
     def start(self, inputs: Mapping[str, Array]) -> GrpcDecoding:
