@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.decoder.trtllm_build_command import max_num_tokens
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
@@ -16,9 +17,6 @@ from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.plan.sizes import prompt_table_bytes
 from nvlm_trt.recipe import BuildRecipe
-
-LEAST_MAX_NUM_TOKENS = 8192
-"""trtllm-build's own default of max_num_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +124,7 @@ class Deployment:
     @property
     def max_num_tokens(self) -> int:
         """Tokens of one decoder step at most, as trtllm-build is told."""
-        longest = min(self.recipe.max_input_len, self.sources.max_seq_len)
-        asked = self.recipe.decoder_engine.max_num_tokens or max(longest, LEAST_MAX_NUM_TOKENS)
-        return min(asked, self.sources.max_seq_len * self.recipe.max_batch_size)
+        return max_num_tokens(self.recipe, self.sources.max_seq_len)
 
     def prompt_table_bytes(self, rows: int) -> int:
         """Bytes of so many rows of a prompt table."""

@@ -1,0 +1,190 @@
+"""Stage decoder-compile on the gpu target: trtllm-build is run, watched, and its engines are checked.
+
+It needs TensorRT-LLM, and a GPU of the model that the engines are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from nvlm_trt.decoder.trtllm_build_command import PROGRAM, EngineSettings, build_command
+from nvlm_trt.decoder.trtllm_build_failure import build_failure
+from nvlm_trt.decoder.trtllm_config import TrtllmConfig
+from nvlm_trt.decoder.trtllm_engine import check_engine, engine_file
+from nvlm_trt.errors import CheckpointError, EngineError
+from nvlm_trt.progress import Progress
+from nvlm_trt.serving.host import launch
+
+IMAGE: Final = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
+"""TensorRT-LLM 1.2.1 with TensorRT 10.14.1.48."""
+
+LOG_NAME: Final = "build.log"
+TIMING_NAME: Final = "timing.cache"
+
+LOOK_SECONDS: Final = 0.5
+"""How often the engines and the log of a running build are looked at."""
+
+QUIET_SECONDS: Final = 180.0
+"""A build that has written nothing to its log for so long is told about, and again after as long: it is no fault."""
+
+
+def build_decoder_tensorrt_llm(
+    checkpoint_dir: Path,
+    out_dir: Path,
+    *,
+    settings: EngineSettings,
+    workers: int,
+    timing_cache: Path,
+    work_dir: Path,
+    progress: Progress,
+    log: Callable[[str], None],
+    executable: str = PROGRAM,
+) -> None:
+    """Build the engines of all ranks: out_dir gets rank{r}.engine, config.json and build.log.
+
+    trtllm-build and all that it starts have a session of their own, which ends with this call and with this process,
+    however they end. Its log is work_dir/build.log while it runs, and stays there if it fails.
+
+    Args:
+        checkpoint_dir: The TensorRT-LLM checkpoint; it says how many ranks there are.
+        out_dir: Directory to write into; made if it is missing.
+        settings: Of the engine.
+        workers: Ranks that are built at a time.
+        timing_cache: Times of kernels from earlier builds for this GPU model, where there are some; replaced by what
+            this build knows once it has succeeded.
+        work_dir: Directory for the log and this build's times of kernels; made if it is missing.
+        progress: Called with (bytes of engines written, bytes of the checkpoint): they differ by little.
+        log: Told a line of what is run, and one every few minutes in which trtllm-build writes nothing.
+        executable: The program, by name or path.
+
+    Raises:
+        EngineError: there is no trtllm-build on this machine.
+        CheckpointError: the checkpoint has no config.json or lacks a rank.
+        BuildError: trtllm-build failed, with the end of its log and what to do, or built something else.
+    """
+    program = shutil.which(executable)
+    if program is None:
+        raise EngineError("there is no trtllm-build on this machine", seen=executable, fix=f"run it inside {IMAGE}")
+    config = TrtllmConfig.read(checkpoint_dir)
+    ranks = _rank_bytes(checkpoint_dir, config.world_size)
+    for directory in (out_dir, work_dir):
+        directory.mkdir(parents=True, exist_ok=True)
+    measured = _seeded(timing_cache, work_dir / TIMING_NAME)
+    # One after the other, ranks learn from those before: a file that isn't there yet is no fault to trtllm-build. Side
+    # by side they would read it half written.
+    known = measured if workers == 1 else timing_cache if timing_cache.is_file() else None
+    words = build_command(
+        settings, checkpoint_dir, out_dir, workers=workers, timing_cache_in=known, timing_cache_out=measured
+    )
+    log_path = work_dir / LOG_NAME
+    log(f"{shlex.join((PROGRAM, *words))}; its log: {log_path}")
+    watch = BuildWatch(out_dir, log_path, ranks, progress, log)
+    code = _run((program, *words), log_path, watch)
+    if code != 0:
+        raise build_failure(code, log_path, workers=workers, timing_cache=timing_cache)
+    check_engine(out_dir, settings, config)
+    shutil.copyfile(log_path, out_dir / LOG_NAME)
+    _publish(measured, timing_cache)
+    progress(sum(ranks.values()), sum(ranks.values()))
+
+
+class BuildWatch:
+    """Tells how far a build is by what lies on the disk, and that it still runs where it says nothing."""
+
+    def __init__(
+        self,
+        out_dir: Path,
+        log_path: Path,
+        ranks: Mapping[str, int],
+        progress: Progress,
+        log: Callable[[str], None],
+    ) -> None:
+        """Watch the engines in out_dir, each expected to be as large as its rank's weights, and the log."""
+        self._out_dir = out_dir
+        self._log_path = log_path
+        self._ranks = ranks
+        self._progress = progress
+        self._log = log
+        self._log_bytes = 0
+        self._spoke = self._told = 0.0
+
+    def look(self, seconds: float) -> None:
+        """Look once, so many seconds after the start."""
+        sizes = {name: _size(self._out_dir / name) for name in self._ranks}
+        self._progress(sum(min(sizes[name], size) for name, size in self._ranks.items()), sum(self._ranks.values()))
+        size = _size(self._log_path)
+        if size != self._log_bytes:
+            self._log_bytes, self._spoke, self._told = size, seconds, seconds
+        elif seconds - self._told >= QUIET_SECONDS:
+            self._told = seconds
+            begun = sum(size > 0 for size in sizes.values())
+            self._log(
+                f"trtllm-build runs for {seconds / 60:.0f} min, engines of {begun} of {len(sizes)} ranks are there; "
+                f"nothing in its log for {(seconds - self._spoke) / 60:.0f} min, as is usual while kernels are chosen"
+            )
+
+
+def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
+    """Run the command with its output in the log; its exit code, negative for a signal."""
+    start = time.monotonic()
+    with log_path.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", launch.__file__, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(LOOK_SECONDS)
+                watch.look(time.monotonic() - start)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _rank_bytes(checkpoint_dir: Path, world_size: int) -> dict[str, int]:
+    """Bytes of the weights of each rank, by the name of the engine that is made of them."""
+    sizes = {}
+    for rank in range(world_size):
+        path = (checkpoint_dir / engine_file(rank)).with_suffix(".safetensors")
+        if not path.is_file():
+            raise CheckpointError("the checkpoint lacks a rank", seen=path, fix="run the decoder-convert stage again")
+        sizes[engine_file(rank)] = path.stat().st_size
+    return sizes
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _seeded(timing_cache: Path, copy: Path) -> Path:
+    """A copy of the cache for one build alone; without one, nothing left over from an earlier build."""
+    copy.unlink(missing_ok=True)
+    if timing_cache.is_file():
+        shutil.copyfile(timing_cache, copy)
+    return copy
+
+
+def _publish(measured: Path, timing_cache: Path) -> None:
+    """Replace the cache at once: builds beside this one may read it."""
+    if not measured.is_file():
+        return
+    timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = timing_cache.with_name(f".{timing_cache.name}.{os.getpid()}.tmp")
+    shutil.copyfile(measured, beside)
+    beside.replace(timing_cache)
