@@ -180,7 +180,7 @@ class _Builder:
         """Write the plan to `target` and return its SHA-256."""
         builder = self._trt.Builder(self._logger)
         network = builder.create_network(network_flags(self._trt))
-        parser = self._trt.OnnxParser(network, self._logger)
+        parser = self._trt.OnnxParser(network, self._logger)  # holds the weights until the engine is built
         self._parse(parser, onnx_path)
         config = self._config(builder, source)
         attach(config, timing_cache, self._callbacks, self._log)

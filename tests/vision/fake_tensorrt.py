@@ -97,7 +97,9 @@ class Machine:
         has_context: Whether an engine gets an execution context.
         change_plan: Changes the content of a plan before it is serialised.
         during_build: Called while the engine is built.
+        runs: Whether an engine runs.
         value: What the engine writes into every row.
+        streams: Those that it ran on.
         built: What was asked of the builder.
         parsed: Paths that were parsed.
     """
@@ -112,7 +114,9 @@ class Machine:
     has_context: bool = True
     change_plan: object = lambda plan: None
     during_build: object = lambda: None
+    runs: bool = True
     value: float = 0.5
+    streams: list = field(default_factory=list)
     built: dict = field(default_factory=dict)
     parsed: list = field(default_factory=list)
 
@@ -405,6 +409,9 @@ class Context(_Closed):
         return True
 
     def execute_async_v3(self, stream_handle):
+        self._machine.streams.append(stream_handle)
+        if not self._machine.runs:
+            return False
         for name, tensor in self._tensors.items():
             if tensor["mode"] == "OUTPUT":
                 count = 1

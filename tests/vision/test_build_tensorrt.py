@@ -302,10 +302,23 @@ def fp32_source(export_of):
     return VisionDescription.load(export_of(SHAPE, "fp32"))
 
 
-def test_a_black_tile_gives_finite_rows(machine, fp32_source):
+def test_a_black_tile_runs_on_the_given_stream_and_is_waited_for(machine, fp32_source):
     waited = []
-    run_black_tile(_context(machine, fp32_source), fp32_source, "cpu", 0, lambda: waited.append(True))
-    assert waited == [True]
+    run_black_tile(_context(machine, fp32_source), fp32_source, "cpu", 4711, lambda: waited.append(machine.streams))
+    assert waited == [[4711]]
+
+
+def test_a_refusal_to_run_fails_the_load_test(machine, fp32_source):
+    machine.runs = False
+    with pytest.raises(BuildError, match="one tile run; seen: False"):
+        run_black_tile(_context(machine, fp32_source), fp32_source, "cpu", 0, lambda: None)
+
+
+def test_rows_of_another_shape_fail_the_load_test(machine, fp32_source):
+    context = _context(machine, fp32_source)
+    context._tensors[fp32_source.output.name]["shape"][1] += 1
+    with pytest.raises(BuildError, match="shape of one tile's rows"):
+        run_black_tile(context, fp32_source, "cpu", 0, lambda: None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
