@@ -174,7 +174,10 @@ def build_command(
 ) -> tuple[str, ...]:
     """The command line, without the program itself.
 
-    Whatever the engine depends on is said, defaults included: they have changed from release to release.
+    Whatever the engine depends on is said, defaults included: they have changed from release to release. Left out is
+    max_input_len, which neither the builder nor the runtime looks at where padding is removed and context_fmha is on
+    (tensorrt_llm/builder.py, _init_max_seq_len), and what concerns other models: plugins of mixtures of experts, Mamba,
+    BERT and LoRA.
 
     Args:
         settings: Of the engine.
@@ -182,17 +185,22 @@ def build_command(
         output_dir: Where the engines go.
         workers: Ranks that are built at a time.
         timing_cache_in: Times of kernels from earlier builds; None for none.
-        timing_cache_out: Where each rank leaves the times that it has.
+        timing_cache_out: Where rank 0, and no other, leaves the times that it has (tensorrt_llm/builder.py, build).
     """
+    # Several profiles have optima of their own, and trtllm-build takes no other beside them.
+    optimum = None if settings.multiple_profiles else min(settings.max_batch_size, settings.max_num_tokens)
     flags: dict[str, object] = {
         "checkpoint_dir": checkpoint_dir,
         "output_dir": output_dir,
         "max_batch_size": settings.max_batch_size,
+        "max_beam_width": 1,
         "max_seq_len": settings.max_seq_len,
         "max_num_tokens": settings.max_num_tokens,
+        "opt_num_tokens": optimum,
         "max_multimodal_len": settings.max_multimodal_len,
         "kv_cache_type": "paged",
         "tokens_per_block": settings.tokens_per_block,
+        "logits_dtype": "float32",
         "gemm_plugin": settings.gemm_plugin,
         "gpt_attention_plugin": "auto",
         "nccl_plugin": "auto",
@@ -200,14 +208,17 @@ def build_command(
         "context_fmha": "enable",
         "use_paged_context_fmha": _switch(settings.paged_context_fmha),
         "use_fp8_context_fmha": _switch(settings.fp8_context_fmha),
+        "use_fused_mlp": "enable",  # of plain and fp8 weights: fuse_gate_mlp passes over all others
+        "reduce_fusion": "disable",  # for Llama, Gemma and Medusa alone, and user_buffer rests on it
+        "user_buffer": "disable",
         "multiple_profiles": _switch(settings.multiple_profiles),
+        "profiling_verbosity": "layer_names_only",
         "workers": workers,
         "log_level": "info",
+        "input_timing_cache": timing_cache_in,
         "output_timing_cache": timing_cache_out,
     }
-    if timing_cache_in is not None:
-        flags["input_timing_cache"] = timing_cache_in
-    return tuple(word for name, value in flags.items() for word in (f"--{name}", str(value)))
+    return tuple(word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value)))
 
 
 def _switch(on: bool) -> str:

@@ -38,8 +38,8 @@ GOLDEN = ROOT / "tests" / "golden" / "trtllm_build"
 RECIPES = sorted(path for path in (ROOT / "build" / "recipes").glob("*.yaml") if "target: gpu" in path.read_text())
 GIB = 1 << 30
 
-# Every flag of trtllm-build by the values that it takes (TensorRT-LLM 1.x, parse_arguments in commands/build.py and
-# cli_plugin_args in plugin/plugin.py).
+# Every flag of trtllm-build by the values that it takes: NVIDIA/TensorRT-LLM 1.2, tensorrt_llm/commands/build.py
+# (parse_arguments) and tensorrt_llm/plugin/plugin.py (cli_plugin_args; choices are the Literals of PluginConfig).
 FLAGS = """
 text: checkpoint_dir output_dir model_config build_config model_cls_file model_cls_name
 text: input_timing_cache output_timing_cache visualize_network lora_dir lora_target_modules
@@ -231,6 +231,17 @@ def test_fields_of_the_recipe_reach_the_command_line(release: Checkpoint) -> Non
     assert said["max_num_tokens"] == "5000"
     assert said["tokens_per_block"] == "64"
     assert said["multiple_profiles"] == "enable"
+
+
+def test_kernels_are_chosen_for_steps_that_decode_a_whole_batch(release: Checkpoint) -> None:
+    said = flags(command_of(settings_of(recipe_of(max_batch_size=24), release)))
+    assert said["opt_num_tokens"] == "24"
+
+
+def test_several_profiles_have_optima_of_their_own(release: Checkpoint) -> None:
+    # trtllm-build ends with an error where both are given.
+    said = flags(command_of(settings_of(recipe_of({"multiple_profiles": True}), release)))
+    assert "opt_num_tokens" not in said
 
 
 @pytest.mark.parametrize(
