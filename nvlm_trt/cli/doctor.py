@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from nvlm_trt.pipeline.diagnosis import Finding
+    from nvlm_trt.pipeline.finding import Finding
 
 
 def doctor(
+    checkpoint: Annotated[Path | None, typer.Option(help="An NVLM-D directory whose headers are read.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what this machine can build and serve, and why not.
 
-    Exit code 0: the cpu target can be built and served; 1: it cannot.
+    Exit code 0: the cpu target or the gpu target can be built and served; 1: neither. A verdict of "-" is about what
+    only the other target needs.
     """
     from dataclasses import asdict
 
     from nvlm_trt.cli.output import print_json, print_table
-    from nvlm_trt.pipeline.diagnosis import can_build, can_serve, findings
+    from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
+    from nvlm_trt.pipeline.finding import EVERYTHING
 
-    found = findings()
-    verdicts = {"build_cpu": can_build(found), "serve_cpu": can_serve(found), "build_gpu": False}
+    found = findings(checkpoint=checkpoint)
+    hindered_by: dict[str, list[str]] = {goal: hindrances(found, goal) for goal in EVERYTHING}
+    works = usable(found)
     if json:
-        print_json({**verdicts, "findings": [asdict(finding) for finding in found]})
+        verdicts = {goal: not names for goal, names in hindered_by.items()}
+        print_json({**verdicts, "hindered_by": hindered_by, "findings": [asdict(finding) for finding in found]})
     else:
-        print_table(("what", "found", "verdict", "remark"), [_row(finding) for finding in found])
+        print_table(("what", "found", "verdict", "remark"), [_row(finding, works) for finding in found])
         typer.echo()
-        for verdict, possible in verdicts.items():
-            verb, target = verdict.split("_")
-            typer.echo(f"{verb} the {target} target: {'yes' if possible else 'no'}")
-    if not (verdicts["build_cpu"] and verdicts["serve_cpu"]):
+        for goal, names in hindered_by.items():
+            verb, target = goal.split("_")
+            typer.echo(f"{verb} the {target} target: {'no: ' + ', '.join(names) if names else 'yes'}")
+    if not works:
         raise typer.Exit(1)
 
 
-def _row(finding: Finding) -> tuple[str, str, str, str]:
-    return finding.name, finding.seen, "ok" if finding.ok else "no", finding.remark
+def _row(finding: Finding, works: bool) -> tuple[str, str, str, str]:
+    """A line of the table: where one target works, what the other one lacks is no failure."""
+    missed = "-" if works or not finding.needed_for else "no"
+    return finding.name, finding.seen, "ok" if finding.ok else missed, finding.remark

@@ -7,95 +7,78 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
 import psutil
 
+from nvlm_trt.environment.seen import installed, look
+from nvlm_trt.errors import CheckpointError
+from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
+from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words
-
-For = Literal["build", "serve", "both", "gpu"]
 
 LEAST_MEMORY_BYTES = 2 << 30
 LEAST_DISK_BYTES = 1 << 30
 
+NUMA_FOLDER = Path("/sys/devices/system/node")
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What.
-        seen: What was found, in words.
-        ok: Whether it is as it has to be.
-        needed_for: What cannot be done without it; "gpu" is not part of the cpu target.
-        remark: What follows, or what to do.
-    """
-
-    name: str
-    seen: str
-    ok: bool
-    needed_for: For
-    remark: str = ""
-
-
-def findings(place: Path = Path()) -> list[Finding]:
-    """Look at the interpreter, the libraries, tritonserver, memory, the disk at `place`, and the GPU."""
-    return [
-        _python(),
-        _numpy(),
-        *(_library(name, needed_for) for name, needed_for in _LIBRARIES),
-        _tritonserver(),
-        _memory(),
-        _disk(place),
-        _gpu(),
-        _tensorrt(),
-    ]
-
-
-def can_build(found: Sequence[Finding]) -> bool:
-    """Whether an engine of the cpu target can be built."""
-    return all(finding.ok for finding in found if finding.needed_for in ("build", "both"))
-
-
-def can_serve(found: Sequence[Finding]) -> bool:
-    """Whether an engine of the cpu target can be served."""
-    return all(finding.ok for finding in found if finding.needed_for in ("serve", "both"))
-
-
-_LIBRARIES: tuple[tuple[str, For], ...] = (
-    ("torch", "build"),
-    ("onnx", "build"),
-    ("openvino", "both"),
-    ("tokenizers", "both"),
-    ("tritonclient", "serve"),
+LIBRARIES: Final[tuple[tuple[str, tuple[Goal, ...]], ...]] = (
+    ("torch", BUILD),
+    ("onnx", BUILD),
+    ("tokenizers", EVERYTHING),
+    ("tritonclient", ("serve_cpu", "serve_gpu")),
+    ("openvino", CPU),
 )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def findings(place: Path = Path(), checkpoint: Path | None = None) -> list[Finding]:
+    """Look at everything that a build or a server needs.
+
+    Args:
+        place: Where an engine would be built.
+        checkpoint: A checkpoint whose headers are read; None for none.
+    """
+    return [
+        _python(),
+        _numpy(),
+        *(_library(name, needed_for) for name, needed_for in LIBRARIES),
+        _tritonserver(),
+        _memory(),
+        _numa(),
+        _disk(place),
+        *([] if checkpoint is None else [_checkpoint(checkpoint)]),
+        *gpu_findings(look()),
+    ]
+
+
+def hindrances(found: Sequence[Finding], goal: Goal) -> list[str]:
+    """Names of what keeps this machine from a goal; empty where it can be reached."""
+    return [finding.name for finding in found if not finding.ok and goal in finding.needed_for]
+
+
+def usable(found: Sequence[Finding]) -> bool:
+    """Whether one of the targets can be built and served."""
+    return any(not any(hindrances(found, goal) for goal in target) for target in (CPU, GPU))
 
 
 def _python() -> Finding:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    return Finding("python", platform.python_version(), fits, "both", "" if fits else "3.11 or 3.12 is needed")
+    return Finding("python", platform.python_version(), fits, EVERYTHING, "" if fits else "3.11 or 3.12 is needed")
 
 
 def _numpy() -> Finding:
-    version = _version("numpy")
+    version = installed("numpy")
     fits = version is not None and version.startswith("1.")
     remark = "" if fits else "below 2 is needed: tritonserver 2.51 corrupts tensors with NumPy 2 without a word"
-    return Finding("numpy", version or "absent", fits, "both", remark)
+    return Finding("numpy", version or "absent", fits, EVERYTHING, remark)
 
 
-def _library(name: str, needed_for: For) -> Finding:
-    version = _version(name)
-    remark = "" if version else "install nvlm-trt with its extra: pip install 'nvlm-trt[cpu]'"
+def _library(name: str, needed_for: tuple[Goal, ...]) -> Finding:
+    version = installed(name)
+    extra = "cpu" if needed_for == CPU else "cpu] or [gpu"
+    remark = "" if version else f"install nvlm-trt with its extra [{extra}]"
     return Finding(name, version or "absent", version is not None, needed_for, remark)
 
 
@@ -107,8 +90,8 @@ def _tritonserver() -> Finding:
         (path for place in places if (path := Path(place, "tritonserver", "bin", "tritonserver")).is_file()), None
     )
     runs = binary is not None and os.access(binary, os.X_OK) and platform.machine() in ("x86_64", "aarch64")
-    seen = f"in nvidia-pytriton {_version('nvidia-pytriton')}" if binary else "absent"
-    return Finding("tritonserver", seen, runs, "serve", "" if runs else "pip install 'nvlm-trt[cpu]' brings it")
+    seen = f"in nvidia-pytriton {installed('nvidia-pytriton')}" if binary else "absent"
+    return Finding("tritonserver", seen, runs, ("serve_cpu",), "" if runs else "pip install 'nvlm-trt[cpu]' brings it")
 
 
 def _memory() -> Finding:
@@ -116,21 +99,29 @@ def _memory() -> Finding:
     fits = available >= LEAST_MEMORY_BYTES
     cores = len(psutil.Process().cpu_affinity())
     seen = f"{in_words(available)} available, {cores} cores"
-    return Finding("memory", seen, fits, "both", "" if fits else f"{in_words(LEAST_MEMORY_BYTES)} are needed")
+    return Finding("memory", seen, fits, EVERYTHING, "" if fits else f"{in_words(LEAST_MEMORY_BYTES)} are needed")
+
+
+def _numa() -> Finding:
+    count = len(list(NUMA_FOLDER.glob("node[0-9]*")))
+    return Finding("numa", f"{count} node{'s' if count > 1 else ''}" if count else "unknown", True, ())
 
 
 def _disk(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
     fits = free >= LEAST_DISK_BYTES
-    return Finding("disk", f"{in_words(free)} free here", fits, "build", "" if fits else "use --output on another disk")
+    return Finding("disk", f"{in_words(free)} free here", fits, BUILD, "" if fits else "use --output on another disk")
 
 
-def _gpu() -> Finding:
-    present = shutil.which("nvidia-smi") is not None
-    return Finding("gpu", "present" if present else "absent", present, "gpu", "only the gpu target needs one")
+def _checkpoint(directory: Path) -> Finding:
+    """Whether the headers of a checkpoint can be read, and are NVLM-D's; its values are not read."""
+    try:
+        from nvlm_trt.model.checkpoint import Checkpoint
 
-
-def _tensorrt() -> Finding:
-    version = _version("tensorrt")
-    remark = "only the gpu target needs it; compiling for gpu is not part of this release"
-    return Finding("tensorrt", version or "absent", version is not None, "gpu", remark)
+        checkpoint = Checkpoint.open(directory)
+    except ImportError as error:
+        return Finding("checkpoint", "not looked at", False, BUILD, f"it is read with {error.name}, which is absent")
+    except CheckpointError as error:
+        return Finding("checkpoint", str(directory), False, BUILD, str(error).splitlines()[0])
+    seen = f"{in_words(checkpoint.nbytes)}, {checkpoint.config.decoder.num_layers} decoder layers"
+    return Finding("checkpoint", seen, True, BUILD, "nvlm-trt build --dry-run tells what a recipe needs for it")

@@ -1,4 +1,4 @@
-"""The verbs that show facts: inspect, tiles, prompt, synth, doctor."""
+"""The verbs that show facts: inspect, tiles, prompt, synth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from nvlm_trt.model.tiling import cut_tiles, plan_grid
-from nvlm_trt.pipeline import diagnosis
 
 Run = Callable[..., Any]
 
@@ -135,23 +134,3 @@ def test_synth_makes_a_checkpoint_that_inspect_accepts(nvlm_trt: Run, tmp_path: 
     assert nvlm_trt("synth", tmp_path / "made", "--quiet").out == f"{tmp_path / 'made'}: 85 tensors, 2,920,800 bytes\n"
     assert nvlm_trt("inspect", tmp_path / "made").code == 0
     assert nvlm_trt("synth", tmp_path / "made").code == 2
-
-
-def test_doctor_judges_this_machine_and_says_why_no_gpu_is_fine(nvlm_trt: Run) -> None:
-    shown = nvlm_trt("doctor")
-    assert shown.code == 0
-    assert "build the cpu target: yes" in shown.out
-    assert "only the gpu target needs" in shown.out
-    facts = nvlm_trt("doctor", "--json").json
-    assert facts["build_cpu"] is facts["serve_cpu"] is True
-
-
-def test_doctor_refuses_numpy_2_and_little_memory(nvlm_trt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"numpy": "2.1.0"}
-    known = diagnosis._version
-    monkeypatch.setattr(diagnosis, "_version", lambda name: versions.get(name) or known(name))
-    shown = nvlm_trt("doctor")
-    assert shown.code == 1
-    assert "corrupts tensors with NumPy 2" in shown.out
-    monkeypatch.setattr(diagnosis, "LEAST_MEMORY_BYTES", 1 << 60)
-    assert "are needed" in nvlm_trt("doctor").out

@@ -1,0 +1,100 @@
+"""What this machine has for the gpu target."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Final
+
+from nvlm_trt.environment.capability import remark
+from nvlm_trt.environment.gpus import GpuReport
+from nvlm_trt.environment.seen import Seen
+from nvlm_trt.environment.versions import PINNED, USE_IMAGE, Subject, VersionFault, check_versions, release_of
+from nvlm_trt.errors import EngineError
+from nvlm_trt.pipeline.finding import GPU, Finding, Goal
+from nvlm_trt.pipeline.preflight import in_words
+
+BUILDER: Final = "trtllm-build"
+LAUNCHER: Final = "mpirun"
+
+
+def gpu_findings(seen: Seen) -> list[Finding]:
+    """One finding for each thing that engines are built or served with; libraries are not imported."""
+    faults = check_versions(seen)
+    return [
+        *_gpus(seen, _about("gpu", faults)),
+        _driver(seen.gpus, _about("cuda", faults)),
+        _judged("tensorrt", seen.tensorrt or "absent", _about("tensorrt", faults)),
+        _judged("tensorrt_llm", seen.tensorrt_llm or "absent", _about("tensorrt_llm", faults), _pairing(seen)),
+        _program(BUILDER, ("build_gpu",), USE_IMAGE),
+        _launcher(len(seen.gpus.gpus)),
+        _tritonserver(),
+        Finding("triton image", seen.triton or "not inside one", True, (), _image(seen.triton)),
+    ]
+
+
+def _about(subject: Subject, faults: Sequence[VersionFault]) -> list[VersionFault]:
+    return [fault for fault in faults if fault.subject == subject]
+
+
+def _judged(name: str, seen: str, faults: Sequence[VersionFault], remark: str = "") -> Finding:
+    """A finding that is in order unless there are faults, which are its remark then."""
+    told = "; ".join(f"{fault.what}, expected: {fault.expected}; {fault.fix}" for fault in faults)
+    return Finding(name, seen, not faults, GPU, told or remark)
+
+
+def _gpus(seen: Seen, faults: Sequence[VersionFault]) -> list[Finding]:
+    """One finding for each GPU, after one for all of them where they cannot be worked with."""
+    rows = [
+        Finding(
+            f"gpu {index}",
+            f"{gpu.name}, compute capability {gpu.capability}, "
+            + (in_words(gpu.memory_bytes) if gpu.memory_bytes else "the host's memory"),
+            True,
+            (),
+            remark(gpu.compute_capability),
+        )
+        for index, gpu in enumerate(seen.gpus.gpus)
+    ]
+    whole = [_judged("gpus", fault.seen, [fault]) for fault in faults]
+    return [*whole, *rows] if whole else [Finding("gpus", str(len(rows)), True, GPU), *rows]
+
+
+def _driver(report: GpuReport, faults: Sequence[VersionFault]) -> Finding:
+    if report.driver is None:
+        return Finding("driver", "absent", False, GPU)
+    return _judged("driver", f"{report.driver}, CUDA {report.cuda or 'unknown'}", faults)
+
+
+def _pairing(seen: Seen) -> str:
+    """A remark where TensorRT is not the one that TensorRT-LLM was built with; its own packages pin that."""
+    release = release_of(seen.tensorrt_llm)
+    if release is None or seen.tensorrt is None or seen.tensorrt.startswith(f"{release.tensorrt}."):
+        return ""
+    return f"TensorRT-LLM {release.tensorrt_llm} comes with TensorRT {release.tensorrt}"
+
+
+def _program(name: str, needed_for: tuple[Goal, ...], fix: str) -> Finding:
+    path = shutil.which(name)
+    return Finding(name, path or "not on PATH", path is not None, needed_for, "" if path else fix)
+
+
+def _launcher(gpus: int) -> Finding:
+    """It starts a process for each rank; a decoder on one GPU needs none."""
+    fix = "it starts the ranks of a decoder on several GPUs"
+    return _program(LAUNCHER, ("serve_gpu",) if gpus > 1 else (), fix)
+
+
+def _tritonserver() -> Finding:
+    from nvlm_trt.serving.host.environment import ImageTriton
+
+    try:
+        return Finding("tritonserver for gpu", str(ImageTriton.find().binary), True, ("serve_gpu",))
+    except EngineError as error:
+        return Finding("tritonserver for gpu", str(error.seen), False, ("serve_gpu",), error.fix or "")
+
+
+def _image(triton: str | None) -> str:
+    if triton is None or triton in PINNED.images:
+        return ""
+    return f"pinned are {PINNED.images[0]} to {PINNED.images[-1]}"

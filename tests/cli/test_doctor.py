@@ -1,0 +1,86 @@
+"""`nvlm-trt doctor`: the table, the verdicts, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvlm_trt.environment.gpus import Gpu, GpuReport
+from nvlm_trt.environment.seen import Seen
+from nvlm_trt.pipeline import diagnosis
+
+Run = Callable[..., Any]
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 90, "GPU-1")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' machine is taken for one without a GPU, whatever it has."""
+    monkeypatch.setattr(diagnosis, "look", lambda: Seen(None, None, None, GpuReport(fault="nvidia-smi lists no GPU")))
+
+
+def rows(shown: str) -> dict[str, list[str]]:
+    """Cells of the table's rows by their first one."""
+    table = shown.split("\n\n")[0].splitlines()
+    return {cells[0]: cells for line in table if (cells := [cell.strip() for cell in line.split("  ") if cell.strip()])}
+
+
+def test_this_machine_has_the_cpu_target_and_what_the_gpu_target_lacks_is_no_failure(nvlm_trt: Run) -> None:
+    shown = nvlm_trt("doctor")
+    assert shown.code == 0
+    assert "build the cpu target: yes" in shown.out
+    assert "serve the cpu target: yes" in shown.out
+    assert "build the gpu target: no: gpus, driver, tensorrt, tensorrt_llm, trtllm-build" in shown.out
+    table = rows(shown.out)
+    assert table["openvino"][2] == "ok"
+    assert table["gpus"][1:3] == ["nvidia-smi lists no GPU", "-"]
+    assert "no" not in [cells[2] for cells in table.values() if len(cells) > 2]
+
+
+def test_the_verdicts_are_told_to_programs_with_their_reasons(nvlm_trt: Run) -> None:
+    facts = nvlm_trt("doctor", "--json").json
+    assert facts["build_cpu"] is facts["serve_cpu"] is True
+    assert facts["build_gpu"] is facts["serve_gpu"] is False
+    assert facts["hindered_by"]["serve_cpu"] == []
+    assert "tensorrt_llm" in facts["hindered_by"]["build_gpu"]
+    (numpy,) = [finding for finding in facts["findings"] if finding["name"] == "numpy"]
+    assert numpy["needed_for"] == ["build_cpu", "serve_cpu", "build_gpu", "serve_gpu"]
+    assert set(numpy) == {"name", "seen", "ok", "needed_for", "remark"}
+
+
+def test_where_nothing_works_failures_are_failures(nvlm_trt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"numpy": "2.1.0"}
+    known = diagnosis.installed
+    monkeypatch.setattr(diagnosis, "installed", lambda name: versions.get(name) or known(name))
+    shown = nvlm_trt("doctor")
+    assert shown.code == 1
+    assert "corrupts tensors with NumPy 2" in shown.out
+    assert "build the cpu target: no: numpy\n" in shown.out
+    table = rows(shown.out)
+    assert table["numpy"][2] == table["gpus"][2] == "no"
+    assert table["mpirun"][2] == "-"  # nobody needs it where there is no GPU
+    monkeypatch.setattr(diagnosis, "LEAST_MEMORY_BYTES", 1 << 60)
+    assert "are needed" in nvlm_trt("doctor").out
+
+
+def test_a_machine_of_the_gpu_target_is_judged_by_that(nvlm_trt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen("10.14.1.48", "1.2.1", "26.04", GpuReport((H100,), "580.65.06", "13.0"))
+    monkeypatch.setattr(diagnosis, "look", lambda: seen)
+    table = rows(nvlm_trt("doctor").out)
+    assert table["gpu 0"][1:3] == ["NVIDIA H100 80GB HBM3, compute capability 9.0, 85.9 GB", "ok"]
+    assert table["tensorrt_llm"][1:3] == ["1.2.1", "ok"]
+    assert table["driver"][1:3] == ["580.65.06, CUDA 13.0", "ok"]
+
+
+def test_a_checkpoint_that_cannot_be_built_from_is_told(nvlm_trt: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shown = nvlm_trt("doctor", "--checkpoint", tiny_checkpoint)
+    assert shown.code == 0
+    assert rows(shown.out)["checkpoint"][2] == "ok"
+    shown = nvlm_trt("doctor", "--checkpoint", tmp_path / "nothing")
+    assert shown.code == 1
+    assert "build the cpu target: no: checkpoint\n" in shown.out
+    assert "serve the cpu target: yes" in shown.out
