@@ -7,7 +7,7 @@ The builder changes settings that it doesn't like and only logs a warning, so co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nvlm_trt.decoder.trtllm_build_command import EngineSettings
@@ -61,24 +61,42 @@ def _config_faults(path: Path, settings: EngineSettings, config: TrtllmConfig) -
     except (OSError, ValueError) as error:
         yield f"{path.name} cannot be read ({error})"
         return
-    for place, expected in _expected(settings, config).items():
+    for place, allowed in _expected(settings, config).items():
         seen = _at(raw, place)
-        if isinstance(seen, str) and isinstance(expected, str):  # enums are written by name, in capitals
-            same = seen.lower() == expected.lower()
-        else:
-            same = seen == expected
-        if not same:
-            yield f"{path.name}: {place} is {json.dumps(seen)}, expected {json.dumps(expected)}"
+        if _spelled(seen) not in map(_spelled, allowed):
+            yield f"{path.name}: {place} is {json.dumps(seen)}, expected {' or '.join(map(json.dumps, allowed))}"
 
 
-def _expected(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, object]:
+def _expected(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, Sequence[object]]:
+    """The values that each place may have.
+
+    A plugin's type is written as it was given or as what "auto" stands for. The builder itself sets that of the NCCL
+    plugin, and takes it away where there is one rank (tensorrt_llm/builder.py, build).
+    """
+    auto = ("auto", config.dtype.name)
+    plugins = {
+        "gpt_attention_plugin": auto,
+        "gemm_plugin": auto if settings.gemm_plugin == "auto" else (None,),
+        "nccl_plugin": auto if config.world_size > 1 else (None,),
+    }
+    return {
+        **{place: (value,) for place, value in _exactly(settings, config).items()},
+        **{f"build_config.plugin_config.{name}": values for name, values in plugins.items()},
+    }
+
+
+def _exactly(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, object]:
     decoder = config.decoder
     return {
+        "pretrained_config.architecture": "Qwen2ForCausalLM",
         "pretrained_config.dtype": config.dtype.name,
+        "pretrained_config.logits_dtype": "float32",
         "pretrained_config.vocab_size": decoder.vocab_size,
         "pretrained_config.hidden_size": decoder.hidden_size,
         "pretrained_config.intermediate_size": decoder.intermediate_size,
         "pretrained_config.num_hidden_layers": decoder.num_layers,
+        "pretrained_config.num_attention_heads": decoder.num_heads,
+        "pretrained_config.num_key_value_heads": decoder.num_kv_heads,
         "pretrained_config.mapping.world_size": config.world_size,
         "pretrained_config.mapping.tp_size": config.tp,
         "pretrained_config.mapping.pp_size": config.pp,
@@ -90,9 +108,18 @@ def _expected(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, ob
         "build_config.max_beam_width": 1,
         "build_config.max_prompt_embedding_table_size": settings.max_multimodal_len,
         "build_config.kv_cache_type": "paged",
+        "build_config.plugin_config.remove_input_padding": True,
+        "build_config.plugin_config.context_fmha": True,
         "build_config.plugin_config.use_paged_context_fmha": settings.paged_context_fmha,
+        "build_config.plugin_config.use_fp8_context_fmha": settings.fp8_context_fmha,
+        "build_config.plugin_config.multiple_profiles": settings.multiple_profiles,
         "build_config.plugin_config.tokens_per_block": settings.tokens_per_block,
     }
+
+
+def _spelled(value: object) -> object:
+    """Enums are written by name, in capitals, or by value, in small letters: that depends on the release."""
+    return value.lower() if isinstance(value, str) else value
 
 
 def _at(raw: object, place: str) -> object:

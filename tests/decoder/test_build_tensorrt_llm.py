@@ -54,8 +54,20 @@ build = {
     "max_prompt_embedding_table_size": int(said["--max_multimodal_len"]),
     "kv_cache_type": said["--kv_cache_type"].upper(),
     "plugin_config": {
-        "use_paged_context_fmha": said["--use_paged_context_fmha"] == "enable",
         "tokens_per_block": int(said["--tokens_per_block"]),
+        "gpt_attention_plugin": said["--gpt_attention_plugin"],
+        "gemm_plugin": said["--gemm_plugin"],
+        "nccl_plugin": config["dtype"],
+    }
+    | {
+        name: said["--" + name] == "enable"
+        for name in (
+            "context_fmha",
+            "remove_input_padding",
+            "use_paged_context_fmha",
+            "use_fp8_context_fmha",
+            "multiple_profiles",
+        )
     },
 }
 written = {"version": "1.2.1", "pretrained_config": config, "build_config": build}

@@ -37,6 +37,9 @@ WRITTEN: dict[str, Any] = {
         "hidden_size": 8192,
         "intermediate_size": 29568,
         "num_hidden_layers": 2,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "logits_dtype": "float32",
         "mapping": {"world_size": 2, "tp_size": 2, "pp_size": 1, "cp_size": 1, "gpus_per_node": 8},
         "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "group_size": 128},
     },
@@ -49,7 +52,19 @@ WRITTEN: dict[str, Any] = {
         "opt_num_tokens": 8,
         "max_prompt_embedding_table_size": 14336,
         "kv_cache_type": "PAGED",
-        "plugin_config": {"use_paged_context_fmha": True, "use_fp8_context_fmha": True, "tokens_per_block": 32},
+        "plugin_config": {
+            "dtype": "bfloat16",
+            "gpt_attention_plugin": "auto",
+            "gemm_plugin": None,
+            "nccl_plugin": "bfloat16",
+            "context_fmha": True,
+            "paged_kv_cache": True,
+            "remove_input_padding": True,
+            "tokens_per_block": 32,
+            "use_paged_context_fmha": True,
+            "use_fp8_context_fmha": True,
+            "multiple_profiles": False,
+        },
     },
 }
 
@@ -81,7 +96,11 @@ def test_an_engine_as_it_was_asked_for_is_taken(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
+        ("pretrained_config.architecture", "LlamaForCausalLM"),
         ("pretrained_config.dtype", "float16"),
+        ("pretrained_config.logits_dtype", "float16"),
+        ("pretrained_config.num_attention_heads", 32),
+        ("pretrained_config.num_key_value_heads", 64),
         ("pretrained_config.vocab_size", 151655),
         ("pretrained_config.hidden_size", 4096),
         ("pretrained_config.intermediate_size", 29696),
@@ -99,6 +118,13 @@ def test_an_engine_as_it_was_asked_for_is_taken(engine: Path) -> None:
         ("build_config.kv_cache_type", "CONTINUOUS"),
         ("build_config.plugin_config.use_paged_context_fmha", False),
         ("build_config.plugin_config.tokens_per_block", 64),
+        ("build_config.plugin_config.use_fp8_context_fmha", False),
+        ("build_config.plugin_config.context_fmha", False),
+        ("build_config.plugin_config.remove_input_padding", False),
+        ("build_config.plugin_config.multiple_profiles", True),
+        ("build_config.plugin_config.gemm_plugin", "bfloat16"),
+        ("build_config.plugin_config.gpt_attention_plugin", None),
+        ("build_config.plugin_config.nccl_plugin", None),
     ],
 )
 def test_whatever_differs_is_named_with_both_values(place: str, value: object, engine: Path) -> None:
@@ -107,6 +133,30 @@ def test_whatever_differs_is_named_with_both_values(place: str, value: object, e
         check_engine(engine, SETTINGS, CONFIG)
     (fault,) = [line for line in str(caught.value).splitlines() if "expected" in line]
     assert f"{place} is {json.dumps(value)}, expected" in fault
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("build_config.kv_cache_type", "paged"),
+        ("build_config.plugin_config.gpt_attention_plugin", "bfloat16"),
+        ("build_config.plugin_config.nccl_plugin", "auto"),
+    ],
+)
+def test_a_release_may_write_the_same_in_other_words(place: str, value: object, engine: Path) -> None:
+    change(engine, place, value)
+    check_engine(engine, SETTINGS, CONFIG)
+
+
+def test_a_single_rank_has_no_nccl_plugin(engine: Path) -> None:
+    config = TrtllmConfig.of(like_72b(2).config.decoder, decoder_precision("fp8"), tp=1, pp=1)
+    (engine / "rank1.engine").unlink()
+    change(engine, "pretrained_config.mapping.world_size", 1)
+    change(engine, "pretrained_config.mapping.tp_size", 1)
+    with pytest.raises(BuildError, match='nccl_plugin is "bfloat16", expected null'):
+        check_engine(engine, SETTINGS, config)
+    change(engine, "build_config.plugin_config.nccl_plugin", None)
+    check_engine(engine, SETTINGS, config)
 
 
 def test_all_faults_are_told_at_once(engine: Path) -> None:
