@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -52,8 +51,8 @@ def build_decoder_tensorrt_llm(
 ) -> None:
     """Build the engines of all ranks: out_dir gets rank{r}.engine, config.json and build.log.
 
-    trtllm-build and all that it starts have a session of their own, which ends with this call and with this process,
-    however they end. Its log is work_dir/build.log while it runs, and stays there if it fails.
+    trtllm-build and all that it starts have a session of their own, which is ended when this call or this process ends,
+    however that comes. Its log is work_dir/build.log while it runs, and stays there if it fails.
 
     Args:
         checkpoint_dir: The TensorRT-LLM checkpoint; it says how many ranks there are.
@@ -152,9 +151,8 @@ def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
                     return process.wait(LOOK_SECONDS)
                 watch.look(time.monotonic() - start)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill()  # the guard that launch leaves behind ends the workers; nothing happens to what has ended
+            process.wait()
 
 
 def _rank_bytes(checkpoint_dir: Path, world_size: int) -> dict[str, int]:
