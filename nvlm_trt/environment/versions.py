@@ -68,7 +68,9 @@ TENSORRT: Final = Range((10, 11), (10, 17), "10.11 to 10.16")
 TENSORRT_11: Final = (11,)
 TENSORRT_LLM: Final = Range((1, 0), (1, 3), "1.0 to 1.2")
 
-USE_IMAGE: Final = f"use the image {IMAGE.format(PINNED.images[0])}"
+PINNED_IMAGE: Final = IMAGE.format(PINNED.images[0])
+TENSORRT_EXPECTED: Final = f"{TENSORRT.words} (pinned: {PINNED_TENSORRT})"
+USE_IMAGE: Final = f"use the image {PINNED_IMAGE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,7 @@ def _tensorrt_faults(version: str | None) -> list[VersionFault]:
     what = "TensorRT is not installed" if version is None else "this TensorRT is not supported"
     if version is not None and numbers(version) >= TENSORRT_11:
         what = "TensorRT 11 builds vision engines alone, and this Triton cannot load them: TensorRT-LLM is tied to 10"
-    return [
-        VersionFault("tensorrt", what, version or "none", f"{TENSORRT.words} (pinned: {PINNED_TENSORRT})", USE_IMAGE)
-    ]
+    return [VersionFault("tensorrt", what, version or "none", TENSORRT_EXPECTED, USE_IMAGE)]
 
 
 def _tensorrt_llm_faults(version: str | None) -> list[VersionFault]:

@@ -8,16 +8,10 @@ PREFER_JIT_PYTHON_PLUGINS in 11). docs/versions.md lists every name that is call
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
+from nvlm_trt.environment.versions import TENSORRT, TENSORRT_EXPECTED, USE_IMAGE
 from nvlm_trt.errors import EngineError
-
-OLDEST, NEWEST = (10, 11), (10, 16)
-"""TensorRT versions whose Python API was read; 11 removed what TensorRT-LLM's own builder needs."""
-
-PINNED = "10.14.1.48"
-IMAGE = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
 
 DTYPES = {"uint8": "UINT8", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 """TensorRT's names of the types in a vision description."""
@@ -29,15 +23,14 @@ def import_tensorrt() -> Any:
     Raises:
         EngineError: it is not installed, cannot be loaded, or is of a version that is not supported.
     """
-    fix = f"build inside the image {IMAGE}"
-    expected = f"10.11 to 10.16 (pinned: {PINNED})"
     try:
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
-        raise EngineError("TensorRT cannot be imported", seen=error, expected=expected, fix=fix) from None
-    numbers = tuple(int(number) for number in re.findall(r"\d+", trt.__version__)[:2])
-    if not OLDEST <= numbers <= NEWEST:
-        raise EngineError("this TensorRT is not supported", seen=trt.__version__, expected=expected, fix=fix)
+        what = "TensorRT cannot be imported"
+        raise EngineError(what, seen=error, expected=TENSORRT_EXPECTED, fix=USE_IMAGE) from None
+    if trt.__version__ not in TENSORRT:
+        what = "this TensorRT is not supported"
+        raise EngineError(what, seen=trt.__version__, expected=TENSORRT_EXPECTED, fix=USE_IMAGE)
     return trt
 
 
