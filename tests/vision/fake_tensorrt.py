@@ -306,7 +306,8 @@ class Builder(_OfMachine):
         )
         _guarded(self._logger.log, Severity.VERBOSE, "a tactic")
         _guarded(self._logger.log, Severity.INFO, "Detected 1 input")
-        _guarded(self._logger.log, Severity.WARNING, "a kernel is slow")
+        for _ in range(2):
+            _guarded(self._logger.log, Severity.WARNING, "a kernel is slow")
         monitor = getattr(config, "progress_monitor", None)
         if monitor is not None and not _told(monitor):
             return None

@@ -166,8 +166,11 @@ def test_an_interruption_inside_a_callback_stops_the_build_and_is_raised(machine
         if done:
             raise KeyboardInterrupt
 
+    finished = []
+    machine.during_build = lambda: finished.append(True)
     with pytest.raises(KeyboardInterrupt):
         build(progress=interrupt)
+    assert not finished
     assert build.names() == ["build.log"]
 
 
