@@ -12,12 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from nvlm_trt.decoder.trtllm_build_command import PROGRAM, EngineSettings, build_command
 from nvlm_trt.decoder.trtllm_build_failure import build_failure
+from nvlm_trt.decoder.trtllm_build_watch import BuildWatch
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_engine import check_engine, engine_file
 from nvlm_trt.errors import CheckpointError, EngineError
@@ -32,9 +35,6 @@ TIMING_NAME: Final = "timing.cache"
 
 LOOK_SECONDS: Final = 0.5
 """How often the engines and the log of a running build are looked at."""
-
-QUIET_SECONDS: Final = 180.0
-"""A build that has written nothing to its log for so long is told about, and again after as long: it is no fault."""
 
 
 def build_decoder_tensorrt_llm(
@@ -62,8 +62,8 @@ def build_decoder_tensorrt_llm(
         timing_cache: Times of kernels from earlier builds for this GPU model, where there are some; replaced by what
             this build knows once it has succeeded.
         work_dir: Directory for the log and this build's times of kernels; made if it is missing.
-        progress: Called with (bytes of engines written, bytes of the checkpoint): they differ by little.
-        log: Told a line of what is run, and one every few minutes in which trtllm-build writes nothing.
+        progress: Called with (bytes of weights that are built, bytes of all); a rank counts by its phases.
+        log: Told a line of what is run, one for each engine, and one every few minutes of silence.
         executable: The program, by name or path.
 
     Raises:
@@ -79,8 +79,8 @@ def build_decoder_tensorrt_llm(
     for directory in (out_dir, work_dir):
         directory.mkdir(parents=True, exist_ok=True)
     measured = _seeded(timing_cache, work_dir / TIMING_NAME)
-    # Rank 0 writes the file. Built after it, the others read what it has measured (one that isn't there yet is no fault
-    # to trtllm-build); built beside it, they could read it half written.
+    # One after the other, ranks learn from rank 0, which alone writes what it has measured; a file that isn't there yet
+    # is no fault to trtllm-build. Side by side they would read it half written.
     known = measured if workers == 1 else timing_cache if timing_cache.is_file() else None
     words = build_command(
         settings, checkpoint_dir, out_dir, workers=workers, timing_cache_in=known, timing_cache_out=measured
@@ -97,42 +97,6 @@ def build_decoder_tensorrt_llm(
     progress(sum(ranks.values()), sum(ranks.values()))
 
 
-class BuildWatch:
-    """Tells how far a build is by what lies on the disk, and that it still runs where it says nothing."""
-
-    def __init__(
-        self,
-        out_dir: Path,
-        log_path: Path,
-        ranks: Mapping[str, int],
-        progress: Progress,
-        log: Callable[[str], None],
-    ) -> None:
-        """Watch the engines in out_dir, each expected to be as large as its rank's weights, and the log."""
-        self._out_dir = out_dir
-        self._log_path = log_path
-        self._ranks = ranks
-        self._progress = progress
-        self._log = log
-        self._log_bytes = 0
-        self._spoke = self._told = 0.0
-
-    def look(self, seconds: float) -> None:
-        """Look once, so many seconds after the start."""
-        sizes = {name: _size(self._out_dir / name) for name in self._ranks}
-        self._progress(sum(min(sizes[name], size) for name, size in self._ranks.items()), sum(self._ranks.values()))
-        size = _size(self._log_path)
-        if size != self._log_bytes:
-            self._log_bytes, self._spoke, self._told = size, seconds, seconds
-        elif seconds - self._told >= QUIET_SECONDS:
-            self._told = seconds
-            begun = sum(size > 0 for size in sizes.values())
-            self._log(
-                f"trtllm-build runs for {seconds / 60:.0f} min, engines of {begun} of {len(sizes)} ranks are there; "
-                f"nothing in its log for {(seconds - self._spoke) / 60:.0f} min, as is usual while kernels are chosen"
-            )
-
-
 def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
     """Run the command with its output in the log; its exit code, negative for a signal."""
     start = time.monotonic()
@@ -142,17 +106,36 @@ def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env=_environment(),
             start_new_session=True,
         )
         try:
-            while True:
+            code = None
+            while code is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(LOOK_SECONDS)
-                watch.look(time.monotonic() - start)
+                    code = process.wait(LOOK_SECONDS)
+                watch.look(time.monotonic() - start, lambda: _memory_below(process.pid))
+            return code
         finally:
             process.kill()  # the guard that launch leaves behind ends the workers; nothing happens to what has ended
             process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, without the variable that would overrule the number of optimisation profiles."""
+    kept = {name: value for name, value in os.environ.items() if name != "BUILDER_FORCE_NUM_PROFILES"}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def _memory_below(pid: int) -> int:
+    """Resident bytes of a process and all that it has started; 0 once it has ended."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += each.memory_info().rss
+    return total
 
 
 def _rank_bytes(checkpoint_dir: Path, world_size: int) -> dict[str, int]:
@@ -164,10 +147,6 @@ def _rank_bytes(checkpoint_dir: Path, world_size: int) -> dict[str, int]:
             raise CheckpointError("the checkpoint lacks a rank", seen=path, fix="run the decoder-convert stage again")
         sizes[engine_file(rank)] = path.stat().st_size
     return sizes
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _seeded(timing_cache: Path, copy: Path) -> Path:
