@@ -44,7 +44,7 @@ def _judged(name: str, seen: str, faults: Sequence[VersionFault], remark: str = 
 
 
 def _gpus(seen: Seen, faults: Sequence[VersionFault]) -> list[Finding]:
-    """One finding for each GPU, after one for all of them where they cannot be worked with."""
+    """One finding for all GPUs together, and one for each."""
     rows = [
         Finding(
             f"gpu {index}",
@@ -56,8 +56,7 @@ def _gpus(seen: Seen, faults: Sequence[VersionFault]) -> list[Finding]:
         )
         for index, gpu in enumerate(seen.gpus.gpus)
     ]
-    whole = [_judged("gpus", fault.seen, [fault]) for fault in faults]
-    return [*whole, *rows] if whole else [Finding("gpus", str(len(rows)), True, GPU), *rows]
+    return [_judged("gpus", seen.gpus.fault or str(len(rows)), faults), *rows]
 
 
 def _driver(report: GpuReport, faults: Sequence[VersionFault]) -> Finding:

@@ -98,6 +98,14 @@ def test_each_gpu_has_a_row_with_what_it_lacks(machine):
     assert "GPUs differ" in rows["gpus"].remark
 
 
+def test_gpus_with_several_faults_have_one_row_for_them(machine):
+    t4 = replace(H100, name="T4", compute_capability=75)
+    row = by_name(machine(replace(IMAGE, gpus=replace(IMAGE.gpus, gpus=(H100, t4)))))["gpus"]
+    assert (row.seen, row.ok) == ("2", False)
+    assert "too old" in row.remark
+    assert "GPUs differ" in row.remark
+
+
 def test_driver_and_cuda_share_a_row_and_a_verdict(machine):
     assert by_name(machine(IMAGE))["driver"].seen == "580.65.06, CUDA 13.0"
     row = by_name(machine(replace(IMAGE, gpus=replace(IMAGE.gpus, driver="550.1", cuda="12.4"))))["driver"]
