@@ -122,10 +122,10 @@ def build_vision_tensorrt(
         EngineError: no TensorRT of a supported version, or an export without its `config.json`.
         BuildError: TensorRT cannot read the graph or build the engine, or the engine fails its load test.
     """
-    for name in (PLAN_NAME, DESCRIPTION_NAME):
-        (out_dir / name).unlink(missing_ok=True)
     trt = import_tensorrt()
     source = VisionDescription.load(onnx_path.parent)
+    for name in (PLAN_NAME, DESCRIPTION_NAME):
+        (out_dir / name).unlink(missing_ok=True)
     _check_operators(onnx_path)
     if progress is not None:
         progress(0, source.data_bytes)

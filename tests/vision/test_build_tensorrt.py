@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -191,9 +193,12 @@ def test_versions_from_10_11_to_10_16_are_taken(machine, build, monkeypatch, ver
 def test_other_versions_are_refused_with_the_image_to_use(machine, build, monkeypatch, version):
     machine.version = version
     monkeypatch.setitem(sys.modules, "tensorrt", machine.package())
+    build.out.mkdir()
+    (build.out / "model.plan").write_bytes(b"an earlier engine")
     with pytest.raises(EngineError, match=rf"seen: {version}.*10\.11 to 10\.16.*tritonserver:26\.04-trtllm"):
         build()
     assert machine.parsed == []
+    assert build.names() == ["model.plan"]
 
 
 def test_a_machine_without_tensorrt_is_told_which_image_has_it(build, monkeypatch):
@@ -339,6 +344,40 @@ def test_rows_that_tensorrt_never_wrote_fail_the_load_test(machine, fp32_source)
     idle = Idle(machine, _context(machine, fp32_source)._tensors)
     with pytest.raises(BuildError, match="finite values"):
         run_black_tile(idle, fp32_source, "cpu", 0, lambda: None)
+
+
+@pytest.fixture
+def gpu(machine, monkeypatch):
+    """A GPU that torch sees; its memory is the host's, so what is to run on "cuda" runs on the CPU."""
+    stream = SimpleNamespace(cuda_stream=4711, synchronize=lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("torch.cuda.Stream", lambda: stream)
+    monkeypatch.setattr("torch.cuda.stream", lambda given: contextlib.nullcontext())
+
+    def on_the_host(context, source, device, stream, synchronize):
+        assert device == "cuda"
+        run_black_tile(context, source, "cpu", stream, synchronize)
+
+    monkeypatch.setattr("nvlm_trt.vision.engine_tensorrt.run_black_tile", on_the_host)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_a_tile_is_run_and_the_gpu_is_recorded(machine, build, export_of):
+    build(export_of(SHAPE, "fp32"))
+    record = TensorrtEngineDescription.load(build.out)
+    assert machine.streams == [4711]
+    assert record.inference
+    assert (record.gpu.name, record.gpu.compute_capability) == ("NVIDIA H100 80GB HBM3", "9.0")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_tile_that_gives_no_finite_rows_leaves_no_plan(machine, build, export_of):
+    machine.value = math.nan
+    with pytest.raises(BuildError, match="finite values"):
+        build(export_of(SHAPE, "fp32"))
+    assert build.names() == ["build.log"]
 
 
 def test_times_are_kept_and_used_by_the_next_build(machine, build):
