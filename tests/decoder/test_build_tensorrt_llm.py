@@ -286,6 +286,17 @@ def test_only_ranks_built_one_by_one_read_the_file_that_they_write(build: Build,
         ("[TRT] [E] Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed.", "remove shared.cache"),
         ("[TRT] [E] Error Code 1: Version tag does not match", "remove shared.cache"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "max_num_tokens"),
+        (
+            "[TRT] [E] [virtualMemoryBuffer.cpp::resizePhysical::151] Error Code 2: OutOfMemory "
+            "(Requested size was 16654532608 bytes.)",
+            "max_num_tokens",
+        ),
+        ("[TRT] [E] Error Code 10: Internal Error (Could not find any implementation for node x.)", "max_num_tokens"),
+        ("trtllm-build: error: unrecognized arguments: --use_fused_mlp enable", "the pinned image"),
+        ("trtllm-build: error: argument --gemm_plugin: invalid choice: 'auto'", "the pinned image"),
+        ("RuntimeError: SmoothQuant is not supported on SM>=100.", "bf16 and fp8"),
+        ("RuntimeError: [TensorRT-LLM][ERROR] NCCL error 'unhandled system error'", "NCCL_DEBUG=WARN"),
+        ("MemoryError", "decoder_engine.workers 4"),
         ("[TRT] [E] 1: [defaultAllocator] Error Code 1: Cuda Runtime (out of memory)", "max_num_tokens"),
         ("RuntimeError: No CUDA GPUs are available", "--gpus all"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
@@ -299,6 +310,28 @@ def test_known_causes_come_with_advice(line: str, advice: str, tmp_path: Path) -
     assert advice in said
     assert line in said
     assert "begin" not in said
+
+
+@pytest.mark.parametrize(
+    ("code", "last"),
+    [(-9, "[TRT] [I] Compiler backend is used"), (1, "BrokenProcessPool: A process in the process pool")],
+)
+def test_a_kernel_that_did_not_fit_the_gpu_does_not_explain_a_kill(code: int, last: str, tmp_path: Path) -> None:
+    # Logged for each kernel that is tried and asks for too much; the build goes on with another one.
+    tried = "[TRT] [E] 2: [virtualMemoryBuffer.cpp::resizePhysical::140] Error Code 2: OutOfMemory (no further ...)"
+    log = tmp_path / "build.log"
+    log.write_text(f"{tried}\n{last}\n", encoding="utf-8")
+    said = str(build_failure(code, log, workers=2, timing_cache=Path("shared.cache")))
+    assert "decoder_engine.workers 1" in said
+    assert "max_num_tokens" not in said
+
+
+def test_a_single_rank_that_does_not_fit_has_no_fewer_workers(tmp_path: Path) -> None:
+    log = tmp_path / "build.log"
+    log.write_text("MemoryError\n", encoding="utf-8")
+    said = str(build_failure(1, log, workers=1, timing_cache=Path("shared.cache")))
+    assert "3 times the bytes of its weights" in said
+    assert "decoder_engine.workers" not in said
 
 
 def test_an_unknown_cause_has_the_end_of_the_log_and_no_advice(tmp_path: Path) -> None:
