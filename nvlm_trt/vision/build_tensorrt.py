@@ -1,10 +1,10 @@
 """Build the vision engine with TensorRT: `model.plan`, its record `engine.json`, `inspector.json`, `build.log`.
 
 Precision. The network is strongly typed: each tensor has the type that the ONNX graph gives it, and no flag lets
-TensorRT choose another (its own choice of float16 is what makes InternViT differ: NVIDIA/TensorRT issue 4201). TF32 is
-off, though TensorRT's default is on. In the bf16 and 8-bit graphs that changes nothing, because their float32 islands
-(pixel normalisation, norms, the scaling of q) are element-wise or sums, never matrix products; in the fp32 graph, which
-is asked for when rounding matters, TF32 would round the inputs of every matrix product to 10 bits.
+TensorRT choose another. (InternViT-6B in float16 was seen to differ from its ONNX graph under TensorRT; NVIDIA/TensorRT
+issue 4201 leaves the cause open.) TF32 is off, though TensorRT's default is on. In the bf16 and 8-bit graphs that
+changes nothing, because all of their matrix products are of bfloat16; in the fp32 graph, which is asked for when
+rounding matters, TF32 would round the inputs of every matrix product to 10 bits.
 
 Shapes. Tiles in, uint8 [num_tiles, s, s, 3]; rows of the prompt table out, [num_tiles, tokens_per_tile, hidden] in the
 decoder's dtype. The tiles stay the first dimension, so that Triton can batch those of several requests; the table that
