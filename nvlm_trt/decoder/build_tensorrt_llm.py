@@ -23,12 +23,14 @@ from nvlm_trt.decoder.trtllm_build_failure import build_failure
 from nvlm_trt.decoder.trtllm_build_watch import BuildWatch
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_engine import check_engine, engine_file
+from nvlm_trt.environment.seen import installed
+from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TENSORRT_LLM, TENSORRT_LLM, USE_IMAGE
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.progress import Progress
 from nvlm_trt.serving.host import launch
 
-IMAGE: Final = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
-"""TensorRT-LLM 1.2.1 with TensorRT 10.14.1.48."""
+IMAGE: Final = PINNED_IMAGE
+"""Where trtllm-build and the TensorRT that serves its engines are."""
 
 LOG_NAME: Final = "build.log"
 TIMING_NAME: Final = "timing.cache"
@@ -67,13 +69,14 @@ def build_decoder_tensorrt_llm(
         executable: The program, by name or path.
 
     Raises:
-        EngineError: there is no trtllm-build on this machine.
+        EngineError: there is no trtllm-build on this machine, or that of a TensorRT-LLM that is not supported.
         CheckpointError: the checkpoint has no config.json or lacks a rank.
         BuildError: trtllm-build failed, with the end of its log and what to do, or built something else.
     """
     program = shutil.which(executable)
     if program is None:
         raise EngineError("there is no trtllm-build on this machine", seen=executable, fix=f"run it inside {IMAGE}")
+    _check_version(installed("tensorrt_llm"))
     config = TrtllmConfig.read(checkpoint_dir)
     ranks = _rank_bytes(checkpoint_dir, config.world_size)
     for directory in (out_dir, work_dir):
@@ -95,6 +98,17 @@ def build_decoder_tensorrt_llm(
     shutil.copyfile(log_path, out_dir / LOG_NAME)
     _publish(measured, timing_cache)
     progress(sum(ranks.values()), sum(ranks.values()))
+
+
+def _check_version(version: str | None) -> None:
+    """Refuse a release whose flags or engines are others; where none is installed, the program is asked."""
+    if version is not None and version not in TENSORRT_LLM:
+        raise EngineError(
+            "this TensorRT-LLM is not supported",
+            seen=version,
+            expected=f"{TENSORRT_LLM.words} (pinned: {PINNED_TENSORRT_LLM})",
+            fix=USE_IMAGE,
+        )
 
 
 def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nvlm_trt.decoder import trtllm_build_watch
+from nvlm_trt.decoder import build_tensorrt_llm, trtllm_build_watch
 from nvlm_trt.decoder.build_tensorrt_llm import build_decoder_tensorrt_llm
 from nvlm_trt.decoder.precision import BF16
 from nvlm_trt.decoder.trtllm_build_command import EngineSettings
@@ -154,6 +154,22 @@ def test_without_trtllm_build_the_image_that_has_it_is_named(build: Build) -> No
     with pytest.raises(EngineError, match=r"tritonserver:26\.04-trtllm-python-py3"):
         build.run()
     assert not build.out.exists()
+
+
+@pytest.mark.parametrize("version", ["0.21.0", "1.3.0rc3", "1.3.0"])
+def test_another_release_is_refused_before_it_runs(version: str, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_tensorrt_llm, "installed", lambda _name: version)
+    build.stand_in(SUCCEED)
+    with pytest.raises(EngineError, match=rf"seen: {version}; expected: 1\.0 to 1\.2"):
+        build.run()
+    assert not build.out.exists()
+
+
+def test_the_pinned_release_is_run(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_tensorrt_llm, "installed", {"tensorrt_llm": "1.2.1"}.get)
+    build.stand_in(SUCCEED)
+    build.run()
+    assert (build.out / "rank1.engine").is_file()
 
 
 def test_a_checkpoint_that_lacks_a_rank_is_not_built(build: Build) -> None:
