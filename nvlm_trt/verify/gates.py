@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from nvlm_trt.decoder.precision import QuantAlgo
+
 TIE: Final = 1e-3
 """Two logits of the reference closer than this count as equal: another order of summation may swap them."""
 
@@ -69,6 +71,61 @@ DECODER_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
 
 ANSWER_GATES: Final[Mapping[bool, tuple[Gate, ...]]] = {True: (_SAME_PROMPTS, _SAME_TOKENS), False: (_SAME_PROMPTS,)}
 """By whether both parts are fp32: in other precisions one flipped near-tie changes all tokens after it."""
+
+
+def _excess_of(limit: float, reason: str) -> tuple[Gate, ...]:
+    return (Gate("excess", limit, f"mean distance over that of torch in this precision; {reason}"),)
+
+
+TRTLLM_GATES: Final[Mapping[QuantAlgo | None, tuple[Gate, ...]]] = {
+    QuantAlgo.FP8: _excess_of(2.0, "sound ranks of random weights measure 0.8 to 1.3, one wrong input scale 2.8"),
+    QuantAlgo.SMOOTH_QUANT: _excess_of(2.0, "sound ranks measure 0.6 to 1.5, one wrong scale 14 and more"),
+    QuantAlgo.AWQ: _excess_of(1.5, "sound ranks measure 1.0 to 1.2, factors forgotten in one weight 2.6"),
+    QuantAlgo.INT8_WEIGHTS: _excess_of(2.0, "sound ranks measure 0.7 to 1.3, swapped weights 46"),
+    QuantAlgo.INT4_WEIGHTS: _excess_of(2.0, "sound ranks measure 0.7 to 1.0, columns of another rank 2.1"),
+    None: _excess_of(2.0, "only the KV cache is rounded"),
+}
+"""Of ranks run in torch, by what their linear layers are stored in; measured with 2 to 8 layers at tp 1 to 8."""
+
+
+def _weight_error_of(limit: float, reason: str) -> tuple[Gate, ...]:
+    return (Gate("max_weight_error", limit, f"the worst linear layer of a rank; {reason}"),)
+
+
+WEIGHT_GATES: Final[Mapping[QuantAlgo, tuple[Gate, ...]]] = {
+    QuantAlgo.FP8: _weight_error_of(0.05, "e4m3 leaves 0.027 of any weight, a doubled scale 1"),
+    QuantAlgo.SMOOTH_QUANT: _weight_error_of(0.1, "random weights measure 0.012, a doubled scale 1"),
+    QuantAlgo.AWQ: _weight_error_of(0.25, "random weights measure 0.15, a doubled scale 1, swapped nibbles more"),
+}
+"""Of weights that are stored as codes with scales, against the source's."""
+
+
+COPY_GATES: Final = (Gate("tensors_differing", 0, "norms, embedding and head are copies of the source's values"),)
+
+LINEAR_GATES: Final[Mapping[bool, tuple[Gate, ...]]] = {
+    False: (Gate("linear_error", 1e-9, "the same values in float64: another order of summation stays below 1e-15"),),
+    True: (Gate("linear_excess", 2.0, "good scales measure 0.5 to 1.1; a shifted row of scales 2.5, wrong halves 13"),),
+}
+"""Of every linear layer over all its ranks, each given the reference's inputs; by whether its weight is quantised."""
+
+CACHE_GATES: Final = (Gate("cache_excess", 2.0, "a good scale measures 1.0; a quarter of it 15 in fp8, 40 in int8"),)
+
+RANKS_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
+    "bf16": (_SUMMATION,),
+    "fp16": (_SUMMATION,),
+    "fp8": (_EXCESS, Gate("mean_cosine_distance", 0.2, "24 random layers measure 0.11; wrong wiring 1")),
+    "int8_sq": (_EXCESS, Gate("mean_cosine_distance", 0.05, "24 random layers measure 0.02; wrong wiring 1")),
+    "int8_wo": (_EXCESS, Gate("mean_cosine_distance", 0.02, "24 random layers measure 0.005; wrong wiring 1")),
+    "int4_wo": (_EXCESS, Gate("mean_cosine_distance", 0.5, "24 random layers measure 0.32; wrong wiring 1")),
+    "int4_awq": (_EXCESS, Gate("mean_cosine_distance", 0.5, "24 random layers measure 0.31; wrong wiring 1")),
+}
+"""Logits of all ranks in torch, by decoder precision of the gpu target: how they are wired. Layers are judged above."""
+
+QUANTISED_CACHE_GATES: Final = (
+    _EXCESS,
+    Gate("mean_cosine_distance", 0.1, "24 random layers measure 0.03 with an fp8 cache; wrong wiring 1"),
+)
+"""In place of those for bf16 and fp16 where the KV cache alone is quantised."""
 
 
 def judge(part: str, gates: tuple[Gate, ...], figures: Mapping[str, float]) -> list[Check]:

@@ -1,13 +1,14 @@
 """Prove tensor and pipeline parallelism without a GPU: run a converted decoder rank by rank, compare its logits.
 
 Every rank is a process that reads its own file and talks to the others over gloo on the loopback interface. The
-unsharded reference reads the source checkpoint with its weights rounded to the converted dtype, and both compute in
-float32: what is left between them is the order of summation.
+unsharded reference reads the source checkpoint with its weights rounded to the converted dtype and computes in float32.
+Without quantisation only that and the order of summation are left between them; with it, what the precision costs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nvlm_trt
+from nvlm_trt.decoder.precision import UNQUANTIZED
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
-from nvlm_trt.errors import FaultError, VerificationError
+from nvlm_trt.errors import FaultError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
 from nvlm_trt.verify import sharded_worker
+from nvlm_trt.verify.fake_quant import FakeQuantized, RoundedCheckpoint
+from nvlm_trt.verify.sharded_report import PromptAgreement, ShardedReport
 from nvlm_trt.verify.sharded_worker import LOGITS_NAME, PROMPTS_NAME, Job
 
 TOLERANCE = 1e-4
@@ -38,69 +42,6 @@ GRACE_SECONDS = 5.0
 
 Prompt = tuple[Ids, Table]
 """Decoder ids (visual ids from vocab_size up) and the prompt table that they index, or None."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptAgreement:
-    """How near the sharded logits of one prompt are to the reference's.
-
-    Attributes:
-        tokens: Positions compared.
-        max_abs_error: Largest difference of a logit; infinite if a sharded logit is not finite.
-        max_rel_error: The same over the largest magnitude of a reference logit.
-        argmax_agreement: Share of positions whose largest logit is the same one.
-    """
-
-    tokens: int
-    max_abs_error: float
-    max_rel_error: float
-    argmax_agreement: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShardedReport:
-    """The outcome of a sharded run; `seconds` is the wall time of the ranks alone."""
-
-    tp: int
-    pp: int
-    dtype: str
-    tolerance: float
-    seconds: float
-    prompts: tuple[PromptAgreement, ...]
-
-    @property
-    def max_abs_error(self) -> float:
-        """Over all prompts."""
-        return max(each.max_abs_error for each in self.prompts)
-
-    @property
-    def max_rel_error(self) -> float:
-        """Over all prompts."""
-        return max(each.max_rel_error for each in self.prompts)
-
-    @property
-    def argmax_agreement(self) -> float:
-        """The lowest of all prompts."""
-        return min(each.argmax_agreement for each in self.prompts)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every logit is within the tolerance."""
-        return self.max_rel_error <= self.tolerance
-
-    def require_ok(self) -> None:
-        """Insist on it.
-
-        Raises:
-            VerificationError: a logit is further off than the tolerance.
-        """
-        if not self.ok:
-            raise VerificationError(
-                f"the ranks of the converted checkpoint (tp {self.tp} x pp {self.pp}) do not compute the decoder",
-                seen=f"relative error {self.max_rel_error:.3g}, argmax agreement {self.argmax_agreement:.1%}",
-                expected=f"at most {self.tolerance:g}",
-                fix="convert the checkpoint again",
-            )
 
 
 def verify_sharded(
@@ -124,17 +65,46 @@ def verify_sharded(
         CheckpointError: the converted checkpoint's config.json cannot be read.
         FaultError: a rank failed, or the time was up; no process is left behind.
     """
+    return replace(precision_distance(checkpoint, trtllm_dir, prompts=prompts, timeout=timeout), tolerance=tolerance)
+
+
+def precision_distance(
+    checkpoint: Checkpoint, trtllm_dir: Path, *, prompts: Sequence[Prompt], timeout: float = 600.0
+) -> ShardedReport:
+    """Measure how far a converted decoder, run rank by rank, is from the reference with weights in the model's dtype.
+
+    Without quantisation that is what `verify_sharded` measures. With it the report also holds the distance of torch
+    with the same precision (see fake_quant).
+
+    Args:
+        checkpoint: The source of the conversion.
+        trtllm_dir: The TensorRT-LLM checkpoint.
+        prompts: At least one; logits of all of their positions are compared.
+        timeout: Seconds after which the ranks are ended.
+
+    Raises:
+        CheckpointError: the converted checkpoint's config.json cannot be read.
+        FaultError: a rank failed, or the time was up; no process is left behind.
+    """
     if not prompts:
         raise ValueError("at least one prompt is needed")
     config = TrtllmConfig.read(trtllm_dir)
     started = time.monotonic()
     sharded = run_sharded(trtllm_dir, prompts, timeout=timeout)
     seconds = time.monotonic() - started
-    reference = DecoderReference(_RoundedCheckpoint(checkpoint, config.dtype.torch))
-    agreements = tuple(
-        _compare(logits, reference.logits(ids, table)) for logits, (ids, table) in zip(sharded, prompts, strict=True)
+    expected = _all_logits(DecoderReference(RoundedCheckpoint(checkpoint, config.dtype.torch)), prompts)
+    yardsticks: list[torch.Tensor] = []
+    if config.quantization != UNQUANTIZED:
+        yardsticks = _all_logits(FakeQuantized(checkpoint, config.precision), prompts)
+    return ShardedReport(
+        tp=config.tp,
+        pp=config.pp,
+        precision=_named(config),
+        tolerance=math.inf,
+        seconds=seconds,
+        prompts=tuple(map(PromptAgreement.of, sharded, expected)),
+        yardsticks=tuple(map(PromptAgreement.of, yardsticks, expected)),
     )
-    return ShardedReport(config.tp, config.pp, config.dtype.name, tolerance, seconds, agreements)
 
 
 def run_sharded(trtllm_dir: Path, prompts: Sequence[Prompt], *, timeout: float) -> list[torch.Tensor]:
@@ -155,6 +125,15 @@ def run_sharded(trtllm_dir: Path, prompts: Sequence[Prompt], *, timeout: float) 
         _run_ranks(directory, timeout)
         logits = load_file(directory / LOGITS_NAME)
         return [logits[f"logits.{number}"].clone() for number in range(len(prompts))]
+
+
+def _all_logits(reference: DecoderReference, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+    return [reference.logits(ids, table) for ids, table in prompts]
+
+
+def _named(config: TrtllmConfig) -> str:
+    algo, cache = config.quantization.quant_algo, config.quantization.kv_cache_quant_algo
+    return config.dtype.name + (f" {algo}" if algo else "") + (f", KV cache {cache}" if cache else "")
 
 
 def _run_ranks(directory: Path, timeout: float) -> None:
@@ -205,22 +184,3 @@ def _explain(directory: Path, timeout: float) -> str:
     lines = (directory / "stderr.txt").read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
     return said[-1] if said else f"no answer within {timeout:g} s, or a rank was killed"
-
-
-class _RoundedCheckpoint(Checkpoint):
-    """The source checkpoint as the converter stored it: every value rounded to the converted dtype."""
-
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint.path, checkpoint.config, checkpoint.tensors)
-        self._dtype = dtype
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor, rounded, then widened to `dtype` if given."""
-        rounded = super().read(name, self._dtype)
-        return rounded if dtype is None else rounded.to(dtype)
-
-
-def _compare(sharded: torch.Tensor, reference: torch.Tensor) -> PromptAgreement:
-    error = float((sharded - reference).abs().max()) if bool(sharded.isfinite().all()) else float("inf")
-    agreed = (sharded.argmax(dim=-1) == reference.argmax(dim=-1)).float().mean()
-    return PromptAgreement(len(reference), error, error / float(reference.abs().max()), float(agreed))

@@ -3,7 +3,8 @@
 Deliberately independent of the code that cuts the ranks: it knows names and shapes from TensorRT-LLM's model code
 (models/qwen/model.py, layers/attention.py, layers/mlp.py, layers/embedding.py) and nothing about sources or pieces, so
 that a mistake made in cutting cannot cancel itself. Weights stay in the file's dtype and are widened where they are
-used: all arithmetic is float32.
+used; what is rounded on the way, and where, is said in `emulate`. In between TensorRT-LLM computes in the model's
+dtype: that rounding is left out.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own short name
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Rank, padded_vocab, stage_layers
-from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.reference.decoder import rope_table, rotate
-from nvlm_trt.model.reference.vision import rms_norm
+from nvlm_trt.verify.emulate import COMPUTE, Plain, RankTensors, cached, linear
 
 
 class Collectives(Protocol):
@@ -34,7 +32,7 @@ class Collectives(Protocol):
         """The parts of the tp ranks side by side on the last dimension (after lm_head)."""
 
     def receive(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """The hidden states from the rank before in the pipeline, float32."""
+        """The hidden states from the rank before in the pipeline, float64."""
 
     def send(self, hidden: torch.Tensor) -> None:
         """Hand the hidden states to the next rank in the pipeline."""
@@ -47,24 +45,25 @@ class RankDecoder:
         directory: The TensorRT-LLM checkpoint.
         index: The rank's number.
         collectives: Its line to the others.
+        column_blocks: Blocks of columns of dense and proj that have scales of their own where the build quantises
+            (W8A16, W4A16). It does so on each rank, so a tp 1 checkpoint computes what tp ranks do with tp blocks.
 
     Raises:
-        CheckpointError: config.json or the rank's file cannot be read, or a tensor is missing or misshapen.
+        CheckpointError: config.json or the rank's file cannot be read, or a tensor is missing, misshapen or mistyped.
     """
 
-    def __init__(self, directory: Path, index: int, collectives: Collectives) -> None:
+    def __init__(self, directory: Path, index: int, collectives: Collectives, *, column_blocks: int = 1) -> None:
         config = TrtllmConfig.read(directory)
         self._decoder = config.decoder
+        self._quantization = config.quantization
         self._rank = Rank(config.tp, config.pp, index)
         self._collectives = collectives
-        self._heads = self._decoder.num_heads // config.tp
-        self._kv_heads = max(self._decoder.num_kv_heads // config.tp, 1)
+        self._column_blocks = column_blocks
+        self._queries = self._decoder.num_heads // config.tp * self._decoder.head_dim
+        self._keys = max(self._decoder.num_kv_heads // config.tp, 1) * self._decoder.head_dim
         self._wide = self._decoder.intermediate_size // config.tp
         self._layers = len(stage_layers(self._decoder.num_layers, config.pp, self._rank.stage))
-        try:
-            self._tensors = load_file(directory / rank_file(index))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the rank's file cannot be read ({error})", seen=rank_file(index)) from None
+        self._tensors = RankTensors(directory / rank_file(index), config.dtype.torch)
 
     def logits(self, ids: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor | None:
         """Logits of every position of one prompt.
@@ -74,14 +73,14 @@ class RankDecoder:
             table: float32 [rows, hidden] prompt table, or None.
 
         Returns:
-            float32 [t, vocab_size] on the ranks of the last stage, None on the others.
+            float64 [t, vocab_size] on the ranks of the last stage, None on the others.
         """
         if self._rank.is_first_stage:
             hidden = self._embed(ids, table)
         else:
             hidden = self._collectives.receive((len(ids), self._decoder.hidden_size))
         decoder = self._decoder
-        cos, sin = rope_table(decoder.head_dim, decoder.rope_theta, 0, len(ids), torch.float32)
+        cos, sin = rope_table(decoder.head_dim, decoder.rope_theta, 0, len(ids), COMPUTE)
         for local in range(self._layers):
             layer = f"transformer.layers.{local}."
             hidden = hidden + self._attention(layer, self._norm(hidden, f"{layer}input_layernorm.weight"), cos, sin)
@@ -90,48 +89,45 @@ class RankDecoder:
             self._collectives.send(hidden)
             return None
         rows = padded_vocab(decoder.vocab_size, self._rank.tp) // self._rank.tp
-        head = self._take("lm_head.weight", rows, decoder.hidden_size)
-        part = F.linear(self._norm(hidden, "transformer.ln_f.weight"), head)
+        head = Plain(self._tensors.take("lm_head.weight", rows, decoder.hidden_size))
+        part = head(self._norm(hidden, "transformer.ln_f.weight"))
         return self._collectives.all_gather(part)[:, : decoder.vocab_size]
 
     def _embed(self, ids: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
         decoder = self._decoder
-        weight = self._raw("transformer.vocab_embedding.weight", decoder.vocab_size, decoder.hidden_size)
+        weight = self._tensors.take("transformer.vocab_embedding.weight", decoder.vocab_size, decoder.hidden_size)
         from_table = ids > decoder.vocab_size - 1
-        hidden = weight[ids.masked_fill(from_table, decoder.vocab_size - 1)].float()
+        hidden = weight[ids.masked_fill(from_table, decoder.vocab_size - 1)].to(COMPUTE)
         if table is not None and bool(from_table.any()):
-            hidden[from_table] = table[ids[from_table] - decoder.vocab_size]
+            hidden[from_table] = table[ids[from_table] - decoder.vocab_size].to(COMPUTE)
         return hidden
 
     def _attention(self, layer: str, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        head = self._decoder.head_dim
-        queries, keys = self._heads * head, self._kv_heads * head
-        weight = self._take(f"{layer}attention.qkv.weight", queries + 2 * keys, self._decoder.hidden_size)
-        bias = self._take(f"{layer}attention.qkv.bias", queries + 2 * keys)
-        parts = torch.split(F.linear(x, weight, bias), [queries, keys, keys], dim=-1)
-        q, k, v = (part.view(len(x), -1, head).transpose(0, 1) for part in parts)
-        group = self._heads // self._kv_heads
-        k, v = (rows.repeat_interleave(group, dim=0) for rows in (rotate(k, cos, sin), v))
+        name, sizes = f"{layer}attention.", [self._queries, self._keys, self._keys]
+        qkv = self._linear(f"{name}qkv", x, sum(sizes)) + self._tensors.wide(f"{name}qkv.bias", sum(sizes))
+        parts = torch.split(qkv, sizes, dim=-1)
+        q, k, v = (part.view(len(x), -1, self._decoder.head_dim).transpose(0, 1) for part in parts)
+        algo, group = self._quantization.kv_cache_quant_algo, len(q) // len(k)
+        scale = None if algo is None else self._tensors.scales(f"{name}kv_cache_scaling_factor", 1)
+        k, v = cached(rotate(k, cos, sin), algo, scale), cached(v, algo, scale)
+        k, v = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)
         mixed = F.scaled_dot_product_attention(rotate(q, cos, sin)[None], k[None], v[None], is_causal=True)[0]
-        dense = self._take(f"{layer}attention.dense.weight", self._decoder.hidden_size, queries)
-        return self._collectives.all_reduce(F.linear(mixed.transpose(0, 1).reshape(len(x), queries), dense))
+        return self._row_linear(f"{name}dense", mixed.transpose(0, 1).reshape(len(x), self._queries))
 
     def _mlp(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        hidden = self._decoder.hidden_size
-        activated = F.silu(F.linear(x, self._take(f"{layer}mlp.fc.weight", self._wide, hidden)))
-        wide = activated * F.linear(x, self._take(f"{layer}mlp.gate.weight", self._wide, hidden))
-        return self._collectives.all_reduce(F.linear(wide, self._take(f"{layer}mlp.proj.weight", hidden, self._wide)))
+        fc, gate = (self._linear(f"{layer}mlp.{name}", x, self._wide) for name in ("fc", "gate"))
+        return self._row_linear(f"{layer}mlp.proj", F.silu(fc) * gate)
+
+    def _linear(self, name: str, x: torch.Tensor, outputs: int) -> torch.Tensor:
+        """A layer whose outputs are split over the ranks."""
+        return linear(self._tensors, name, outputs, x.shape[1], self._quantization)(x)
+
+    def _row_linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """A layer whose inputs are split over the ranks, back to the hidden size."""
+        outputs, blocks = self._decoder.hidden_size, self._column_blocks
+        layer = linear(self._tensors, name, outputs, x.shape[1], self._quantization, column_blocks=blocks)
+        return self._collectives.all_reduce(layer(x))
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return rms_norm(x, self._take(name, self._decoder.hidden_size), self._decoder.rms_norm_eps)
-
-    def _take(self, name: str, *shape: int) -> torch.Tensor:
-        return self._raw(name, *shape).float()
-
-    def _raw(self, name: str, *shape: int) -> torch.Tensor:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise CheckpointError("the rank's file lacks a tensor", seen=name)
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{name} has another shape", seen=list(tensor.shape), expected=list(shape))
-        return tensor
+        weight = self._tensors.wide(name, self._decoder.hidden_size)
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self._decoder.rms_norm_eps) * weight

@@ -4,7 +4,7 @@ This process imports torch once, forks one process per rank, and watches them: i
 fails, when the time is up, or when its standard input closes, which it does when whoever started it is gone.
 
 A job directory holds job.json and prompts.safetensors (`ids.N`, and `table.N` where there is one); the run leaves
-logits.safetensors (`logits.N`), or a fault{rank}.txt for every rank that failed.
+logits.safetensors (`logits.N`, float32), or a fault{rank}.txt for every rank that failed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Rank
+from nvlm_trt.verify.emulate import COMPUTE
 from nvlm_trt.verify.sharded_model import RankDecoder
 
 JOB_NAME = "job.json"
@@ -79,8 +80,8 @@ class GlooCollectives:
         return torch.cat(parts, dim=-1)
 
     def receive(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """The hidden states from the rank before in the pipeline, float32."""
-        hidden = torch.empty(shape)
+        """The hidden states from the rank before in the pipeline, float64."""
+        hidden = torch.empty(shape, dtype=COMPUTE)
         dist.recv(hidden, src=self._rank.index - self._rank.tp)
         return hidden
 
@@ -114,8 +115,8 @@ def run_rank(directory: Path, index: int) -> None:
     finally:
         dist.destroy_process_group()
     if rank.is_last_stage and rank.tp_rank == 0:
-        logits = {f"logits.{number}": each.contiguous() for number, each in enumerate(outputs) if each is not None}
-        save_file(logits, directory / LOGITS_NAME)
+        logits = [each.float().contiguous() for each in outputs if each is not None]
+        save_file({f"logits.{number}": each for number, each in enumerate(logits)}, directory / LOGITS_NAME)
 
 
 def _loopback_interface() -> str:

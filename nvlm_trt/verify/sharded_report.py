@@ -1,0 +1,135 @@
+"""How near the logits of a sharded run are to a reference's, prompt by prompt and over all of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own short name
+
+from nvlm_trt.errors import VerificationError
+
+
+@dataclass(frozen=True, slots=True)
+class PromptAgreement:
+    """How near the logits of one prompt are to the reference's.
+
+    Attributes:
+        tokens: Positions compared.
+        max_abs_error: Largest difference of a logit; infinite if a logit is not finite.
+        max_rel_error: The same over the largest magnitude of a reference logit.
+        argmax_agreement: Share of positions whose largest logit is the same one.
+        mean_cosine_distance: Mean over the positions of 1 - cosine between the logits.
+        mean_kl_divergence: Mean over the positions of the Kullback-Leibler divergence of the distribution of the next
+            token from the reference's, in nats.
+    """
+
+    tokens: int
+    max_abs_error: float
+    max_rel_error: float
+    argmax_agreement: float
+    mean_cosine_distance: float
+    mean_kl_divergence: float
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, reference: torch.Tensor) -> PromptAgreement:
+        """Compare the logits of one prompt, [t, vocab_size] both."""
+        ours, theirs = logits.double(), reference.double()
+        error = float((ours - theirs).abs().max()) if bool(ours.isfinite().all()) else math.inf
+        distance = (1 - F.cosine_similarity(ours, theirs, dim=-1)).clamp(min=0)
+        divergence = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        return cls(
+            tokens=len(theirs),
+            max_abs_error=error,
+            max_rel_error=error / float(theirs.abs().max()),
+            argmax_agreement=float((ours.argmax(dim=-1) == theirs.argmax(dim=-1)).double().mean()),
+            mean_cosine_distance=float(distance.mean()),
+            mean_kl_divergence=float(divergence.clamp(min=0).mean()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedReport:
+    """The outcome of a sharded run.
+
+    Attributes:
+        tp: Ranks that shared each layer.
+        pp: Pipeline stages.
+        precision: How values are stored: dtype and, if quantised, the algorithms, e.g. "bfloat16 FP8, KV cache FP8".
+        tolerance: Largest relative error that passes; infinite where rounding, not the split, sets the distance.
+        seconds: Wall time of the ranks alone.
+        prompts: One comparison a prompt.
+        yardsticks: The same for torch with unsharded weights rounded to the precision; empty if it isn't quantised.
+    """
+
+    tp: int
+    pp: int
+    precision: str
+    tolerance: float
+    seconds: float
+    prompts: tuple[PromptAgreement, ...]
+    yardsticks: tuple[PromptAgreement, ...] = ()
+
+    @property
+    def max_abs_error(self) -> float:
+        """Over all prompts."""
+        return max(each.max_abs_error for each in self.prompts)
+
+    @property
+    def max_rel_error(self) -> float:
+        """Over all prompts."""
+        return max(each.max_rel_error for each in self.prompts)
+
+    @property
+    def argmax_agreement(self) -> float:
+        """The lowest of all prompts."""
+        return min(each.argmax_agreement for each in self.prompts)
+
+    @property
+    def mean_cosine_distance(self) -> float:
+        """The mean of all prompts."""
+        return _mean([each.mean_cosine_distance for each in self.prompts])
+
+    @property
+    def mean_kl_divergence(self) -> float:
+        """The mean of all prompts, in nats."""
+        return _mean([each.mean_kl_divergence for each in self.prompts])
+
+    @property
+    def ok(self) -> bool:
+        """Whether every logit is finite and within the tolerance."""
+        return math.isfinite(self.max_rel_error) and self.max_rel_error <= self.tolerance
+
+    def figures(self) -> dict[str, float]:
+        """By name, for gates; with a yardstick also its distance and the `excess`, the distance over it."""
+        figures = {
+            "ranks": self.tp * self.pp,
+            "max_rel_error": self.max_rel_error,
+            "argmax_agreement": self.argmax_agreement,
+            "mean_cosine_distance": self.mean_cosine_distance,
+            "mean_kl_divergence": self.mean_kl_divergence,
+        }
+        if self.yardsticks:
+            distance = _mean([each.mean_cosine_distance for each in self.yardsticks])
+            figures["torch_mean_cosine_distance"] = distance
+            figures["excess"] = self.mean_cosine_distance / distance if distance else math.inf
+        return figures
+
+    def require_ok(self) -> None:
+        """Insist on it.
+
+        Raises:
+            VerificationError: a logit is further off than the tolerance.
+        """
+        if not self.ok:
+            raise VerificationError(
+                f"the ranks of the converted checkpoint (tp {self.tp} x pp {self.pp}) do not compute the decoder",
+                seen=f"relative error {self.max_rel_error:.3g}, argmax agreement {self.argmax_agreement:.1%}",
+                expected=f"at most {self.tolerance:g}",
+                fix="convert the checkpoint again",
+            )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

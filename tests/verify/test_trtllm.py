@@ -1,0 +1,246 @@
+"""Engine directories of the gpu target, judged without a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.decoder.precision import decoder_precision
+from nvlm_trt.errors import CheckpointError, EngineError
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.recipe import BuildRecipe, parse_recipe
+from nvlm_trt.verify import sharded, trtllm
+from nvlm_trt.verify.sharded import Prompt
+from nvlm_trt.verify.trtllm import verify_trtllm
+
+from .thread_ranks import emulated
+
+LAST = "transformer.layers.2."
+
+Change = Callable[[dict[str, torch.Tensor]], None]
+Damaged = Callable[[str, Change], Path]
+
+
+def recipe_of(precision: str, **fields: object) -> BuildRecipe:
+    shapes = {"max_input_len": 512, "max_output_len": 64, "tp": 2, "verify_prompts": 2, "verify_tokens": 4}
+    engine = {"awq_group_size": 64}
+    raw = {"name": "small", "target": "gpu", "decoder_precision": precision, "decoder_engine": engine}
+    return parse_recipe(raw | shapes | fields, "small")
+
+
+def write_calibration(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Inputs up to 6, which covers what the norms and the tiny MLPs give; factors of 1; true maxima of weights."""
+    folder.mkdir()
+    decoder = checkpoint.config.decoder
+    widths = {"qkv": decoder.hidden_size, "dense": decoder.num_heads * decoder.head_dim}
+    widths |= {"fc": decoder.hidden_size, "proj": decoder.intermediate_size}
+    parts = {"qkv": "self_attn.[qkv]_proj", "dense": "self_attn.o_proj", "fc": "mlp.(gate|up)_proj", "proj": "down"}
+    for layer in range(decoder.num_layers):
+        prefix = f"language_model.model.layers.{layer}."
+        tensors = {"kv.amax": torch.tensor([6.0])}
+        for key, width in widths.items():
+            names = [name for name in checkpoint.tensors if name.startswith(prefix) and matches(parts[key], name)]
+            amax = max(float(checkpoint.read(name, torch.float32).abs().max()) for name in names)
+            tensors[f"{key}.weight_amax"] = torch.tensor([amax])
+            tensors[f"{key}.input_amax"] = torch.tensor([6.0])
+            tensors[f"{key}.prequant"] = torch.ones(width)
+        save_file(tensors, folder / f"layer_{layer:03d}.safetensors")
+    return folder
+
+
+def matches(pattern: str, name: str) -> bool:
+    return re.search(pattern + r".*weight$", name) is not None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_an_operation() -> Iterator[None]:
+    """Ranks that are threads already would only get into each other's way with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def engine_of(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Engine directories as far as they are read, by decoder precision, with two ranks."""
+    root = tmp_path_factory.mktemp("engines")
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    calibration = write_calibration(checkpoint, root / "calibration")
+
+    def make(name: str) -> Path:
+        engine = root / name
+        if not engine.exists():
+            precision = decoder_precision(name, group_size=64)
+            out = engine / "decoder" / "checkpoint"
+            convert_decoder(checkpoint, out, tp=2, pp=1, precision=precision, calibration=calibration)
+            shutil.copytree(tiny_checkpoint, engine / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
+        return engine
+
+    return make
+
+
+@pytest.fixture
+def damaged(engine_of: Callable[[str], Path], tmp_path: Path) -> Damaged:
+    """A copy of an engine directory whose second rank was changed."""
+
+    def damage(name: str, change: Change) -> Path:
+        engine = tmp_path / name
+        shutil.rmtree(engine, ignore_errors=True)
+        shutil.copytree(engine_of(name), engine)
+        file = engine / "decoder" / "checkpoint" / "rank1.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, file)
+        return engine
+
+    return damage
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are threads: the same arithmetic without the start of processes."""
+
+    def run(directory: Path, prompts: Sequence[Prompt], *, timeout: float) -> list[torch.Tensor]:
+        return [logits.float() for logits in emulated(directory, prompts)]
+
+    monkeypatch.setattr(sharded, "run_sharded", run)
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that cannot run the ranks."""
+    monkeypatch.setattr(trtllm, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=0)))
+
+
+def test_a_sound_engine_passes_every_gate_with_a_process_a_rank(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path
+) -> None:
+    report = verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16"))
+    report.require_ok()
+    assert report.figures["decoder"]["max_rel_error"] < 1e-5
+    assert "excess" not in report.figures["decoder"]
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"])
+def test_a_sound_quantised_engine_passes_every_gate(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path, threads: None, precision: str
+) -> None:
+    told: list[str] = []
+    report = verify_trtllm(engine_of(precision), tiny_checkpoint, recipe_of(precision), log=told.append)
+    report.require_ok()
+    assert not report.remarks
+    assert report.figures["prompt"] == {"faults": 0, "cases": 2}
+    assert report.figures["checkpoint"]["ranks"] == 2
+    assert 0.5 < report.figures["decoder"]["excess"] < 2
+    own = "stored" if precision.endswith("_wo") else "weights"
+    assert [check.part for check in report.checks if check.part != own] == ["prompt", "decoder"]
+    assert own in report.figures
+    assert any("2 ranks in torch" in line for line in told)
+
+
+def double_a_scale(rank: dict[str, torch.Tensor]) -> None:
+    rank[f"{LAST}mlp.proj.weights_scaling_factor"] *= 2
+
+
+def swap_fc_and_gate(rank: dict[str, torch.Tensor]) -> None:
+    fc, gate = f"{LAST}mlp.fc.weight", f"{LAST}mlp.gate.weight"
+    rank[fc], rank[gate] = rank[gate], rank[fc]
+
+
+def roll_a_weight(rank: dict[str, torch.Tensor]) -> None:
+    rank[f"{LAST}attention.dense.weight"] = rank[f"{LAST}attention.dense.weight"].roll(1, dims=0)
+
+
+def swap_nibbles(rank: dict[str, torch.Tensor]) -> None:
+    codes = rank[f"{LAST}mlp.fc.weight"].view(torch.uint8)
+    rank[f"{LAST}mlp.fc.weight"] = ((codes << 4) | (codes >> 4)).view(torch.int8)
+
+
+def poison_a_scale(rank: dict[str, torch.Tensor]) -> None:
+    rank[f"{LAST}attention.qkv.weights_scaling_factor"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("precision", "change"),
+    [
+        ("fp8", double_a_scale),
+        ("fp8", swap_fc_and_gate),
+        ("fp8", poison_a_scale),
+        ("int8_sq", double_a_scale),
+        ("int8_sq", roll_a_weight),
+        ("int4_awq", double_a_scale),
+        ("int4_awq", swap_nibbles),
+        ("int4_awq", swap_fc_and_gate),
+    ],
+)
+def test_a_wrong_weight_of_one_rank_is_found_whatever_the_memory(
+    damaged: Damaged, tiny_checkpoint: Path, no_memory: None, precision: str, change: Change
+) -> None:
+    sound = verify_trtllm(damaged(precision, lambda rank: None), tiny_checkpoint, recipe_of(precision))
+    assert sound.ok
+    report = verify_trtllm(damaged(precision, change), tiny_checkpoint, recipe_of(precision))
+    assert [check.part for check in report.checks if not check.ok] == ["weights"]
+
+
+def shrink_the_range_of_inputs(rank: dict[str, torch.Tensor]) -> None:
+    for layer in range(3):
+        rank[f"transformer.layers.{layer}.attention.qkv.activation_scaling_factor"] /= 30
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "part", "figure"),
+    [
+        ("bf16", swap_fc_and_gate, "decoder", "max_rel_error"),
+        ("int8_sq", shrink_the_range_of_inputs, "decoder", "excess"),
+        ("int4_wo", swap_fc_and_gate, "stored", "max_rel_error"),
+    ],
+)
+def test_what_weights_do_not_show_the_logits_do(
+    damaged: Damaged, tiny_checkpoint: Path, threads: None, precision: str, change: Change, part: str, figure: str
+) -> None:
+    report = verify_trtllm(damaged(precision, change), tiny_checkpoint, recipe_of(precision))
+    assert [(check.part, check.gate.figure) for check in report.checks if not check.ok] == [(part, figure)]
+
+
+def test_a_missing_tensor_is_found_in_the_headers(damaged: Damaged, tiny_checkpoint: Path) -> None:
+    def lose(rank: dict[str, torch.Tensor]) -> None:
+        del rank["transformer.ln_f.weight"]
+
+    with pytest.raises(CheckpointError, match=r"rank1\.safetensors: missing transformer\.ln_f\.weight"):
+        verify_trtllm(damaged("bf16", lose), tiny_checkpoint, recipe_of("bf16"))
+
+
+def test_ranks_too_large_for_the_memory_are_not_run_and_the_report_says_so(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("bf16")
+    size = sum(file.stat().st_size for file in (engine / "decoder" / "checkpoint").glob("rank*"))
+    little = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=4 * size - 4))
+    monkeypatch.setattr(trtllm, "psutil", little)
+    report = verify_trtllm(engine, tiny_checkpoint, recipe_of("bf16"))
+    assert report.ok
+    assert [check.part for check in report.checks] == ["prompt"]
+    assert len(report.remarks) == 1
+    assert "the ranks were not run in torch" in report.remarks[0]
+
+
+def test_an_engine_that_is_not_what_the_recipe_says_is_refused(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(EngineError, match="only engines of the gpu target"):
+        verify_trtllm(engine_of("bf16"), tiny_checkpoint, parse_recipe({"name": "x", "target": "cpu"}, "x"))
+    with pytest.raises(EngineError, match=r"not what the recipe says.*quant_algo': None.*'FP8'"):
+        verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("fp8"))
+    with pytest.raises(EngineError, match=r"not what the recipe says.*seen: tp 2.*expected: tp 4"):
+        verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", tp=4))
+    with pytest.raises(EngineError, match="too short for any question"):
+        verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", max_input_len=3))
