@@ -42,6 +42,8 @@ def serve(
     import signal
     import threading
 
+    from nvlm_trt.environment.built_with import read_records, require_match
+    from nvlm_trt.environment.seen import look
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
@@ -58,6 +60,8 @@ def serve(
         if not server.is_ready:
             server.ask_to_stop()
 
+    if records := read_records(engine_dir):
+        require_match(records, look())
     server = TritonServer(
         engine_dir,
         host=host,

@@ -8,9 +8,11 @@ its plugins are that library's. So it is written down, and compared before anyth
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Final, Literal, Self
 
 from nvlm_trt.environment.capability import OLDEST
 from nvlm_trt.environment.gpus import capability_in_words
@@ -18,12 +20,15 @@ from nvlm_trt.environment.seen import Seen
 from nvlm_trt.environment.versions import numbers
 from nvlm_trt.errors import EngineError, listed
 
+BUILT_WITH: Final = "built_with.json"
+"""The record beside an engine."""
+
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltWith:
-    """The record of an engine: in the manifest, and beside a vision engine.
+    """The record of an engine, beside it.
 
     Attributes:
         tensorrt: Version of TensorRT, to its last number; suffixes of the Python package ("post1") do not count.
@@ -88,6 +93,22 @@ class BuiltWith:
             raise EngineError(
                 "the record of an engine is of another version", seen=error, fix="build it again"
             ) from None
+
+
+def read_records(engine_dir: Path) -> dict[str, BuiltWith]:
+    """The records of an engine directory's engines, by the folder of each.
+
+    Raises:
+        EngineError: a record cannot be read.
+    """
+    records = {}
+    for path in sorted(engine_dir.glob(f"**/{BUILT_WITH}")):
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EngineError("the record of an engine cannot be read", seen=error, fix="build it again") from None
+        records[str(path.parent.relative_to(engine_dir))] = BuiltWith.from_dict(raw)
+    return records
 
 
 def compare(engines: Mapping[str, BuiltWith], seen: Seen) -> list[str]:

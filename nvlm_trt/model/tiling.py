@@ -77,6 +77,11 @@ def plan_grid(width: int, height: int, *, max_tiles: int, tile_size: int, use_th
     return TileGrid(*best, thumbnail=use_thumbnail and best != (1, 1))
 
 
+def most_tiles(max_tiles: int, *, use_thumbnail: bool = True) -> int:
+    """Tiles of one image at most, its thumbnail included; arguments as `plan_grid`."""
+    return TileGrid(max_tiles, 1, thumbnail=use_thumbnail and max_tiles > 1).num_tiles
+
+
 def cut_tiles(image: Image.Image, grid: TileGrid, tile_size: int) -> npt.NDArray[np.uint8]:
     """Resize an RGB image to the grid and cut it; the thumbnail is resized from the original image.
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.environment.capability import refusals
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, TensorInfo
 from nvlm_trt.model.synthetic import TINY, SyntheticSpec
 from nvlm_trt.model.tensors import expected_tensors
+from nvlm_trt.model.tiling import most_tiles
 from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
 
 RECIPE_FOLDER = Path("build") / "recipes"
 CHECKPOINT_FOLDER = "checkpoint"
 """Where in the engine directory a synthetic checkpoint lies."""
-
-UNQUANTISED = {"fp32", "bf16", "fp16"}
 
 SYNTHETIC_SPECS = {"tiny": TINY}
 
@@ -40,10 +41,42 @@ class Sources:
         return self.recipe.max_seq_len(self.checkpoint.config.decoder.max_position_embeddings)
 
     @property
+    def tiles_per_image(self) -> int:
+        """Tiles of one image at most, thumbnail included."""
+        return most_tiles(self.recipe.max_tiles, use_thumbnail=self.checkpoint.config.use_thumbnail)
+
+    @property
+    def tiles_per_request(self) -> int:
+        """Tiles of one request at most."""
+        return self.recipe.max_images * self.tiles_per_image
+
+    @property
     def max_table_rows(self) -> int:
         """Visual tokens of one request at most."""
-        tiles = self.recipe.max_tiles + (1 if self.checkpoint.config.use_thumbnail and self.recipe.max_tiles > 1 else 0)
-        return min(self.recipe.max_images * tiles * self.checkpoint.config.tokens_per_tile, self.max_seq_len)
+        return min(self.tiles_per_request * self.checkpoint.config.tokens_per_tile, self.max_seq_len)
+
+    @property
+    def precision(self) -> Precision:
+        """How the decoder's checkpoint is stored for the gpu target.
+
+        Raises:
+            RecipeError: the recipe's decoder precision is not one of the gpu target.
+        """
+        engine = self.recipe.decoder_engine
+        return decoder_precision(
+            self.recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
+        )
+
+    def refusals(self, gpu: str, compute_capability: int) -> tuple[str, ...]:
+        """Why a GPU of that name and compute capability (90 for 9.0) cannot run the recipe's precisions."""
+        cache = self.precision.quantization.kv_cache_quant_algo
+        return refusals(
+            gpu,
+            compute_capability,
+            decoder=self.recipe.decoder_precision,
+            kv_cache=None if cache is None else cache.lower(),
+            vision=self.recipe.vision_precision,
+        )
 
     def remarks(self) -> list[str]:
         """Where the engine will differ from the letter of the recipe, one sentence each."""
@@ -54,10 +87,6 @@ class Sources:
                 f"max_input_len + max_output_len is {asked}, but the checkpoint has {self.max_seq_len} positions: "
                 f"the engine takes {self.max_seq_len} tokens"
             )
-        precisions = {self.recipe.vision_precision, self.recipe.decoder_precision}
-        if self.recipe.target == "gpu" and precisions - UNQUANTISED:
-            missing = ", ".join(sorted(precisions - UNQUANTISED))
-            remarks.append(f"not made by this release: {missing}; graph and checkpoint are written in bf16")
         return remarks
 
 

@@ -6,12 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.decoder.precision import Precision
 from nvlm_trt.decoder.trtllm_build_command import max_num_tokens
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
-from nvlm_trt.model.tiling import TileGrid
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.shapes import planned_shapes
@@ -78,10 +77,7 @@ class Deployment:
     @property
     def precision(self) -> Precision:
         """The decoder's precision."""
-        engine = self.recipe.decoder_engine
-        return decoder_precision(
-            self.recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
-        )
+        return self.sources.precision
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -113,13 +109,12 @@ class Deployment:
     @property
     def tiles_per_image(self) -> int:
         """Tiles of one image at most, its thumbnail included."""
-        largest = self.recipe.max_tiles
-        return TileGrid(largest, 1, thumbnail=self.config.use_thumbnail and largest > 1).num_tiles
+        return self.sources.tiles_per_image
 
     @property
     def vision_batch(self) -> int:
         """Tiles of one batch of the vision engine at most."""
-        return self.recipe.vision_engine.max_tiles or self.recipe.max_images * self.tiles_per_image
+        return self.recipe.vision_engine.max_tiles or self.sources.tiles_per_request
 
     @property
     def max_num_tokens(self) -> int:

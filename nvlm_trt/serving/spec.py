@@ -10,6 +10,7 @@ from typing import Any, Self
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits
+from nvlm_trt.model.tiling import most_tiles
 from nvlm_trt.recipe import BuildRecipe
 
 DEFAULT_MAX_TOKENS = 1024
@@ -123,8 +124,7 @@ class ServingSpec:
     @property
     def max_tiles_per_request(self) -> int:
         """Most tiles that one request brings to the vision encoder."""
-        per_image = self.max_tiles + (1 if self.use_thumbnail and self.max_tiles > 1 else 0)
-        return per_image * self.max_images
+        return self.max_images * most_tiles(self.max_tiles, use_thumbnail=self.use_thumbnail)
 
     @property
     def default_max_tokens(self) -> int:

@@ -134,7 +134,6 @@ def test_gpu_models_are_listed(nvlm_trt: Run) -> None:
     ("words", "says"),
     [
         (("--gpu", "h100-sxm"), "no recipe is given"),
-        ((FP8,), "the recipe names no GPU model"),
         ((FP8, "--gpu", "h20"), "did you mean h200-sxm?"),
         ((RECIPES / "nvlm-d-mini-cpu.yaml", "--gpu", "l40s"), "only recipes of the gpu target"),
         ((FP8, "--gpu", "l40s", "--checkpoint", "nowhere"), "no checkpoint directory"),
@@ -153,3 +152,11 @@ def test_figures_out_of_range_are_refused(words: tuple[str, str], nvlm_trt: Run)
     shown = nvlm_trt("plan", FP8, "--gpu", "h100-sxm", *words)
     assert shown.code == 2
     assert words[0] in shown.err
+
+
+def test_a_recipe_without_a_gpu_model_needs_one_on_the_command_line(nvlm_trt: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "gpu.yaml"
+    recipe.write_text("target: gpu\n")
+    shown = nvlm_trt("plan", recipe)
+    assert shown.code == 2
+    assert "the recipe names no GPU model" in shown.err

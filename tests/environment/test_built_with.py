@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from nvlm_trt.environment.built_with import BuiltWith, compare, require_match
+from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith, compare, read_records, require_match
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.errors import EngineError
@@ -124,3 +124,13 @@ def test_what_does_not_match_is_refused_with_all_reasons_and_what_to_do():
     told = str(refused.value)
     assert told.count("vision/model.plan") == told.count("rank0.engine") == 2
     assert "run nvlm-trt build again here" in told
+
+
+def test_records_are_found_beside_the_engines_of_a_directory(tmp_path):
+    assert read_records(tmp_path) == {}
+    (tmp_path / "decoder" / "engine").mkdir(parents=True)
+    (tmp_path / "decoder" / "engine" / BUILT_WITH).write_text(json.dumps(DECODER.to_dict()))
+    assert read_records(tmp_path) == {"decoder/engine": DECODER}
+    (tmp_path / "decoder" / "engine" / BUILT_WITH).write_text("{")
+    with pytest.raises(EngineError, match="record of an engine cannot be read"):
+        read_records(tmp_path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nvlm_trt.errors import RequestError
-from nvlm_trt.model.tiling import cut_tiles, plan_grid, tile_tags
+from nvlm_trt.model.tiling import cut_tiles, most_tiles, plan_grid, tile_tags
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,11 @@ def test_a_tile_limit_out_of_range_is_refused(max_tiles: int) -> None:
 def test_an_image_without_pixels_is_refused() -> None:
     with pytest.raises(RequestError, match="no pixels"):
         plan_grid(0, 448, max_tiles=6, tile_size=448)
+
+
+@given(max_tiles=st.integers(1, 12), use_thumbnail=st.booleans())
+def test_no_image_has_more_tiles_than_the_most_and_some_image_has_them(max_tiles: int, use_thumbnail: bool) -> None:
+    most = most_tiles(max_tiles, use_thumbnail=use_thumbnail)
+    sizes = [(448 * columns, 448 * rows) for columns in range(1, 13) for rows in range(1, 13)]
+    grids = [plan_grid(*size, max_tiles=max_tiles, tile_size=448, use_thumbnail=use_thumbnail) for size in sizes]
+    assert max(grid.num_tiles for grid in grids) == most

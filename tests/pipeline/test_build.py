@@ -16,7 +16,7 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
-from nvlm_trt.pipeline.sources import find_recipe, open_sources
+from nvlm_trt.pipeline.sources import find_recipe
 from nvlm_trt.recipe import load_recipe
 
 WriteRecipe = Callable[..., str]
@@ -128,8 +128,7 @@ def test_a_gpu_recipe_exports_and_converts_here_and_says_why_it_does_not_compile
 def test_every_recipe_of_the_project_loads_and_plans(path: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    fits = recipe.tp <= 4  # the tiny checkpoint has too few rows for eight ranks
-    if fits:
+    if recipe.target == "cpu":  # the tiny checkpoint is too narrow for many ranks; test_stages.py plans the others
         _, decisions = dry_run(request(str(path), tiny_checkpoint, tmp_path / "engine"))
         assert len(decisions) >= 7
 
@@ -185,12 +184,3 @@ def test_another_checkpoint_of_equal_content_rebuilds_no_weights(
     assert manifest.checkpoint["path"] == str(copy)
     _, decisions = dry_run(dataclasses.replace(wanted))
     assert [decision.action for decision in decisions] == ["skip", "skip"]
-
-
-def test_a_gpu_recipe_says_which_precision_this_release_does_not_make(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "gpu.yaml"
-    recipe.write_text("target: gpu\nvision_precision: fp8\ndecoder_precision: int4_awq\nmax_input_len: 1000\n")
-    sources = open_sources(recipe, tiny_checkpoint, tmp_path / "engine")
-    assert sources.remarks() == ["not made by this release: fp8, int4_awq; graph and checkpoint are written in bf16"]
-    recipe.write_text("target: gpu\nmax_input_len: 1000\n")
-    assert open_sources(recipe, tiny_checkpoint, tmp_path / "engine").remarks() == []

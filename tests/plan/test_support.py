@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from nvlm_trt.plan.deployment import Deployment
-from nvlm_trt.plan.support import refusals
 
 Deploy = Callable[..., Deployment]
 
 
 def reasons(plan: Deployment) -> str:
-    return "; ".join(refusals(plan.gpu, plan.precision, plan.recipe.vision_precision))
+    return "; ".join(plan.sources.refusals(plan.gpu.name, plan.gpu.compute_capability))
 
 
 @pytest.mark.parametrize(
@@ -22,9 +21,9 @@ def reasons(plan: Deployment) -> str:
         ("a100-80g-sxm", {"decoder_precision": "fp8"}, "has no fp8 (compute capability 8.0, 8.9 is needed): decoder"),
         ("a100-80g-sxm", {"decoder_engine": {"kv_cache_precision": "fp8"}}, "8.9 is needed): KV cache"),
         ("a100-80g-sxm", {"vision_precision": "fp8"}, "8.9 is needed): vision engine"),
-        ("b200", {"decoder_precision": "int8_wo"}, "refuses 8- and 4-bit weights (W8A16)"),
-        ("b200", {"decoder_precision": "int4_wo"}, "refuses 8- and 4-bit weights (W4A16)"),
-        ("b200", {"decoder_precision": "int4_awq"}, "refuses 8- and 4-bit weights (W4A16_AWQ)"),
+        ("b200", {"decoder_precision": "int8_wo"}, "refuses 8- and 4-bit weights (int8_wo)"),
+        ("b200", {"decoder_precision": "int4_wo"}, "refuses 8- and 4-bit weights (int4_wo)"),
+        ("b200", {"decoder_precision": "int4_awq"}, "refuses 8- and 4-bit weights (int4_awq)"),
         ("b200", {"decoder_precision": "int8_sq"}, "refuses SmoothQuant for compute capability 10.0"),
         ("b200", {"decoder_engine": {"kv_cache_precision": "int8"}}, "refuses an int8 KV cache"),
     ],

@@ -10,17 +10,10 @@ from nvlm_trt.pipeline.stage import StageContext
 BASE_BYTES = 600 << 20
 """Resident memory of the process with torch and OpenVINO loaded, and of the blocks that are streamed through it."""
 
-NEEDS_TENSORRT = "it needs TensorRT and a GPU, which are not part of this release"
-
 
 def source_of(sources: Sources) -> tuple[str, ...]:
     """The stage that makes the checkpoint, as an input of those that read it."""
     return () if sources.synthetic is None else ("synth",)
-
-
-def lacks(sources: Sources) -> str | None:
-    """Why a stage of the gpu target cannot run here; None where it can."""
-    return NEEDS_TENSORRT if sources.recipe.target == "gpu" else None
 
 
 def folder(context: StageContext, name: str) -> Path:

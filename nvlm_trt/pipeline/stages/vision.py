@@ -1,11 +1,12 @@
-"""The stages of the vision encoder."""
+"""The stage that exports the vision encoder; both targets compile the graph that it leaves."""
 
 from __future__ import annotations
 
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, lacks, source_of
+from nvlm_trt.pipeline.stages.calibrate import VISION_CALIBRATION, vision_quantization
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
 from nvlm_trt.recipe import BuildRecipe
 
 
@@ -26,56 +27,40 @@ def table_precision(recipe: BuildRecipe) -> str:
 
 def vision_export(sources: Sources) -> Stage:
     """Writes the ONNX graph of encoder and projector."""
-    from nvlm_trt.vision.export import vision_export_bytes
-
     precision, table = export_precision(sources.recipe), table_precision(sources.recipe)
+    kind = vision_quantization(sources.recipe)
 
     def run(context: StageContext) -> None:
         from nvlm_trt.vision.export import export_vision
+        from nvlm_trt.vision.scales import VisionScales
 
         checkpoint = Checkpoint.open(sources.checkpoint.path)
+        calibration = context.engine / VISION_CALIBRATION
         export_vision(
             checkpoint,
             folder(context, "vision"),
             precision=precision,
             output_dtype=table,
+            quantization=None if kind is None else VisionScales.load(calibration, kind, checkpoint.config),
             progress=context.progress,
         )
 
     return Stage(
         name="vision-export",
-        inputs=source_of(sources),
+        inputs=source_of(sources) if kind is None else (*source_of(sources), "vision-calibrate"),
         outputs=("vision/vision.onnx", "vision/vision.onnx.data", "vision/config.json"),
-        parts={"precision": precision, "table": table},
+        parts={"precision": precision, "table": table, "quantization": kind},
         modules=("nvlm_trt.vision.export",),
         tools=("onnx", "torch", "numpy", "ml_dtypes"),
         run=run,
-        estimate=Estimate(vision_export_bytes(sources.checkpoint, precision), BASE_BYTES),
+        estimate=Estimate(exported_bytes(sources), BASE_BYTES),
         reads_checkpoint=True,
     )
 
 
-def vision_compile(sources: Sources) -> Stage:
-    """Compiles the graph for the target."""
+def exported_bytes(sources: Sources) -> int:
+    """Bytes of the ONNX graph and its weights."""
     from nvlm_trt.vision.export import vision_export_bytes
 
-    precision = sources.recipe.vision_precision
-
-    def run(context: StageContext) -> None:
-        from nvlm_trt.vision.build_cpu import build_vision_cpu
-
-        onnx = context.engine / "vision" / "vision.onnx"
-        build_vision_cpu(onnx, folder(context, "vision/cpu"), precision=precision, progress=context.progress)
-
-    size = vision_export_bytes(sources.checkpoint, export_precision(sources.recipe))
-    return Stage(
-        name="vision-compile",
-        inputs=("vision-export",),
-        outputs=("vision/cpu",) if sources.recipe.target == "cpu" else ("vision/model.plan",),
-        parts={"precision": precision},
-        modules=("nvlm_trt.vision.build_cpu",),
-        tools=("openvino",),
-        run=run,
-        estimate=Estimate(size, BASE_BYTES + size * 5 // 4),
-        lacks=lacks(sources),
-    )
+    recipe = sources.recipe
+    return vision_export_bytes(sources.checkpoint, export_precision(recipe), vision_quantization(recipe))

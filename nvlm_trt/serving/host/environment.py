@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from nvlm_trt.environment.versions import PINNED_IMAGE
 from nvlm_trt.errors import EngineError
 
 WHEEL = "nvidia-pytriton"
 IMAGE: Final = Path("/opt/tritonserver")
 """Where NVIDIA's images have tritonserver."""
-
-IMAGE_NAME: Final = "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"
 
 
 class Installation(Protocol):
@@ -142,7 +141,7 @@ class ImageTriton:
         """
         for part in ("bin/tritonserver", "backends/tensorrtllm", "backends/tensorrt", "backends/python"):
             if not (root / part).exists():
-                fix = f"serve gpu engines inside the image {IMAGE_NAME} (docs/deployment.md)"
+                fix = f"serve gpu engines inside the image {PINNED_IMAGE} (docs/deployment.md)"
                 raise EngineError("this machine has no tritonserver for gpu engines", seen=f"no {root / part}", fix=fix)
         return cls(root)
 

@@ -1,0 +1,134 @@
+"""The stages that measure a model on samples, for scales of quantised activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.pipeline.sources import Sources
+from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
+from nvlm_trt.recipe import BuildRecipe
+
+if TYPE_CHECKING:
+    from nvlm_trt.calibration.prompts import CalibrationPrompt
+
+VISION_CALIBRATION = "vision/calibration.safetensors"
+DECODER_CALIBRATION = "decoder/calibration"
+
+QUANTISED_VISION = ("fp8", "int8")
+
+
+def vision_quantization(recipe: BuildRecipe) -> str | None:
+    """How the vision graph is quantised; None where it is not."""
+    return recipe.vision_precision if recipe.vision_precision in QUANTISED_VISION else None
+
+
+def needs_decoder_calibration(sources: Sources) -> bool:
+    """Whether the decoder is converted with scales that have to be measured."""
+    return sources.recipe.target == "gpu" and sources.precision.needs_calibration
+
+
+def vision_calibrate(sources: Sources) -> Stage:
+    """Measures the inputs of the vision encoder's linear layers on the tiles of the samples' images."""
+
+    def run(context: StageContext) -> None:
+        import numpy as np
+        import torch
+
+        from nvlm_trt.calibration.prompts import PromptTiles
+        from nvlm_trt.vision.quantize import calibrate_vision
+
+        tiles = list(PromptTiles(_prompts(sources, context.engine)))
+        size = sources.checkpoint.config.tile_size
+        out = context.out / VISION_CALIBRATION
+        out.parent.mkdir(parents=True)
+        wanted = sources.recipe.calibration.device
+        calibrate_vision(
+            Checkpoint.open(sources.checkpoint.path),
+            np.stack(tiles) if tiles else np.zeros((0, size, size, 3), np.uint8),
+            out,
+            work_dir=context.work,
+            device=("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted,
+            progress=context.progress,
+        )
+
+    return Stage(
+        name="vision-calibrate",
+        inputs=(*source_of(sources), "inspect"),
+        outputs=(VISION_CALIBRATION, str(Path(VISION_CALIBRATION).with_suffix(".json"))),
+        parts=_parts(sources.recipe),
+        modules=("nvlm_trt.vision.quantize", "nvlm_trt.calibration.prompts"),
+        tools=("torch", "numpy", "Pillow", "tokenizers"),
+        run=run,
+        estimate=Estimate(1 << 20, BASE_BYTES),
+        reads_checkpoint=True,
+    )
+
+
+def decoder_calibrate(sources: Sources) -> Stage:
+    """Measures the decoder on the samples, layer by layer; a killed run goes on after the last finished layer."""
+    from nvlm_trt.decoder.calibrate import peak_bytes, work_bytes
+
+    recipe, config = sources.recipe, sources.checkpoint.config
+    precision = sources.precision
+
+    def run(context: StageContext) -> None:
+        from nvlm_trt.decoder.calibrate import CalibrationSettings, calibrate_decoder
+
+        calibrate_decoder(
+            Checkpoint.open(sources.checkpoint.path),
+            _prompts(sources, context.engine),
+            folder(context, DECODER_CALIBRATION),
+            context.work,
+            precision=precision,
+            settings=CalibrationSettings(device=recipe.calibration.device),
+            progress=context.progress,
+            log=context.log,
+        )
+
+    tokens = recipe.calibration.count * recipe.calibration.max_tokens
+    return Stage(
+        name="decoder-calibrate",
+        inputs=(*source_of(sources), "inspect"),
+        outputs=(DECODER_CALIBRATION,),
+        parts={**_parts(recipe), "precision": precision.quantization.to_dict()},
+        modules=("nvlm_trt.decoder.calibrate", "nvlm_trt.calibration.prompts"),
+        tools=("torch", "numpy", "Pillow", "tokenizers"),
+        run=run,
+        estimate=Estimate(work_bytes(config, tokens), peak_bytes(config, recipe.calibration.max_tokens)),
+        reads_checkpoint=True,
+    )
+
+
+def _samples(recipe: BuildRecipe) -> Path:
+    return SHIPPED_SAMPLES if recipe.calibration.samples is None else Path(recipe.calibration.samples)
+
+
+def _parts(recipe: BuildRecipe) -> dict[str, object]:
+    """What the measurement depends on: the settings, and the bytes of every sample and image."""
+    digest = sha256()
+    for sample in read_samples(_samples(recipe), recipe.calibration.count):
+        digest.update(repr((sample.system, sample.history, sample.question, sample.answer)).encode())
+        for image in sample.images:
+            digest.update(sha256(image.read_bytes()).digest())
+    settings = recipe.calibration.model_dump(mode="json", exclude={"samples"})
+    return {"calibration": settings, "samples": digest.hexdigest(), "max_tiles": recipe.max_tiles}
+
+
+def _prompts(sources: Sources, engine: Path) -> Sequence[CalibrationPrompt]:
+    from nvlm_trt.calibration.prompts import build_prompts
+    from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+    recipe = sources.recipe
+    return build_prompts(
+        read_samples(_samples(recipe), recipe.calibration.count),
+        NvlmTokenizer.load(engine / "tokenizer"),
+        sources.checkpoint.config,
+        max_tokens=recipe.calibration.max_tokens,
+        max_tiles=recipe.max_tiles,
+    )

@@ -1,0 +1,105 @@
+"""The stages of the cpu target: OpenVINO compiles both parts, and the engines are compared with the torch reference."""
+
+from __future__ import annotations
+
+from nvlm_trt.model.tensors import DECODER_PREFIX
+from nvlm_trt.pipeline.sources import Sources
+from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
+from nvlm_trt.pipeline.stages.vision import exported_bytes
+
+
+def vision_compile(sources: Sources) -> Stage:
+    """Compiles the graph with OpenVINO."""
+    precision = sources.recipe.vision_precision
+
+    def run(context: StageContext) -> None:
+        from nvlm_trt.vision.build_cpu import build_vision_cpu
+
+        onnx = context.engine / "vision" / "vision.onnx"
+        build_vision_cpu(onnx, folder(context, "vision/cpu"), precision=precision, progress=context.progress)
+
+    size = exported_bytes(sources)
+    return Stage(
+        name="vision-compile",
+        inputs=("vision-export",),
+        outputs=("vision/cpu",),
+        parts={"precision": precision},
+        modules=("nvlm_trt.vision.build_cpu",),
+        tools=("openvino",),
+        run=run,
+        estimate=Estimate(size, BASE_BYTES + size * 5 // 4),
+    )
+
+
+def decoder_compile(sources: Sources) -> Stage:
+    """Compiles the TensorRT-LLM checkpoint with OpenVINO."""
+    recipe = sources.recipe
+    limits = {
+        "precision": recipe.decoder_precision,
+        "max_batch_size": recipe.max_batch_size,
+        "max_seq_len": sources.max_seq_len,
+        "max_prompt_table_rows": sources.max_table_rows,
+    }
+
+    def run(context: StageContext) -> None:
+        from nvlm_trt.decoder.build_cpu import build_decoder_cpu
+
+        build_decoder_cpu(
+            context.engine / "decoder" / "checkpoint",
+            folder(context, "decoder/cpu"),
+            precision=recipe.decoder_precision,
+            max_batch_size=recipe.max_batch_size,
+            max_seq_len=sources.max_seq_len,
+            max_prompt_table_rows=sources.max_table_rows,
+            progress=context.progress,
+        )
+
+    size = _engine_bytes(sources)
+    decoder = sources.checkpoint.config.decoder
+    widest = 4 * decoder.vocab_size * decoder.hidden_size  # the embedding in float32
+    return Stage(
+        name="decoder-compile",
+        inputs=("decoder-convert",),
+        outputs=("decoder/cpu",),
+        parts=limits,
+        modules=("nvlm_trt.decoder.build_cpu",),
+        tools=("openvino", "torch", "numpy"),
+        run=run,
+        estimate=Estimate(size, BASE_BYTES + size + 2 * widest),
+    )
+
+
+def verify(sources: Sources) -> Stage:
+    """Compares what was built with the torch reference; a failing gate stops the build."""
+    recipe = sources.recipe
+
+    def run(context: StageContext) -> None:
+        from nvlm_trt.verify.engine import verify_engine
+
+        report = verify_engine(context.engine, sources.checkpoint.path, recipe, log=context.log)
+        for line in report.lines():
+            context.log(line)
+        (context.out / "verify.json").write_bytes(report.encoded())
+        report.require_ok()
+
+    tensors = sources.checkpoint.tensors.values()
+    decoder = sum(info.nbytes for info in tensors if info.name.startswith(DECODER_PREFIX))
+    widened = 2 * decoder  # the oracle holds bfloat16 weights as float32
+    return Stage(
+        name="verify",
+        inputs=("inspect", "vision-compile", "decoder-convert", "decoder-compile"),
+        outputs=("verify.json",),
+        parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens},
+        modules=("nvlm_trt.verify.engine",),
+        tools=("openvino", "torch", "numpy", "tokenizers", "Pillow"),
+        run=run,
+        estimate=Estimate(1 << 20, BASE_BYTES + widened + 2 * _engine_bytes(sources)),
+        reads_checkpoint=True,
+    )
+
+
+def _engine_bytes(sources: Sources) -> int:
+    from nvlm_trt.decoder.build_cpu import engine_bytes
+
+    return engine_bytes(sources.checkpoint.config.decoder, sources.recipe.decoder_precision)
