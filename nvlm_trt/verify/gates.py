@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nvlm_trt.decoder.precision import QuantAlgo
-
 TIE: Final = 1e-3
 """Two logits of the reference closer than this count as equal: another order of summation may swap them."""
 
@@ -71,33 +69,6 @@ DECODER_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
 
 ANSWER_GATES: Final[Mapping[bool, tuple[Gate, ...]]] = {True: (_SAME_PROMPTS, _SAME_TOKENS), False: (_SAME_PROMPTS,)}
 """By whether both parts are fp32: in other precisions one flipped near-tie changes all tokens after it."""
-
-
-def _excess_of(limit: float, reason: str) -> tuple[Gate, ...]:
-    return (Gate("excess", limit, f"mean distance over that of torch in this precision; {reason}"),)
-
-
-TRTLLM_GATES: Final[Mapping[QuantAlgo | None, tuple[Gate, ...]]] = {
-    QuantAlgo.FP8: _excess_of(2.0, "sound ranks of random weights measure 0.8 to 1.3, one wrong input scale 2.8"),
-    QuantAlgo.SMOOTH_QUANT: _excess_of(2.0, "sound ranks measure 0.6 to 1.5, one wrong scale 14 and more"),
-    QuantAlgo.AWQ: _excess_of(1.5, "sound ranks measure 1.0 to 1.2, factors forgotten in one weight 2.6"),
-    QuantAlgo.INT8_WEIGHTS: _excess_of(2.0, "sound ranks measure 0.7 to 1.3, swapped weights 46"),
-    QuantAlgo.INT4_WEIGHTS: _excess_of(2.0, "sound ranks measure 0.7 to 1.0, columns of another rank 2.1"),
-    None: _excess_of(2.0, "only the KV cache is rounded"),
-}
-"""Of ranks run in torch, by what their linear layers are stored in; measured with 2 to 8 layers at tp 1 to 8."""
-
-
-def _weight_error_of(limit: float, reason: str) -> tuple[Gate, ...]:
-    return (Gate("max_weight_error", limit, f"the worst linear layer of a rank; {reason}"),)
-
-
-WEIGHT_GATES: Final[Mapping[QuantAlgo, tuple[Gate, ...]]] = {
-    QuantAlgo.FP8: _weight_error_of(0.05, "e4m3 leaves 0.027 of any weight, a doubled scale 1"),
-    QuantAlgo.SMOOTH_QUANT: _weight_error_of(0.1, "random weights measure 0.012, a doubled scale 1"),
-    QuantAlgo.AWQ: _weight_error_of(0.25, "random weights measure 0.15, a doubled scale 1, swapped nibbles more"),
-}
-"""Of weights that are stored as codes with scales, against the source's."""
 
 
 COPY_GATES: Final = (Gate("tensors_differing", 0, "norms, embedding and head are copies of the source's values"),)

@@ -144,7 +144,7 @@ def _prompts(checkpoint: Checkpoint, cases: Sequence[Case]) -> list[Prompt]:
     if len(tiles):
         with tempfile.TemporaryDirectory(prefix="nvlm-trt-vision-") as folder:
             rows = stream_vision(checkpoint, tiles, work_dir=Path(folder), dtype=torch.float32)
-            parts = rows.clone().split([len(case.tiles) for case in cases])
+            parts = torch.split(rows.clone(), [len(case.tiles) for case in cases])
         tables = [part.flatten(0, 1) if len(part) else None for part in parts]
     ids = (case.prompt.decoder_ids(config.decoder.vocab_size)[:MAX_TOKENS] for case in cases)
     return list(zip(ids, tables, strict=True))

@@ -21,7 +21,6 @@ from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.verify.fake_quant import RoundedCheckpoint
 from nvlm_trt.verify.sharded import Prompt, precision_distance
 from nvlm_trt.verify.sharded_report import PromptAgreement
-from nvlm_trt.verify.stored_weights import stored_weight_figures
 
 from .thread_ranks import emulated
 
@@ -226,17 +225,6 @@ def test_processes_over_gloo_compute_what_threads_do(
         assert seen.mean_cosine_distance == pytest.approx(expected.mean_cosine_distance, rel=1e-4)
         assert seen.mean_kl_divergence == pytest.approx(expected.mean_kl_divergence, rel=1e-4)
     assert 0.5 < report.figures()["excess"] < 2
-
-
-@pytest.mark.parametrize("tp", [1, 8])
-@pytest.mark.parametrize("form", CALIBRATED)
-def test_weights_of_sound_ranks_are_the_sources_up_to_their_rounding(
-    sources: dict[int, Checkpoint], converted: Converter, form: str, tp: int
-) -> None:
-    figures = stored_weight_figures(source_of(sources, form), converted(form, tp))
-    assert figures["weights"] == tp * LAYERS * 5
-    least = {"fp8": 0.02, "int8": 0.005, "int4": 0.09}[form.partition("_")[0].partition("-")[0]]
-    assert least < figures["mean_weight_error"] <= figures["max_weight_error"] < 2.5 * least
 
 
 Damage = Callable[[list[dict[str, torch.Tensor]]], None]
