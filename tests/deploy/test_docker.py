@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nvlm_trt.serving.host.environment import IMAGE_NAME
+from nvlm_trt.environment.versions import PINNED_IMAGE
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "build" / "docker"
@@ -53,7 +53,7 @@ def test_the_base_image_is_nvidia_s_and_pinned_to_a_release_of_the_engine_flow()
     assert version in TESTED
     first = next(rest for word, rest in instructions() if word == "FROM")
     assert first == f"nvcr.io/nvidia/tritonserver:${{{name}}}-trtllm-python-py3 AS installed"
-    assert f"nvcr.io/nvidia/tritonserver:{version}-trtllm-python-py3" == IMAGE_NAME
+    assert f"nvcr.io/nvidia/tritonserver:{version}-trtllm-python-py3" == PINNED_IMAGE
     assert "latest" not in (DOCKER / "Dockerfile").read_text()
 
 
