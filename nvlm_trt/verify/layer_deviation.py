@@ -39,7 +39,8 @@ class Deviation:
     Attributes:
         layer: Place in the whole model.
         name: TensorRT-LLM's name in the layer, e.g. "mlp.proj"; CACHE for keys and values.
-        error: Norm of the difference over the norm of what is expected, over all tokens.
+        error: Of the output that is furthest off, the norm of the difference over all tokens, over the root mean
+            square of the norms of all outputs. So a single wrong row shows.
         yardstick: The same for independent rounding to the same precision (see fake_quant); 0 if nothing is rounded.
     """
 
@@ -104,13 +105,12 @@ class ConvertedLayer:
             rounded = Plain(roundings.weights(weight))(roundings.inputs(x).to(COMPUTE))
             expected, x = Plain(weight)(x.to(COMPUTE)), x.to(COMPUTE)
             if name == "attention.qkv":
-                bias = torch.cat([source.weights[f"{part}.bias"] for part in SOURCES[name][1]]).to(COMPUTE)
-                expected, rounded = (self._dealt(each + bias) for each in (expected, rounded))
-                seen = torch.cat([self._qkv(rank, x) for rank in self.ranks], dim=1)
+                expected, rounded = self._dealt(expected), self._dealt(rounded)
+                seen = self._column_linear(name, x, expected.shape[1] // self.config.tp)
             elif name in ("attention.dense", "mlp.proj"):
                 seen = self._row_linear(name, x)
             else:
-                seen = self._column_linear(name, x)
+                seen = self._column_linear(name, x, self.config.decoder.intermediate_size // self.config.tp)
                 expected, rounded = (F.pad(each, (0, seen.shape[1] - each.shape[1])) for each in (expected, rounded))
             yield Deviation(source.index, name, _error(seen, expected), _error(rounded, expected))
 
@@ -119,36 +119,33 @@ class ConvertedLayer:
         algo = self.config.quantization.kv_cache_quant_algo
         if algo is None:
             return
-        entering = source.cache()
-        heads = self._kv_heads()
-        seen = torch.cat(
-            [
-                cached(
-                    entering[:, part].to(COMPUTE),
-                    algo,
-                    rank.scales(f"{self.prefix}attention.kv_cache_scaling_factor", 1),
-                )
-                for rank, part in zip(self.ranks, heads, strict=True)
-            ],
-            dim=1,
-        )
-        expected, rounded = (each[:, torch.cat(heads)].to(COMPUTE) for each in (entering, roundings.cache(entering)))
-        yield Deviation(source.index, CACHE, _error(seen, expected), _error(rounded, expected))
+        heads, scale = self._kv_heads(), f"{self.prefix}attention.kv_cache_scaling_factor"
+        entering = source.cache().to(COMPUTE)
+        rounded = roundings.cache(source.cache()).to(COMPUTE)
+        seen = [
+            cached(entering[:, own], algo, rank.scales(scale, 1)) for rank, own in zip(self.ranks, heads, strict=True)
+        ]
+        parts = (torch.cat(seen, dim=1), entering[:, torch.cat(heads)], rounded[:, torch.cat(heads)])
+        ranks, expected, yardstick = (part.permute(2, 0, 1, 3).flatten(1) for part in parts)
+        yield Deviation(source.index, CACHE, _error(ranks, expected), _error(yardstick, expected))
 
     def differing(self, source: SourceLayer) -> Iterator[str]:
-        """Norms that are no copies of the source's."""
+        """Norms and biases that are no copies of the source's."""
+        bias = torch.cat([source.weights[f"{part}.bias"] for part in SOURCES["attention.qkv"][1]])
+        wanted: dict[str, Sequence[torch.Tensor]] = {}
+        wanted["attention.qkv.bias"] = self._dealt(bias[None])[0].chunk(self.config.tp)
         for name, original in NORMS.items():
-            wanted = source.weights[f"{original}.weight"]
-            for place, rank in enumerate(self.ranks):
-                if not torch.equal(rank.take(f"{self.prefix}{name}.weight", len(wanted)).float(), wanted):
-                    yield f"{name}.weight of layer {source.index} on tp rank {place}"
+            wanted[f"{name}.weight"] = [source.weights[f"{original}.weight"]] * self.config.tp
+        for name, copies in wanted.items():
+            for place, (rank, copy) in enumerate(zip(self.ranks, copies, strict=True)):
+                if not torch.equal(rank.take(f"{self.prefix}{name}", len(copy)).float(), copy):
+                    yield f"{name} of layer {source.index} on tp rank {place}"
 
     def _linear(self, rank: RankTensors, name: str, outputs: int, inputs: int) -> Linear:
         return linear(rank, f"{self.prefix}{name}", outputs, inputs, self.config.quantization)
 
-    def _column_linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """A layer whose outputs are split: the ranks' outputs side by side."""
-        outputs = self.config.decoder.intermediate_size // self.config.tp
+    def _column_linear(self, name: str, x: torch.Tensor, outputs: int) -> torch.Tensor:
+        """A layer whose outputs are split, so many on each rank: the ranks' outputs side by side."""
         return torch.cat([self._linear(rank, name, outputs, x.shape[1])(x) for rank in self.ranks], dim=1)
 
     def _row_linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -160,12 +157,6 @@ class ConvertedLayer:
         for rank, part in zip(self.ranks, parts, strict=True):
             total += self._linear(rank, name, self.config.decoder.hidden_size, share)(part)
         return total
-
-    def _qkv(self, rank: RankTensors, x: torch.Tensor) -> torch.Tensor:
-        decoder, tp = self.config.decoder, self.config.tp
-        outputs = (decoder.num_heads // tp + 2 * max(decoder.num_kv_heads // tp, 1)) * decoder.head_dim
-        bias = rank.wide(f"{self.prefix}attention.qkv.bias", outputs)
-        return self._linear(rank, "attention.qkv", outputs, x.shape[1])(x) + bias
 
     def _kv_heads(self) -> list[torch.Tensor]:
         """Which kv heads each rank holds: its share, or the one that its query heads look at."""
@@ -182,4 +173,5 @@ class ConvertedLayer:
 
 
 def _error(seen: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((seen - expected).norm() / expected.norm())
+    """As `Deviation.error`, of [t, outputs] each."""
+    return float((seen - expected).norm(dim=0).max() / expected.norm(dim=0).square().mean().sqrt())

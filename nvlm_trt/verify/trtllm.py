@@ -179,7 +179,7 @@ def _judge_all(
     cache_alone = quantization.kv_cache_quant_algo is not None and quantization.quant_algo is None
     parts: list[tuple[str, tuple[Gate, ...]]] = [
         ("prompt", PROMPT_GATES),
-        ("layers", COPY_GATES + LINEAR_GATES[layers.quantises_linears] + (CACHE_GATES if layers.caches else ())),
+        ("layers", COPY_GATES + LINEAR_GATES[quantization.quant_algo] + (CACHE_GATES if layers.caches else ())),
     ]
     if "ranks" in figures:
         parts.append(("ranks", QUANTISED_CACHE_GATES if cache_alone else RANKS_GATES[recipe.decoder_precision]))

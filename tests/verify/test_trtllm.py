@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nvlm_trt.calibration.prompts import build_prompts
+from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
+from nvlm_trt.decoder.calibrate import calibrate_decoder
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.verify import sharded, trtllm
 from nvlm_trt.verify.sharded import Prompt
@@ -36,30 +39,6 @@ def recipe_of(precision: str, **fields: object) -> BuildRecipe:
     return parse_recipe(raw | shapes | fields, "small")
 
 
-def write_calibration(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Inputs up to 6, which covers what the norms and the tiny MLPs give; factors of 1; true maxima of weights."""
-    folder.mkdir()
-    decoder = checkpoint.config.decoder
-    widths = {"qkv": decoder.hidden_size, "dense": decoder.num_heads * decoder.head_dim}
-    widths |= {"fc": decoder.hidden_size, "proj": decoder.intermediate_size}
-    parts = {"qkv": "self_attn.[qkv]_proj", "dense": "self_attn.o_proj", "fc": "mlp.(gate|up)_proj", "proj": "down"}
-    for layer in range(decoder.num_layers):
-        prefix = f"language_model.model.layers.{layer}."
-        tensors = {"kv.amax": torch.tensor([6.0])}
-        for key, width in widths.items():
-            names = [name for name in checkpoint.tensors if name.startswith(prefix) and matches(parts[key], name)]
-            amax = max(float(checkpoint.read(name, torch.float32).abs().max()) for name in names)
-            tensors[f"{key}.weight_amax"] = torch.tensor([amax])
-            tensors[f"{key}.input_amax"] = torch.tensor([6.0])
-            tensors[f"{key}.prequant"] = torch.ones(width)
-        save_file(tensors, folder / f"layer_{layer:03d}.safetensors")
-    return folder
-
-
-def matches(pattern: str, name: str) -> bool:
-    return re.search(pattern + r".*weight$", name) is not None
-
-
 @pytest.fixture(autouse=True, scope="module")
 def one_thread_an_operation() -> Iterator[None]:
     """Ranks that are threads already would only get into each other's way with more."""
@@ -74,13 +53,17 @@ def engine_of(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Engine directories as far as they are read, by decoder precision, with two ranks."""
     root = tmp_path_factory.mktemp("engines")
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    calibration = write_calibration(checkpoint, root / "calibration")
+    samples = read_samples(SHIPPED_SAMPLES, 24)
+    tokenizer = NvlmTokenizer.load(tiny_checkpoint)
+    prompts = build_prompts(samples, tokenizer, checkpoint.config, max_tokens=64, max_tiles=1)
 
     def make(name: str) -> Path:
         engine = root / name
         if not engine.exists():
             precision = decoder_precision(name, group_size=64)
-            out = engine / "decoder" / "checkpoint"
+            calibration, out = engine / "decoder" / "calibration", engine / "decoder" / "checkpoint"
+            if precision.needs_calibration:
+                calibrate_decoder(checkpoint, prompts, calibration, engine / "work", precision=precision)
             convert_decoder(checkpoint, out, tp=2, pp=1, precision=precision, calibration=calibration)
             shutil.copytree(tiny_checkpoint, engine / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
         return engine

@@ -1,10 +1,12 @@
-"""The ranks of one stage as threads of this process: what the collectives of the gloo processes do, without them."""
+"""The ranks of a converted decoder as threads of this process: the collectives of the gloo processes without them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError, Thread
+from queue import Queue
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import torch
@@ -15,14 +17,14 @@ from nvlm_trt.verify.sharded_model import RankDecoder
 
 
 class Meeting:
-    """Where the threads of all ranks meet: what they bring is handed to each of them in the order of ranks."""
+    """Where the ranks of one stage meet: what they bring is handed to each of them in the order of ranks."""
 
     def __init__(self, ranks: int) -> None:
         self._barrier = Barrier(ranks, timeout=60)
         self._brought: list[torch.Tensor | None] = [None] * ranks
 
-    def exchange(self, index: int, tensor: torch.Tensor) -> list[torch.Tensor]:
-        self._brought[index] = tensor
+    def exchange(self, place: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self._brought[place] = tensor
         self._barrier.wait()
         brought = [each for each in self._brought if each is not None]
         self._barrier.wait()
@@ -32,54 +34,72 @@ class Meeting:
         self._barrier.abort()
 
 
-class ThreadCollectives:
-    """One rank's line to the others; there is one stage."""
+Mailbox = Queue[torch.Tensor | None]
+"""What a rank gets from the one a stage before; None when that has failed."""
 
-    def __init__(self, meeting: Meeting, index: int) -> None:
-        self._meeting, self._index = meeting, index
+
+class ThreadCollectives:
+    """One rank's line to the others."""
+
+    def __init__(self, meeting: Meeting, place: int, inbox: Mailbox, outbox: Mailbox | None) -> None:
+        self._meeting, self._place, self._inbox, self._outbox = meeting, place, inbox, outbox
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._meeting.exchange(self._index, partial)).sum(dim=0)
+        return torch.stack(self._meeting.exchange(self._place, partial)).sum(dim=0)
 
     def all_gather(self, part: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._meeting.exchange(self._index, part), dim=-1)
+        return torch.cat(self._meeting.exchange(self._place, part), dim=-1)
 
     def receive(self, shape: tuple[int, ...]) -> torch.Tensor:
-        raise AssertionError(f"nobody sends {shape}")
+        hidden = self._inbox.get(timeout=60)
+        if hidden is None:
+            raise BrokenBarrierError
+        assert tuple(hidden.shape) == shape
+        return hidden
 
     def send(self, hidden: torch.Tensor) -> None:
-        raise AssertionError(f"nobody receives {tuple(hidden.shape)}")
+        assert self._outbox is not None
+        self._outbox.put(hidden)
 
 
 def emulated(directory: Path, prompts: Sequence[Prompt], *, column_blocks: int = 1) -> list[torch.Tensor]:
-    """Logits of every prompt, [t, vocab_size] each; all ranks have to have the same ones."""
-    tp = TrtllmConfig.read(directory).tp
-    meeting = Meeting(tp)
-    results: list[list[torch.Tensor]] = [[] for _ in range(tp)]
+    """Logits of every prompt, [t, vocab_size] each; all ranks of the last stage have to have the same ones."""
+    config = TrtllmConfig.read(directory)
+    tp, world_size = config.tp, config.world_size
+    meetings = [Meeting(tp) for _ in range(config.pp)]
+    mailboxes: list[Mailbox] = [Queue() for _ in range(world_size)]
     faults: list[Exception] = []
 
-    def run(index: int) -> None:
+    def run(index: int) -> list[torch.Tensor]:
+        outbox = mailboxes[index + tp] if index + tp < world_size else None
+        line = ThreadCollectives(meetings[index // tp], index % tp, mailboxes[index], outbox)
         try:
-            rank = RankDecoder(directory, index, ThreadCollectives(meeting, index), column_blocks=column_blocks)
+            rank = RankDecoder(directory, index, line, column_blocks=column_blocks)
             with torch.inference_mode():
-                for ids, table in prompts:
-                    rows = None if table is None else torch.as_tensor(table)
-                    logits = rank.logits(torch.as_tensor(np.asarray(ids, dtype=np.int64)), rows)
-                    assert logits is not None
-                    results[index].append(logits)
+                outputs = [
+                    rank.logits(torch.as_tensor(np.asarray(ids, dtype=np.int64)), as_rows(table))
+                    for ids, table in prompts
+                ]
+            return [logits for logits in outputs if logits is not None]
         except BrokenBarrierError:
-            pass  # another rank said why
+            return []  # another rank said why
         except Exception as fault:
             faults.append(fault)
-            meeting.leave()
+            for meeting in meetings:
+                meeting.leave()
+            for mailbox in mailboxes:
+                mailbox.put(None)
+            return []
 
-    threads = [Thread(target=run, args=(index,)) for index in range(tp)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(world_size) as pool:
+        results = list(pool.map(run, range(world_size)))
     if faults:
         raise faults[0]
-    for others in results[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
-    return results[0]
+    first, *others = results[-tp:]
+    for other in others:
+        assert all(torch.equal(one, same) for one, same in zip(first, other, strict=True))
+    return first
+
+
+def as_rows(table: object) -> torch.Tensor | None:
+    return None if table is None else torch.as_tensor(table)
