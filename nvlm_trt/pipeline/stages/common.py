@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import StageContext
+from nvlm_trt.verify.report import VerifyReport
 
 BASE_BYTES = 600 << 20
 """Resident memory of the process with torch and OpenVINO loaded, and of the blocks that are streamed through it."""
@@ -21,3 +22,15 @@ def folder(context: StageContext, name: str) -> Path:
     made = context.out / name
     made.mkdir(parents=True)
     return made
+
+
+def leave_report(context: StageContext, report: VerifyReport) -> None:
+    """Show every gate and write verify.json; a gate that failed stops the build.
+
+    Raises:
+        VerificationError: naming every gate that failed.
+    """
+    for line in report.lines():
+        context.log(line)
+    (context.out / "verify.json").write_bytes(report.encoded())
+    report.require_ok()

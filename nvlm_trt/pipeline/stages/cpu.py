@@ -5,7 +5,7 @@ from __future__ import annotations
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
 
@@ -78,10 +78,7 @@ def verify(sources: Sources) -> Stage:
         from nvlm_trt.verify.engine import verify_engine
 
         report = verify_engine(context.engine, sources.checkpoint.path, recipe, log=context.log)
-        for line in report.lines():
-            context.log(line)
-        (context.out / "verify.json").write_bytes(report.encoded())
-        report.require_ok()
+        leave_report(context, report)
 
     tensors = sources.checkpoint.tensors.values()
     decoder = sum(info.nbytes for info in tensors if info.name.startswith(DECODER_PREFIX))

@@ -21,7 +21,7 @@ from nvlm_trt.environment.versions import PINNED_IMAGE, check_versions
 from nvlm_trt.errors import EngineError, RecipeError, listed
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
 from nvlm_trt.pipeline.stages.decoder import stored_bytes
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
@@ -120,10 +120,7 @@ def verify(sources: Sources) -> Stage:
         from nvlm_trt.verify.trtllm import verify_trtllm
 
         report = verify_trtllm(context.engine, sources.checkpoint.path, recipe, log=context.log)
-        for line in report.lines():
-            context.log(line)
-        (context.out / "verify.json").write_bytes(report.encoded())
-        report.require_ok()
+        leave_report(context, report)
 
     return Stage(
         name="verify",
