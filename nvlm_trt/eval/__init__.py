@@ -1,0 +1,1 @@
+"""How well an engine answers: tasks of images and questions, metrics as the released evaluation scores, runs."""

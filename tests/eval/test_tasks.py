@@ -1,0 +1,133 @@
+"""Tasks as JSONL: what is read, and what is refused with file, line, seen and expected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvlm_trt.errors import UserError
+from nvlm_trt.eval.tasks import Sample, read_tasks
+
+LINE = {"id": "1", "images": [], "question": "2 + 2?", "answers": ["4"], "metric": "exact"}
+CHOICE = {"answers": ["B"], "metric": "multiple_choice", "choices": ["red", "blue"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of a task with two image files, and one outside of it."""
+    (tmp_path / "outside.png").write_bytes(b"png")
+    task = tmp_path / "task"
+    (task / "images").mkdir(parents=True)
+    (task / "images" / "a.png").write_bytes(b"png")
+    (task / "b.png").write_bytes(b"png")
+    return task
+
+
+def read(folder: Path, *lines: dict[str, Any] | str) -> tuple[Sample, ...]:
+    file = folder / "task.jsonl"
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return read_tasks(file)
+
+
+def test_a_line_with_the_required_keys_is_a_sample(folder: Path):
+    (sample,) = read(folder, LINE)
+    assert sample == Sample("1", (), "2 + 2?", (), ("4",), "exact")
+
+
+def test_every_key_is_read(folder: Path):
+    full = {
+        "id": "x",
+        "images": ["images/a.png", "b.png"],
+        "question": "And the second?",
+        "history": [["Which colour has <image> and <image>?", "Red."]],
+        "category": "colour",
+        "system": "Be brief.",
+        "max_tokens": 4,
+        "max_tiles": 1,
+        **CHOICE,
+    }
+    (sample,) = read(folder, full)
+    assert sample == Sample(
+        id="x",
+        images=((folder / "images/a.png").resolve(), (folder / "b.png").resolve()),
+        question="And the second?",
+        history=(("Which colour has <image> and <image>?", "Red."),),
+        answers=("B",),
+        metric="multiple_choice",
+        choices=("red", "blue"),
+        category="colour",
+        system="Be brief.",
+        max_tokens=4,
+        max_tiles=1,
+    )
+
+
+def test_blank_lines_are_skipped_and_samples_keep_their_order(folder: Path):
+    samples = read(folder, {**LINE, "id": "b"}, "", {**LINE, "id": "a"}, "")
+    assert [sample.id for sample in samples] == ["b", "a"]
+
+
+def test_an_absolute_image_may_lie_anywhere(folder: Path):
+    outside = folder.parent / "outside.png"
+    (sample,) = read(folder, {**LINE, "images": [str(outside)]})
+    assert sample.images == (outside.resolve(),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": ["../outside.png"]}, r"images\.0: seen '\.\./outside\.png', expected a file beneath"),
+        ({"images": ["images/../../outside.png"]}, "expected a file beneath"),
+        ({"images": ["link.png"]}, r"seen 'link\.png', which leads out"),
+        ({"images": ["https://example.org/a.png"]}, "expected a file beneath"),
+        ({"images": ["file:///etc/hosts"]}, "expected a file beneath"),
+        ({"images": ["images"]}, "expected a file that exists"),
+        ({"images": ["none.png"]}, "expected a file that exists"),
+        ({"images": ["b.png"], "question": "<image> or <image>?"}, "images: seen 1, expected 2, one for each <image>"),
+        ({"question": ""}, "question: seen '', expected otherwise"),
+        ({"answers": []}, "answers: seen"),
+        ({"answers": "4"}, "answers: seen '4', expected otherwise: Input should be a valid list"),
+        ({"id": 1}, "id: seen '1', expected otherwise: Input should be a valid string"),
+        ({"metric": "accuracy"}, "metric: seen 'accuracy', expected otherwise: Input should be 'exact'"),
+        ({"answer": ["4"]}, "answer: seen an unknown key, expected one of id, images"),
+        ({"history": [["only a question"]]}, r"history\.0: seen"),
+        ({"max_tokens": 0}, "max_tokens: seen '0'"),
+        ({"max_tiles": 13}, "max_tiles: seen '13'"),
+        ({**CHOICE, "answers": ["C"]}, r"answers: seen \['C'\], expected letters of A, B"),
+        ({**CHOICE, "answers": ["blue"]}, "expected letters of A, B"),
+        ({"metric": "multiple_choice"}, "expected choices"),
+        ({"choices": ["4", "5"]}, "choices: seen 2, expected none for exact"),
+        ({"metric": "relaxed_accuracy", "answers": ["4", "5"]}, "answers: seen 2, expected 1 for relaxed_accuracy"),
+    ],
+)
+def test_a_fault_is_told_with_line_seen_and_expected(folder: Path, change: dict[str, Any], message: str):
+    (folder / "link.png").symlink_to(folder.parent / "outside.png")
+    with pytest.raises(UserError, match=rf"task\.jsonl:2: .*{message}"):
+        read(folder, {**LINE, "id": "0"}, LINE | change)
+
+
+def test_a_missing_key_is_named(folder: Path):
+    with pytest.raises(UserError, match=r"task\.jsonl:1: metric: seen nothing, expected a value"):
+        read(folder, {key: value for key, value in LINE.items() if key != "metric"})
+
+
+def test_every_bad_line_is_told_at_once(folder: Path):
+    with pytest.raises(UserError, match="3 faults in the task") as raised:
+        read(folder, "{", "[]", LINE, LINE)
+    text = str(raised.value)
+    assert "task.jsonl:1: seen no JSON" in text
+    assert "task.jsonl:2: seen list, expected an object" in text
+    assert "task.jsonl:4: id: seen '1' a second time" in text
+
+
+def test_a_file_without_a_sample_or_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="the task is empty"):
+        read(folder, "", " ")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tasks(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'"\xe4"')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tasks(tmp_path / "latin.jsonl")
