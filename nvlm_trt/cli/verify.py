@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nvlm_trt.pipeline.progress import Reporter
+    from nvlm_trt.recipe import BuildRecipe
+    from nvlm_trt.verify.report import VerifyReport
 
 
 def verify(
@@ -18,6 +23,8 @@ def verify(
 ) -> None:
     """Run every gate on an engine directory and write its verify.json.
 
+    Engines of the gpu target are judged without a GPU: by what their ranks compute in torch.
+
     Exit code 0: every gate passed; 1: one failed.
     """
     from nvlm_trt.cli.output import print_json, print_table
@@ -28,7 +35,6 @@ def verify(
     from nvlm_trt.pipeline.progress import reporter_for
     from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
     from nvlm_trt.recipe import load_recipe
-    from nvlm_trt.verify.engine import verify_engine
     from nvlm_trt.verify.report import short
 
     if not (engine_dir / "recipe.yaml").is_file():
@@ -40,7 +46,7 @@ def verify(
     recorded = made if made.is_dir() else Path(str(load_manifest(engine_dir).checkpoint.get("path", made)))
     reporter = reporter_for(silent=quiet or json)
     with locked(engine_dir, wait=False):
-        report = verify_engine(engine_dir, checkpoint or recorded, recipe, log=reporter.line)
+        report = _judge(engine_dir, checkpoint or recorded, recipe, reporter)
         write_atomic(engine_dir / "verify.json", report.encoded())
     if json:
         print_json(report.as_json())
@@ -63,3 +69,15 @@ def verify(
             typer.echo(remark)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _judge(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter) -> VerifyReport:
+    """The gates of the recipe's target; only those of cpu need OpenVINO."""
+    if recipe.target == "cpu":
+        from nvlm_trt.verify.engine import verify_engine
+
+        return verify_engine(engine, checkpoint, recipe, log=reporter.line)
+    from nvlm_trt.verify.trtllm import verify_trtllm
+
+    with reporter.task("verify") as progress:
+        return verify_trtllm(engine, checkpoint, recipe, log=reporter.line, progress=progress)

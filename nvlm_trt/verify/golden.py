@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.verify.gates import TIE
+
+if TYPE_CHECKING:
+    from nvlm_trt.decoder.session_cpu import DecoderSession  # needs OpenVINO, which the image for GPUs has not
 
 Floats = npt.NDArray[np.float32]
 

@@ -20,11 +20,13 @@ from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.reference.vision_stream import stream_vision
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.verify import layerwise
 from nvlm_trt.verify.cases import Case, Limits, make_cases, prompt_faults
 from nvlm_trt.verify.gates import (
     CACHE_GATES,
@@ -49,6 +51,9 @@ TIMEOUT = 3600.0
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, how much may be taken for the whole decoder."""
+
+MOST_BYTES = 4 << 30
+"""Of a whole decoder at most, a billion weights in float32: the ranks compute in float64, on the CPU."""
 
 Figures = dict[str, float]
 Log = Callable[[str], None]
@@ -94,15 +99,11 @@ def verify_trtllm(
     layers = compare_layers(checkpoint, converted.path, prompts, progress=progress)
     figures["layers"] = layers.figures()
     remarks += _layer_remarks(layers)
-    needed, free = _needed_bytes(checkpoint, converted), psutil.virtual_memory().available
-    if needed <= MEMORY_SHARE * free:
+    if reason := _too_large(checkpoint, converted):
+        remarks.append(f"The ranks were not run together: {reason}.")
+    else:
         log(f"decoder: {converted.config.world_size} ranks together over gloo")
         figures["ranks"] = precision_distance(checkpoint, converted.path, prompts=prompts, timeout=TIMEOUT).figures()
-    else:
-        remarks.append(
-            f"The ranks were not run together: that takes {_gib(needed)} GiB, at most half of the {_gib(free)} GiB of "
-            "free memory may be taken."
-        )
     remarks.append("Engines were not run: that needs their GPU.")
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     return VerifyReport(precisions, tuple(_judge_all(figures, converted, layers, recipe)), figures, tuple(remarks))
@@ -150,11 +151,28 @@ def _prompts(checkpoint: Checkpoint, cases: Sequence[Case]) -> list[Prompt]:
     return list(zip(ids, tables, strict=True))
 
 
-def _needed_bytes(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> int:
-    """The larger of all rank files, which are mapped, and the reference's decoder in float32; one follows the other."""
+def peak_bytes(config: NvlmConfig, recipe: BuildRecipe) -> int:
+    """What `verify_trtllm` holds at most, the process itself aside; all ranks are run only in memory that is free."""
+    projector = config.projector_hidden * (config.projector_in + config.decoder.hidden_size)
+    width, wide = config.vision.hidden_size, config.vision.intermediate_size
+    vision = 4 * max(projector, 2 * width * (2 * width + wide))
+    return max(vision, layerwise.peak_bytes(config.decoder, recipe.verify_prompts * MAX_TOKENS))
+
+
+def _too_large(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> str | None:
+    """Why the whole decoder cannot be run here, None if it can.
+
+    It takes the larger of all rank files, which are mapped, and the reference in float32: one follows the other.
+    """
     files = (converted.path / rank_file(index) for index in range(converted.config.world_size))
     decoder = (info for name, info in checkpoint.tensors.items() if name.startswith(DECODER_PREFIX))
-    return max(sum(file.stat().st_size for file in files), 4 * sum(math.prod(info.shape) for info in decoder))
+    needed = max(sum(file.stat().st_size for file in files), 4 * sum(math.prod(info.shape) for info in decoder))
+    free = psutil.virtual_memory().available
+    if needed > MOST_BYTES:
+        return f"they take {_gib(needed)} GiB, at most {_gib(MOST_BYTES)} GiB are run on a CPU"
+    if needed > MEMORY_SHARE * free:
+        return f"that takes {_gib(needed)} GiB, at most half of the {_gib(free)} GiB of free memory may be taken"
+    return None
 
 
 def _gib(count: int) -> str:

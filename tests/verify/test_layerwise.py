@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder.precision import QuantAlgo
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.verify.gates import CACHE_GATES, COPY_GATES, LINEAR_GATES, judge
 from nvlm_trt.verify.layer_deviation import Deviation
 from nvlm_trt.verify.layerwise import LayerwiseReport, compare_layers, worst
 from nvlm_trt.verify.sharded import Prompt
 
+from .conftest import Narrow
 from .thread_ranks import emulated
 from .trtllm_writer import Format, Observed, Writer
 
-VOCAB, HIDDEN, LAYERS = 203, 512, 3
+pytestmark = pytest.mark.usefixtures("one_thread_an_operation")
+
+LAYERS = 3
 
 FORMATS = {
     "bf16": Format(None),
@@ -38,55 +39,24 @@ BUILD_QUANTISES = ("w8", "w4")
 Written = Callable[[str, int, int], Path]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_an_operation() -> Iterator[None]:
-    """Ranks that are threads already would only get into each other's way with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module")
+def source(narrow: Narrow) -> Checkpoint:
+    """Three layers, 8 heads, 2 kv heads (which 4 and 8 ranks repeat)."""
+    return narrow(LAYERS, 2, 512)
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    """A text, and a text around nine rows of a prompt table."""
-    generator = np.random.default_rng(11)
-    before, after = generator.integers(0, VOCAB, 4), generator.integers(0, VOCAB, 5)
-    table = generator.standard_normal((9, HIDDEN), dtype=np.float32)
-    mixed = np.concatenate([before, VOCAB + np.arange(9), after]).astype(np.int32)
-    return [(list(generator.integers(0, VOCAB, 13)), None), (mixed, table)]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Three layers, 8 heads, 2 kv heads (which 4 and 8 ranks repeat), an odd vocabulary."""
-    spec = tiny_spec(
-        tile_size=28,
-        vision_heads=1,
-        vision_layers=1,
-        dummy_heads=0,
-        hidden_size=HIDDEN,
-        intermediate_size=512,
-        decoder_layers=LAYERS,
-        heads=8,
-        kv_heads=2,
-        vocab_size=VOCAB,
-    )
-    path = tmp_path_factory.mktemp("sources") / "source"
-    write_synthetic(path, spec, seed=5)
-    return Checkpoint.open(path)
-
-
-@pytest.fixture(scope="module")
-def written(source: Checkpoint, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(
+    source: Checkpoint, observed: Callable[[Checkpoint], Observed], tmp_path_factory: pytest.TempPathFactory
+) -> Written:
     """Checkpoints by format, tp and pp, made once."""
-    root, observed, writers = tmp_path_factory.mktemp("written"), Observed(source, prompts), {}
+    root, writers = tmp_path_factory.mktemp("written"), {}
 
     def write(name: str, tp: int, pp: int) -> Path:
         path = root / f"{name}-{tp}x{pp}"
         if not path.exists():
             if name not in writers:
-                writers[name] = Writer(source, FORMATS[name], observed)
+                writers[name] = Writer(source, FORMATS[name], observed(source))
             writers[name].write(path, tp=tp, pp=pp)
         return path
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own short name
 from safetensors.torch import load_file, save_file
-from torch.overrides import TorchFunctionMode
 
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
-from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.verify.fake_quant import RoundedCheckpoint
 from nvlm_trt.verify.sharded import Prompt, precision_distance
 from nvlm_trt.verify.sharded_report import PromptAgreement
 
+from .conftest import Narrow
 from .thread_ranks import emulated
+from .trtllm_writer import Observed
 
-VOCAB, HIDDEN, LAYERS = 203, 512, 2
+pytestmark = pytest.mark.usefixtures("one_thread_an_operation")
+
+LAYERS = 2
 
 CALIBRATED = {
     "fp8": decoder_precision("fp8"),
@@ -48,39 +48,15 @@ PARTS = {
 # --- sources, their calibration and their conversions -------------------------------------------------------------
 
 
-class SeenInputs(TorchFunctionMode):
-    """Keeps the largest magnitude of every input channel of every F.linear of the reference, and its outputs'."""
-
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self._names = names
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.outputs: dict[str, torch.Tensor] = {}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if func is F.linear and id(args[1]) in self._names:
-            name = self._names[id(args[1])]
-            for kept, values in ((self.inputs, args[0]), (self.outputs, result)):
-                amax = values.abs().amax(dim=0)
-                kept[name] = torch.maximum(kept.get(name, amax), amax)
-        return result
-
-
-def calibrate(checkpoint: Checkpoint, prompts: list[Prompt], folder: Path) -> Path:
-    """Results of a calibration on these prompts: true maxima, and factors that share outliers with the weights."""
+def calibrate(checkpoint: Checkpoint, observed: Observed, folder: Path) -> Path:
+    """Results of a calibration: true maxima, and factors that share outliers with the weights."""
     folder.mkdir()
-    reference = DecoderReference(checkpoint)
-    with SeenInputs({id(weight): name for name, weight in reference._weights.items()}) as seen:
-        for ids, table in prompts:
-            reference.logits(ids, table)
     for layer in range(LAYERS):
         prefix = f"language_model.model.layers.{layer}."
-        keys_and_values = [seen.outputs[f"{prefix}self_attn.{part}_proj.weight"] for part in "kv"]
-        tensors = {"kv.amax": 2**0.5 * torch.cat(keys_and_values).amax()[None]}  # as RoPE may enlarge a key
+        tensors = {"kv.amax": torch.tensor([observed.kv[layer]])}
         for key, parts in PARTS.items():
-            weights = torch.cat([reference._weights[f"{prefix}{part}.weight"] for part in parts])
-            inputs = seen.inputs[f"{prefix}{parts[0]}.weight"]
+            weights = torch.cat([checkpoint.read(f"{prefix}{part}.weight", torch.float32) for part in parts])
+            inputs = observed.inputs[f"{prefix}{parts[0]}.weight"]
             factors = (weights.abs().amax(dim=0) / inputs.clamp(min=1e-3)).sqrt().clamp(0.1, 10)
             tensors[f"{key}.prequant"] = factors
             tensors[f"{key}.weight_amax"] = weights.abs().amax()[None]
@@ -100,45 +76,10 @@ def smoothed(folder: Path, out: Path) -> Path:
     return out
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_an_operation() -> Iterator[None]:
-    """Ranks that are threads already would only get into each other's way with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    """A text, and a text around nine rows of a prompt table."""
-    generator = np.random.default_rng(7)
-    before, after = generator.integers(0, VOCAB, 4), generator.integers(0, VOCAB, 5)
-    table = generator.standard_normal((9, HIDDEN), dtype=np.float32)
-    mixed = np.concatenate([before, VOCAB + np.arange(9), after]).astype(np.int32)
-    return [(list(generator.integers(0, VOCAB, 13)), None), (mixed, table)]
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Checkpoint]:
+def sources(narrow: Narrow) -> dict[int, Checkpoint]:
     """Two layers with 8 heads of 64 and 4 kv heads, by the MLP's width: 1088 is padded at tp 2, 4 and 8."""
-    root, made = tmp_path_factory.mktemp("sources"), {}
-    for width in (1024, 1088):
-        spec = tiny_spec(
-            tile_size=28,
-            vision_heads=1,
-            vision_layers=1,
-            dummy_heads=0,
-            hidden_size=HIDDEN,
-            intermediate_size=width,
-            decoder_layers=LAYERS,
-            heads=8,
-            kv_heads=4,
-            vocab_size=VOCAB,
-        )
-        write_synthetic(root / str(width), spec)
-        made[width] = Checkpoint.open(root / str(width))
-    return made
+    return {width: narrow(LAYERS, 4, width) for width in (1024, 1088)}
 
 
 def source_of(sources: dict[int, Checkpoint], form: str) -> Checkpoint:
@@ -151,11 +92,13 @@ Converter = Callable[[str, int], Path]
 
 @pytest.fixture(scope="module")
 def converted(
-    sources: dict[int, Checkpoint], prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory
+    sources: dict[int, Checkpoint],
+    observed: Callable[[Checkpoint], Observed],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Converter:
     """The TensorRT-LLM checkpoint of a format and a tp, made once."""
     root = tmp_path_factory.mktemp("converted")
-    plain = calibrate(sources[1088], prompts, root / "calibration")
+    plain = calibrate(sources[1088], observed(sources[1088]), root / "calibration")
     after_factors = smoothed(plain, root / "smoothed")
 
     def convert(form: str, tp: int) -> Path:

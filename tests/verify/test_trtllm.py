@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +22,15 @@ from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.verify import sharded, trtllm
 from nvlm_trt.verify.sharded import Prompt
 from nvlm_trt.verify.trtllm import verify_trtllm
 
 from .thread_ranks import emulated
+
+pytestmark = pytest.mark.usefixtures("one_thread_an_operation")
 
 LAST = "transformer.layers.2."
 
@@ -37,15 +43,6 @@ def recipe_of(precision: str, **fields: object) -> BuildRecipe:
     engine = {"awq_group_size": 64}
     raw = {"name": "small", "target": "gpu", "decoder_precision": precision, "decoder_engine": engine}
     return parse_recipe(raw | shapes | fields, "small")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_an_operation() -> Iterator[None]:
-    """Ranks that are threads already would only get into each other's way with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +203,29 @@ def test_ranks_too_large_for_the_memory_are_not_run_and_the_report_says_so(
     assert {check.part for check in report.checks} == {"prompt", "layers"}
     assert "ranks" not in report.figures
     assert any("The ranks were not run together" in remark for remark in report.remarks)
+
+
+def test_ranks_beyond_what_a_cpu_runs_are_not_run_however_much_memory_there_is(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trtllm, "MOST_BYTES", 1 << 20)
+    report = verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16"))
+    assert "ranks" not in report.figures
+    assert any("at most 0.0 GiB are run on a CPU" in remark for remark in report.remarks)
+
+
+def test_the_memory_is_that_of_one_layer_of_the_release_whatever_their_number() -> None:
+    config = planned_shapes(None).config
+    estimate = trtllm.peak_bytes(config, recipe_of("fp8"))
+    more = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=800))
+    assert trtllm.peak_bytes(more, recipe_of("fp8")) == estimate
+    assert 7.5 * (1 << 30) < estimate < 10 * (1 << 30)  # 7.5 GiB were measured for one layer at these widths
+
+
+def test_it_runs_where_openvino_is_not_installed() -> None:
+    """As in the pinned image."""
+    lines = "import sys; sys.modules['openvino'] = None; import nvlm_trt.verify.trtllm, nvlm_trt.verify.golden"
+    subprocess.run([sys.executable, "-c", lines], check=True)
 
 
 def test_an_engine_that_is_not_what_the_recipe_says_is_refused(

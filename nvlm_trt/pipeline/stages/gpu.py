@@ -114,12 +114,16 @@ def decoder_compile(sources: Sources) -> Stage:
 
 def verify(sources: Sources) -> Stage:
     """Checks prompts, the checkpoint of every rank, and what the ranks compute; a failing gate stops the build."""
+    from nvlm_trt.verify.trtllm import peak_bytes
+
     recipe = sources.recipe
 
     def run(context: StageContext) -> None:
         from nvlm_trt.verify.trtllm import verify_trtllm
 
-        report = verify_trtllm(context.engine, sources.checkpoint.path, recipe, log=context.log)
+        report = verify_trtllm(
+            context.engine, sources.checkpoint.path, recipe, log=context.log, progress=context.progress
+        )
         leave_report(context, report)
 
     return Stage(
@@ -130,7 +134,7 @@ def verify(sources: Sources) -> Stage:
         modules=("nvlm_trt.verify.trtllm",),
         tools=("torch", "numpy", "tokenizers", "Pillow"),
         run=run,
-        estimate=Estimate(1 << 20, BASE_BYTES),
+        estimate=Estimate(1 << 20, BASE_BYTES + peak_bytes(sources.checkpoint.config, recipe)),
         reads_checkpoint=True,
     )
 

@@ -1,0 +1,37 @@
+"""`nvlm-trt verify` on engine directories of both targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvlm_trt.pipeline.build import BuildRequest, build
+from nvlm_trt.pipeline.plan import Selection
+from nvlm_trt.pipeline.progress import Silent
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def gpu_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of the gpu target as far as a machine without a GPU builds it."""
+    folder = tmp_path_factory.mktemp("gpu")
+    recipe = folder / "gpu.yaml"
+    recipe.write_text(
+        "target: gpu\ndecoder_precision: bf16\nmax_input_len: 512\nmax_output_len: 32\nverify_prompts: 2\n"
+    )
+    engine = folder / "engine"
+    build(BuildRequest(str(recipe), tiny_checkpoint, engine, Selection(until="decoder-convert")), Silent())
+    return engine
+
+
+def test_an_engine_directory_of_the_gpu_target_is_judged_without_a_gpu(nvlm_trt: Run, gpu_engine: Path) -> None:
+    shown = nvlm_trt("verify", gpu_engine, "--prompts", 1)
+    assert shown.code == 0, shown.out
+    assert "Engines were not run" in shown.out
+    written = json.loads((gpu_engine / "verify.json").read_text())
+    assert {check["part"] for check in written["checks"]} >= {"prompt", "layers", "ranks"}
