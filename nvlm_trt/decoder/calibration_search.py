@@ -3,11 +3,16 @@
 A linear layer computes ``(x * prequant) @ (W / prequant)^T``. The strength alpha of the factors is chosen on a grid:
 the one whose quantised output is nearest to the exact one, in squares over the kept rows and all outputs. Factors are
 used as they will be stored, rounded to bfloat16, and weights are quantised by the functions that the converter uses.
+
+SmoothQuant's factors and its static scale come from the largest value of each channel. A strength judged on the very
+rows that set these values looks better the more it trusts them: no row ever leaves the range that it has set itself,
+while one of another prompt does. So each part of the kept rows is judged with what the rest has shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +25,11 @@ from nvlm_trt.decoder.quantize import INT8_MAX, int4_codes, int8_codes, scale_of
 FACTOR_RANGE = (1e-4, 1e4)
 """Factors are kept within this, as in modelopt/torch/quantization/model_calib.py."""
 
+PARTS = 4
+"""Of the kept rows, each judged with what the others have shown. On random inputs of 5 to 20 samples with channels of
+their own, two parts let one odd sample decide, and eight cut samples in two, which then know each other.
+"""
+
 CHUNK_VALUES = 8 << 20
 """Values of a weight that are worked on at a time: 32 MiB in float32."""
 
@@ -31,7 +41,8 @@ class Found:
     Attributes:
         alpha: Their strength.
         prequant: float32 [in], values that bfloat16 holds, all positive.
-        error: Squared error of the quantised output, relative to the squares of the exact output.
+        error: Squared error of the quantised output over the rows of all trials, relative to the squares of the exact
+            output.
         error_at_zero: The same for the grid's first alpha, 0: round-to-nearest without factors in AWQ.
     """
 
@@ -41,8 +52,24 @@ class Found:
     error_at_zero: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a strength is judged on.
+
+    Attributes:
+        rows: Inputs, bfloat16 [rows, in].
+        scheme: Makes factors of what it may know of the inputs.
+    """
+
+    rows: torch.Tensor
+    scheme: Scheme
+
+
 class Scheme(Protocol):
     """How a precision makes factors and what it does to smoothed inputs and weights."""
+
+    def trials(self, rows: torch.Tensor) -> Sequence[Trial]:
+        """What strengths are judged on, of the rows that were kept; each row is in one trial."""
 
     def divisors(self, alpha: float) -> torch.Tensor:
         """What inputs are divided by, float32 [in], not yet rounded."""
@@ -65,6 +92,24 @@ class SmoothQuant:
     def __init__(self, inputs: InputStatistics, weights: Sequence[torch.Tensor]) -> None:
         self._amax = inputs.amax
         self._weight_amax = torch.stack([chunk.abs().amax(dim=0) for chunk in _chunks(weights)]).amax(dim=0)
+
+    def trials(self, rows: torch.Tensor) -> Sequence[Trial]:
+        """Each part of the rows, with a scheme that has not seen it: neighbouring rows are of the same samples."""
+        parts = rows.tensor_split(min(PARTS, len(rows)))
+        if len(parts) < 2:
+            return (Trial(rows, self),)
+        rests = [torch.cat([*parts[:index], *parts[index + 1 :]]) for index in range(len(parts))]
+        return tuple(Trial(own, self._without(own, rest)) for own, rest in zip(parts, rests, strict=True))
+
+    def _without(self, own: torch.Tensor, rest: torch.Tensor) -> SmoothQuant:
+        """The scheme without rows of which it was made.
+
+        Where they hold a channel's largest value, those of the rest take its place. They show no more than that of all
+        other tokens, so that a strength is rather judged too hard; how often a channel leaves its range is right.
+        """
+        other = copy(self)
+        other._amax = torch.where(own.abs().amax(dim=0) == self._amax, rest.abs().amax(dim=0).float(), self._amax)
+        return other
 
     def divisors(self, alpha: float) -> torch.Tensor:
         """amax(x)^alpha / amax(W)^(1 - alpha) of each channel; 1 for channels that are always 0."""
@@ -95,6 +140,10 @@ class Awq:
     def __init__(self, inputs: InputStatistics, group_size: int) -> None:
         self._mean = inputs.mean
         self._group_size = group_size
+
+    def trials(self, rows: torch.Tensor) -> Sequence[Trial]:
+        """All rows: means hardly hang on single ones."""
+        return (Trial(rows, self),)
 
     def divisors(self, alpha: float) -> torch.Tensor:
         """mean|x|^alpha of each channel, spread evenly around 1 by its extremes (llm-awq's auto_scale.py)."""
@@ -133,20 +182,35 @@ def search_prequant(
         weights: The weights that share them, [out, in] each.
         alphas: The grid, ascending from 0.
     """
-    rows = inputs.rows
-    exact = [rows.float() @ chunk.t() for chunk in _chunks(weights)]
-    energy = sum(float(part.square().sum(dtype=torch.float64)) for part in exact)
-    tried: list[tuple[float, torch.Tensor, float]] = []
+    trials = scheme.trials(inputs.rows)
+    exact = [[trial.rows.float() @ chunk.t() for chunk in _chunks(weights)] for trial in trials]
+    energy = sum(_squares(part) for parts in exact for part in parts)
+    errors = []
     for alpha in alphas:
-        prequant = (1.0 / scheme.divisors(alpha)).bfloat16().float()
-        quantized = scheme.quantized_rows(rows, prequant)
-        error = 0.0
-        for chunk, expected in zip(_chunks(weights), exact, strict=True):
-            output = quantized @ scheme.quantized_weight(chunk / prequant).t()
-            error += float((output - expected).square_().sum(dtype=torch.float64))
-        tried.append((alpha, prequant, error / energy if energy else 0.0))
-    alpha, prequant, error = min(tried, key=lambda one: one[2])
-    return Found(alpha, prequant, error, tried[0][2])
+        error = sum(_trial_error(trial, weights, parts, alpha) for trial, parts in zip(trials, exact, strict=True))
+        errors.append(error / energy if energy else 0.0)
+    best = errors.index(min(errors))
+    return Found(alphas[best], _stored_factors(scheme, alphas[best]), errors[best], errors[0])
+
+
+def _trial_error(trial: Trial, weights: Sequence[torch.Tensor], exact: Sequence[torch.Tensor], alpha: float) -> float:
+    """Squared error of the quantised output over the rows of a trial."""
+    prequant = _stored_factors(trial.scheme, alpha)
+    quantized = trial.scheme.quantized_rows(trial.rows, prequant)
+    error = 0.0
+    for chunk, expected in zip(_chunks(weights), exact, strict=True):
+        output = quantized @ trial.scheme.quantized_weight(chunk / prequant).t()
+        error += _squares(output.sub_(expected))
+    return error
+
+
+def _stored_factors(scheme: Scheme, alpha: float) -> torch.Tensor:
+    """What inputs are multiplied by, float32 [in], values that bfloat16 holds."""
+    return (1.0 / scheme.divisors(alpha)).bfloat16().float()
+
+
+def _squares(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
 
 
 def _chunks(weights: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
