@@ -18,6 +18,7 @@ from typing import Final
 
 import psutil
 
+from nvlm_trt import guarded
 from nvlm_trt.decoder.trtllm_build_command import PROGRAM, EngineSettings, build_command
 from nvlm_trt.decoder.trtllm_build_failure import build_failure
 from nvlm_trt.decoder.trtllm_build_watch import BuildWatch
@@ -27,7 +28,6 @@ from nvlm_trt.environment.seen import installed
 from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TENSORRT_LLM, TENSORRT_LLM, USE_IMAGE
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.progress import Progress
-from nvlm_trt.serving.host import launch
 
 IMAGE: Final = PINNED_IMAGE
 """Where trtllm-build and the TensorRT that serves its engines are."""
@@ -49,6 +49,7 @@ def build_decoder_tensorrt_llm(
     work_dir: Path,
     progress: Progress,
     log: Callable[[str], None],
+    table_dtype: str | None = None,
     executable: str = PROGRAM,
 ) -> None:
     """Build the engines of all ranks: out_dir gets rank{r}.engine, config.json and build.log.
@@ -66,10 +67,13 @@ def build_decoder_tensorrt_llm(
         work_dir: Directory for the log and this build's times of kernels; made if it is missing.
         progress: Called with (bytes of weights that are built, bytes of all); a rank counts by its phases.
         log: Told a line of what is run, one for each engine, and one every few minutes of silence.
+        table_dtype: Of the rows that the vision engine makes (`VisionDescription.output.dtype`), which become the
+            prompt table; None where there is no vision engine to compare with.
         executable: The program, by name or path.
 
     Raises:
-        EngineError: there is no trtllm-build on this machine, or that of a TensorRT-LLM that is not supported.
+        EngineError: there is no trtllm-build on this machine, or that of a TensorRT-LLM that is not supported, or the
+            engine would refuse every prompt table.
         CheckpointError: the checkpoint has no config.json or lacks a rank.
         BuildError: trtllm-build failed, with the end of its log and what to do, or built something else.
     """
@@ -78,6 +82,7 @@ def build_decoder_tensorrt_llm(
         raise EngineError("there is no trtllm-build on this machine", seen=executable, fix=f"run it inside {IMAGE}")
     _check_version(installed("tensorrt_llm"))
     config = TrtllmConfig.read(checkpoint_dir)
+    _check_table(table_dtype, config)
     ranks = _rank_bytes(checkpoint_dir, config.world_size)
     for directory in (out_dir, work_dir):
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,12 +116,27 @@ def _check_version(version: str | None) -> None:
         )
 
 
+def _check_table(dtype: str | None, config: TrtllmConfig) -> None:
+    """Refuse a decoder of another dtype than the prompt table's before hours are spent on it.
+
+    The runtime takes a table of the engine's own dtype alone: it ends any other request with an error
+    (cpp/tensorrt_llm/batch_manager/promptTuningBuffers.cpp).
+    """
+    if dtype is not None and dtype != config.dtype.name:
+        raise EngineError(
+            "the vision engine's rows have another dtype than the decoder, which takes prompt tables of its own alone",
+            seen=f"vision {dtype}, decoder {config.dtype.name}",
+            expected=f"{config.dtype.name} from both",
+            fix="build vision-export and decoder-convert with the same recipe",
+        )
+
+
 def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
     """Run the command with its output in the log; its exit code, negative for a signal."""
     start = time.monotonic()
     with log_path.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-I", launch.__file__, str(os.getpid()), *command],
+            [sys.executable, "-I", guarded.__file__, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -131,7 +151,7 @@ def _run(command: tuple[str, ...], log_path: Path, watch: BuildWatch) -> int:
                 watch.look(time.monotonic() - start, lambda: _memory_below(process.pid))
             return code
         finally:
-            process.kill()  # the guard that launch leaves behind ends the workers; nothing happens to what has ended
+            process.kill()  # the guard ends the workers; nothing happens to what has ended
             process.wait()
 
 

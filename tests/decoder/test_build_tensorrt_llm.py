@@ -113,7 +113,13 @@ class Build:
         path.write_text(f"#!{sys.executable} -IS\n" + BEGIN + "".join(steps), encoding="utf-8")
         path.chmod(0o755)
 
-    def run(self, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+    def run(
+        self,
+        *,
+        workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+        table_dtype: str | None = "bfloat16",
+    ) -> None:
         build_decoder_tensorrt_llm(
             self.checkpoint,
             self.out,
@@ -123,12 +129,29 @@ class Build:
             work_dir=self.work,
             progress=progress or (lambda done, total: self.done.append((done, total))),
             log=self.lines.append,
+            table_dtype=table_dtype,
         )
 
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     return Build(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_prompt_table_of_another_dtype_is_refused_before_anything_is_built(build: Build, dtype: str) -> None:
+    build.stand_in(SUCCEED)
+    with pytest.raises(EngineError, match=f"vision {dtype}, decoder bfloat16") as refused:
+        build.run(table_dtype=dtype)
+    assert "expected: bfloat16 from both" in str(refused.value)
+    assert not build.out.exists()
+    assert build.lines == []
+
+
+def test_a_decoder_without_a_vision_engine_beside_it_is_built(build: Build) -> None:
+    build.stand_in(SUCCEED)
+    build.run(table_dtype=None)
+    assert (build.out / "rank1.engine").is_file()
 
 
 def test_a_build_leaves_the_engines_and_its_log(build: Build) -> None:
