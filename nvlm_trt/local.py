@@ -20,8 +20,8 @@ from nvlm_trt.decoder.stopping import AnswerText
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits, read_image
-from nvlm_trt.model.prompt import Prompt, Turn, build_prompt
-from nvlm_trt.model.tiling import tile_image
+from nvlm_trt.model.prompt import Prompt, TileTags, Turn, build_prompt
+from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.vision.runner import VisionRunner
@@ -220,6 +220,8 @@ class LocalEngine:
         images: Sequence[bytes] = (),
         history: Sequence[Turn] = (),
         system: str | None = None,
+        max_tiles: int | None = None,
+        tags: TileTags = tile_tags,
     ) -> AnswerStream:
         """Answer a question piece by piece.
 
@@ -230,14 +232,17 @@ class LocalEngine:
             images: Encoded image files, in the order of the ``<image>`` placeholders.
             history: Earlier questions and answers, oldest first.
             system: The system message; None for the release's own.
+            max_tiles: Tiles an image is cut into at most; None for the recipe's.
+            tags: The text in front of each tile; others than the model's own are for ablations.
 
         Raises:
             ImageRejected: an image cannot be read or is beyond the limits.
             PromptError: there are more images than placeholders.
-            RequestError: too many images, or the prompt and max_tokens are longer than the engine.
+            RequestError: too many images, more tiles than the recipe's, or the prompt and max_tokens are longer than
+                the engine.
         """
         started = time.perf_counter()
-        prepared = self.prepare(question, images=images, history=history, system=system)
+        prepared = self.prepare(question, images=images, history=history, system=system, max_tiles=max_tiles, tags=tags)
         if sampling is None:
             room = self.decoder.config.max_seq_len - len(prepared.decoder_ids)
             sampling = SamplingParams(max(1, min(self.recipe.max_output_len, room)))
@@ -254,14 +259,19 @@ class LocalEngine:
         images: Sequence[bytes] = (),
         history: Sequence[Turn] = (),
         system: str | None = None,
+        max_tiles: int | None = None,
+        tags: TileTags = tile_tags,
     ) -> PreparedPrompt:
-        """The decoder's inputs of a question: images read, tiled and encoded, the prompt tokenised."""
+        """The decoder's inputs of a question: images read, tiled and encoded, the prompt tokenised.
+
+        Arguments and errors are those of `stream`.
+        """
         started = time.perf_counter()
         if len(images) > self.recipe.max_images:
             raise RequestError(
                 "there are too many images", seen=len(images), expected=f"at most {self.recipe.max_images}"
             )
-        tiles = [self.tiles(data) for data in images]
+        tiles = [self.tiles(data, max_tiles) for data in images]
         prompt = build_prompt(
             self.tokenizer,
             self.config.tokens_per_tile,
@@ -269,6 +279,7 @@ class LocalEngine:
             tiles=[len(cut) for cut in tiles],
             history=history,
             system=system,
+            tags=tags,
         )
         longest = self.decoder.config.max_seq_len - 1
         prompt.check_length(min(self.recipe.max_input_len, longest))
@@ -277,16 +288,24 @@ class LocalEngine:
         ids = prompt.decoder_ids(self.decoder.config.vocab_size)
         return PreparedPrompt(prompt, ids, table, cut_at - started, time.perf_counter() - cut_at)
 
-    def tiles(self, data: bytes) -> npt.NDArray[np.uint8]:
+    def tiles(self, data: bytes, max_tiles: int | None = None) -> npt.NDArray[np.uint8]:
         """The tiles of an image file as the recipe cuts it: uint8 [n, s, s, 3], thumbnail last.
+
+        Args:
+            data: The file's bytes.
+            max_tiles: Tiles of the grid at most; None for the recipe's.
 
         Raises:
             ImageRejected: the image cannot be read or is beyond the limits.
+            RequestError: `max_tiles` is more than the recipe's.
         """
+        most = self.recipe.max_tiles
+        if max_tiles is not None and not 1 <= max_tiles <= most:
+            raise RequestError("max_tiles is out of range", seen=max_tiles, expected=f"1 to {most}")
         image = read_image(data, self._limits, exif_orientation=self.recipe.exif_orientation)
         return tile_image(
             image,
-            max_tiles=self.recipe.max_tiles,
+            max_tiles=max_tiles or most,
             tile_size=self.config.tile_size,
             use_thumbnail=self.config.use_thumbnail,
         )

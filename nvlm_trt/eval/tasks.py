@@ -86,7 +86,7 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
             expected, for every fault in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the task cannot be read ({error})", seen=path) from None
     samples: dict[str, Sample] = {}

@@ -10,7 +10,7 @@ Source: conversation.py and modeling_nvlm_d.py of nvidia/NVLM-D-72B. Three rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ IMAGE_PLACEHOLDER = "<image>"
 
 Turn = tuple[str, str]
 """A question and the answer that was given to it."""
+
+TileTags = Callable[[int], Sequence[str]]
+"""From the number of an image's tiles to the text in front of each; called once an image, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def build_prompt(
     tiles: Sequence[int] = (),
     history: Sequence[Turn] = (),
     system: str | None = None,
+    tags: TileTags = tile_tags,
 ) -> Prompt:
     """Build the prompt of one request.
 
@@ -105,6 +109,7 @@ def build_prompt(
         tiles: Tiles of each image, thumbnail included, in the order of the ``<image>`` placeholders.
         history: Earlier questions and answers, oldest first.
         system: The system message; None for the release's own.
+        tags: The text in front of each tile; others than the model was trained with are for ablations.
 
     Raises:
         PromptError: there are more images than placeholders.
@@ -120,7 +125,7 @@ def build_prompt(
             seen=f"{len(tiles)} images, {placeholders} placeholders",
             fix="write <image> once for each image, or nowhere",
         )
-    pieces = list(_expand(_template(system, history, question), tiles, tokens_per_tile))
+    pieces = list(_expand(_template(system, history, question), tiles, tokens_per_tile, tags))
     return _tokenise(tokenizer, pieces, tuple(tiles))
 
 
@@ -140,7 +145,7 @@ def _turn(role: str, message: str) -> Iterator[Piece]:
         yield Special(END_OF_TURN)
 
 
-def _expand(pieces: Iterator[Piece], tiles: Sequence[int], tokens_per_tile: int) -> Iterator[Piece]:
+def _expand(pieces: Iterator[Piece], tiles: Sequence[int], tokens_per_tile: int, tags: TileTags) -> Iterator[Piece]:
     """Replace the i-th placeholder of the conversation by image i."""
     waiting = list(tiles)
     for piece in pieces:
@@ -151,15 +156,15 @@ def _expand(pieces: Iterator[Piece], tiles: Sequence[int], tokens_per_tile: int)
         yield before
         for text in after:
             if waiting:
-                yield from _image(waiting.pop(0), tokens_per_tile)
+                yield from _image(tags(waiting.pop(0)), tokens_per_tile)
                 yield text
             else:
                 yield IMAGE_PLACEHOLDER + text
 
 
-def _image(num_tiles: int, tokens_per_tile: int) -> Iterator[Piece]:
+def _image(tags: Sequence[str], tokens_per_tile: int) -> Iterator[Piece]:
     yield "<Image>"
-    for tag in tile_tags(num_tiles):
+    for tag in tags:
         yield tag
         yield from [Special(VISION_PAD)] * tokens_per_tile
     yield "</Image>"
