@@ -20,6 +20,9 @@ PROGRAM: Final = "trtllm-build"
 LEAST_MAX_NUM_TOKENS: Final = 8192
 """trtllm-build's own default of max_num_tokens."""
 
+PAGED_CONTEXT_FIELDS: Final = ("kv_cache_reuse", "chunked_context")
+"""Fields of `decoder_engine` that stand on paged context attention (see `pages_context`)."""
+
 HOST_COPIES: Final = 3
 """Sizes of a rank's weights that its worker holds in host memory: the weights, TensorRT's copy, the serialised engine.
 
@@ -75,7 +78,7 @@ def engine_settings(
             seen=max_seq_len,
             expected=f"at most {decoder.max_position_embeddings}",
         )
-    paged = _pages_context(precision)
+    paged = pages_context(precision)
     return EngineSettings(
         max_batch_size=recipe.max_batch_size,
         max_seq_len=max_seq_len,
@@ -121,8 +124,8 @@ def refusals(recipe: BuildRecipe, decoder: DecoderConfig, precision: Precision) 
             "decoder_engine.speculative_decoding lookahead: in TensorRT-LLM it gives wrong answers or none together "
             "with a prompt table, which carries the images (NVIDIA/TensorRT-LLM issues 6009 and 3137); use none"
         )
-    if not _pages_context(precision):
-        needing = [name for name in ("kv_cache_reuse", "chunked_context") if getattr(engine, name)]
+    if not pages_context(precision):
+        needing = [name for name in PAGED_CONTEXT_FIELDS if getattr(engine, name)]
         if needing:
             weights = precision.quantization.quant_algo or precision.dtype.name
             reasons.append(
@@ -149,6 +152,23 @@ def refuse(recipe: BuildRecipe, decoder: DecoderConfig, precision: Precision) ->
     reasons = refusals(recipe, decoder, precision)
     if reasons:
         raise RecipeError(f"{recipe.name}: TensorRT-LLM cannot run this decoder:{listed(reasons)}")
+
+
+def pages_context(precision: Precision) -> bool:
+    """Whether paged context attention works: not on int8 keys and values, on fp8 ones beside fp8 weights only.
+
+    The builder turns it off in the other cases and only logs a warning (tensorrt_llm/builder.py).
+
+    Args:
+        precision: Of the decoder, its KV cache included.
+    """
+    match _cache(precision):
+        case None:
+            return True
+        case KvCacheAlgo.FP8:
+            return _is_fp8(precision)
+        case KvCacheAlgo.INT8:
+            return False
 
 
 def workers_that_fit(rank_bytes: int, available_memory: int, ranks: int, gpus: int) -> int:
@@ -235,17 +255,3 @@ def _cache(precision: Precision) -> KvCacheAlgo | None:
 
 def _is_fp8(precision: Precision) -> bool:
     return precision.quantization.quant_algo == QuantAlgo.FP8
-
-
-def _pages_context(precision: Precision) -> bool:
-    """Whether paged context attention works: not on int8 keys and values, on fp8 ones beside fp8 weights only.
-
-    The builder turns it off in the other cases and only logs a warning (tensorrt_llm/builder.py).
-    """
-    match _cache(precision):
-        case None:
-            return True
-        case KvCacheAlgo.FP8:
-            return _is_fp8(precision)
-        case KvCacheAlgo.INT8:
-            return False

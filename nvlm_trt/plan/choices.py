@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from nvlm_trt.decoder.trtllm_build_command import PAGED_CONTEXT_FIELDS, pages_context
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.gpus import known_gpus, load_gpu
 from nvlm_trt.plan.verdict import Verdict, judge
@@ -109,9 +110,10 @@ def _changes(deployment: Deployment, workload: Workload) -> Iterator[list[Change
         batch = workload.concurrency
         yield [(f"max_batch_size {batch}", deployment.changed(max_batch_size=batch))]
     if deployment.precision.quantization.kv_cache_quant_algo is None:
-        caches = ("fp8", "int8")
-        words = "decoder_engine.kv_cache_precision"
-        yield [(f"{words} {name}", _with_engine(deployment, kv_cache_precision=name)) for name in caches]
+        yield [_with_cache(deployment, name) for name in ("fp8", "int8")]
+    elif deployment.refusals:
+        yield [_with_cache(deployment, "auto")]
+        yield [_with_cache(deployment, recipe.decoder_engine.kv_cache_precision)]
     yield [
         (f"decoder_precision {name}", deployment.changed(decoder_precision=name))
         for name in _others(recipe.decoder_precision)
@@ -136,6 +138,15 @@ def _smaller_limits(deployment: Deployment, workload: Workload) -> Iterator[list
         (f"decoder_engine.max_num_tokens {tokens}: fewer activations", _with_engine(deployment, max_num_tokens=tokens))
         for tokens in _halves(deployment.max_num_tokens, LEAST_TOKENS_PER_STEP)
     ]
+
+
+def _with_cache(deployment: Deployment, name: str) -> Change:
+    """A KV cache of that precision, and without what trtllm-build would refuse beside it."""
+    words, changed = f"decoder_engine.kv_cache_precision {name}", _with_engine(deployment, kv_cache_precision=name)
+    if pages_context(changed.precision):
+        return words, changed
+    off = {field: False for field in PAGED_CONTEXT_FIELDS if getattr(deployment.recipe.decoder_engine, field)}
+    return f"{words} with {' and '.join(off)} false", _with_engine(changed, **off)
 
 
 def _with_engine(deployment: Deployment, **fields: object) -> Deployment:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nvlm_trt.decoder.precision import Precision
 from nvlm_trt.decoder.trtllm_build_command import max_num_tokens
+from nvlm_trt.decoder.trtllm_build_command import refusals as build_refusals
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
@@ -16,6 +17,7 @@ from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.plan.sizes import prompt_table_bytes
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.serving.spec import GpuSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class Deployment:
         return dataclasses.replace(decoder, intermediate_size=wide)
 
     @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why the build would refuse the recipe, or the GPU could not run it: one reason each."""
+        own = build_refusals(self.recipe, self.config.decoder, self.precision)
+        return (*self.sources.refusals(self.gpu.name, self.gpu.compute_capability), *own)
+
+    @property
     def gpus(self) -> int:
         """GPUs of one set of engines."""
         return self.recipe.tp * self.recipe.pp
@@ -103,8 +111,8 @@ class Deployment:
 
     @property
     def vision_gpus(self) -> int:
-        """GPUs with a vision engine, from GPU 0 on; tiles spread over them."""
-        return min(self.recipe.vision_engine.gpus or self.gpus, self.gpus)
+        """GPUs with a vision engine, from GPU 0 on: the first node's at most, as Triton places them."""
+        return GpuSpec.of(self.recipe, self.sources.tiles_per_request).vision_gpus
 
     @property
     def tiles_per_image(self) -> int:
@@ -114,7 +122,7 @@ class Deployment:
     @property
     def vision_batch(self) -> int:
         """Tiles of one batch of the vision engine at most."""
-        return self.recipe.vision_engine.max_tiles or self.sources.tiles_per_request
+        return GpuSpec.of(self.recipe, self.sources.tiles_per_request).vision_max_tiles
 
     @property
     def max_num_tokens(self) -> int:

@@ -11,9 +11,8 @@ from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.memory import GpuMemory
 from nvlm_trt.plan.roofline import Bound
 from nvlm_trt.plan.sizes import tile_tensor_bytes
-from nvlm_trt.plan.speed import Speed
 from nvlm_trt.plan.verdict import Capacity, Verdict
-from nvlm_trt.plan.workload import Workload
+from nvlm_trt.plan.workload import Speed, Workload
 
 METHOD = "roofline: the least time that datasheet peaks allow; a bound, not a promise"
 

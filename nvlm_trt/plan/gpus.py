@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nvlm_trt.errors import UserError
 
 COMPUTE_DTYPES = {
-    "fp32": "tf32",
+    "fp32": "fp32",
     "bf16": "bf16",
     "fp16": "bf16",
     "fp8": "fp8",
@@ -28,7 +28,10 @@ COMPUTE_DTYPES = {
     "int4_wo": "bf16",
     "int4_awq": "bf16",
 }
-"""The peak that the matrix products of a precision run at: weight-only kinds compute in bf16. fp32 may use TF32."""
+"""The peak that the matrix products of a precision run at: weight-only kinds compute in bf16.
+
+fp32 is that of the ordinary cores: the vision engine is built with TF32 off (nvlm_trt/vision/build_tensorrt.py).
+"""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,7 +83,7 @@ class Corrections(_Data):
 class Peaks(_Data):
     """Dense peaks of matrix products in TFLOP/s (TOP/s of int8); None where the GPU lacks the type."""
 
-    tf32: Positive
+    fp32: Positive
     bf16: Positive
     fp8: Positive | None = None
     int8: Positive
@@ -112,7 +115,7 @@ class Gpu(_Data):
         compute_capability: 90 for 9.0.
         memory_gb: Decimal gigabytes, as sold.
         bandwidth_gb_per_s: Of its memory.
-        peak_tflops: Of its matrix units.
+        peak_tflops: Of its matrix units, fp32 of its ordinary cores.
         interconnect: To the other GPUs of the machine.
         sources: Where each figure was read.
         corrections: None of them unless somebody measured.

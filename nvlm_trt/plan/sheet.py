@@ -14,9 +14,8 @@ from nvlm_trt.plan.flops import prefill_flops, vision_flops_per_tile
 from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.roofline import Bound
 from nvlm_trt.plan.sizes import tile_tensor_bytes
-from nvlm_trt.plan.speed import Speed
 from nvlm_trt.plan.verdict import Capacity, Verdict
-from nvlm_trt.plan.workload import Workload
+from nvlm_trt.plan.workload import Speed, Workload
 
 Row = tuple[object, ...]
 

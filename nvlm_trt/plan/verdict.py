@@ -10,8 +10,7 @@ from nvlm_trt.errors import RecipeError
 from nvlm_trt.pipeline.preflight import in_words
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.memory import GpuMemory, gpu_memory, kv_tokens, requests_that_fit
-from nvlm_trt.plan.speed import Speed, speed_of
-from nvlm_trt.plan.workload import Workload
+from nvlm_trt.plan.workload import Speed, Workload, speed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def judge(deployment: Deployment, workload: Workload, gpus: int | None = None) -
         gpus: GPUs that there are; None for as many as it needs.
     """
     recipe, precision = deployment.recipe, deployment.precision
-    blockers = list(deployment.sources.refusals(deployment.gpu.name, deployment.gpu.compute_capability))
+    blockers = list(deployment.refusals)
     misses = list(_beyond_limits(deployment, workload))
     if gpus is not None and gpus < deployment.gpus:
         blockers.append(f"tp {recipe.tp} x pp {recipe.pp} needs {deployment.gpus} GPUs, there are {gpus}")

@@ -1,8 +1,11 @@
-"""The requests that a plan is made for."""
+"""The requests that a plan is made for, and what they see of the roofline: latencies and throughput."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from nvlm_trt.plan.deployment import Deployment
+from nvlm_trt.plan.roofline import Bound, Roofline
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,108 @@ class Workload:
     def mean_context(self) -> int:
         """Tokens that a decode step sees on average: the prompt and half the answer."""
         return self.prompt_tokens + (self.output_tokens + 1) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decode step of a batch size."""
+
+    batch: int
+    bound: Bound
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all requests together."""
+        return self.batch / self.bound.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Bounds for one workload; vision, prefill and decode share the GPUs, so their times add up.
+
+    Attributes:
+        workload: The requests.
+        vision: Vision engine on the tiles of one request.
+        prefill: The decoder on its prompt.
+        step: A decode step of all `concurrency` requests.
+        others_step: A decode step of the other requests, which a new one may have to wait for; None for one request.
+        steps: Decode steps of batch sizes 1, 2, 4, ... up to the engine's.
+        compute_bound_batch: Batch from which on a step's matrix products are bound by arithmetic.
+        all_reduce_bytes: Bytes that a GPU sends while one prompt is read.
+    """
+
+    workload: Workload
+    vision: Bound
+    prefill: Bound
+    step: Bound
+    others_step: Bound | None
+    steps: tuple[Step, ...]
+    compute_bound_batch: int
+    all_reduce_bytes: float
+
+    @property
+    def first_token_s(self) -> float:
+        """Vision and prefill of one request on idle GPUs."""
+        return self.vision.seconds + self.prefill.seconds
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token of a request that finds the others decoding: their step under way, vision, prefill.
+
+        No other prompt is in its way: requests that end evenly spread follow one another at `period_s`, which is longer
+        than one vision and one prefill.
+        """
+        return (self.others_step.seconds if self.others_step else 0.0) + self.first_token_s
+
+    @property
+    def burst_ttft_s(self) -> float:
+        """Time to first token of the last one of `concurrency` requests that arrive at the same moment."""
+        return self.workload.concurrency * self.first_token_s
+
+    @property
+    def period_s(self) -> float:
+        """Seconds of all GPUs that a request takes: vision, prefill, and its part of so many decode steps."""
+        decode = self.workload.output_tokens * self.step.seconds / self.workload.concurrency
+        return self.first_token_s + decode
+
+    @property
+    def requests_per_s(self) -> float:
+        """Requests answered a second with `concurrency` of them under way all the time."""
+        return 1 / self.period_s
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Tokens of answers a second, of all requests."""
+        return self.requests_per_s * self.workload.output_tokens
+
+    @property
+    def mean_itl_s(self) -> float:
+        """Mean time between a request's tokens, with the vision and prefill of the others in between."""
+        pauses = (self.workload.concurrency - 1) * self.first_token_s / self.workload.output_tokens
+        return self.step.seconds + pauses
+
+
+def speed_of(deployment: Deployment, workload: Workload) -> Speed:
+    """The bounds of a workload on a deployment.
+
+    Raises:
+        RecipeError: the shapes do not allow the recipe's tp and pp at its precision.
+    """
+    roofline, context = Roofline(deployment), workload.mean_context
+    others = workload.concurrency - 1
+    return Speed(
+        workload=workload,
+        vision=roofline.vision(workload.total_tiles),
+        prefill=roofline.prefill(workload.prompt_tokens),
+        step=roofline.step(workload.concurrency, context),
+        others_step=roofline.step(others, context) if others else None,
+        steps=tuple(Step(batch, roofline.step(batch, context)) for batch in _batches(deployment.recipe.max_batch_size)),
+        compute_bound_batch=roofline.compute_bound_batch(),
+        all_reduce_bytes=roofline.all_reduce_bytes(workload.prompt_tokens),
+    )
+
+
+def _batches(most: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `most` itself."""
+    powers = (1 << power for power in range(most.bit_length()))
+    return tuple(dict.fromkeys((*(batch for batch in powers if batch < most), most)))

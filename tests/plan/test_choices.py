@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from nvlm_trt.decoder.precision import PRECISIONS
+from nvlm_trt.decoder.trtllm_build_command import refusals
 from nvlm_trt.plan.choices import PREFERENCE, TENSOR_PARALLEL, cheaper, cheapest, choices, remedies
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.verdict import judge
@@ -101,9 +102,43 @@ def test_a_smaller_cache_entry_is_a_remedy(deploy: Deploy, one_image: Workload) 
     plan = deploy(tp=4, decoder_precision="bf16", max_batch_size=64, max_input_len=16_384)
     verdict = judge(plan, dataclasses.replace(one_image, concurrency=60))
     assert verdict.misses == ("the KV cache holds 46 requests, not 60",)
-    assert "decoder_engine.kv_cache_precision fp8" in remedies(verdict, None)
+    unpaged = "with kv_cache_reuse and chunked_context false"
+    assert f"decoder_engine.kv_cache_precision fp8 {unpaged}" in remedies(verdict, None)
     older = judge(dataclasses.replace(plan, gpu=deploy("a100-80g-sxm").gpu), verdict.workload)
-    assert "decoder_engine.kv_cache_precision int8" in remedies(older, None)
+    assert f"decoder_engine.kv_cache_precision int8 {unpaged}" in remedies(older, None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache"), [("bf16", "fp8"), ("bf16", "int8"), ("int8_sq", "fp8"), ("fp8", "int8")]
+)
+def test_a_smaller_cache_that_the_build_refuses_is_refused_here_and_told_what_would_do(
+    precision: str, cache: str, deploy: Deploy, one_image: Workload
+) -> None:
+    engine = {"kv_cache_precision": cache}
+    plan = deploy(tp=8, decoder_precision=precision, decoder_engine=engine)
+    verdict = judge(plan, one_image)
+    reasons = refusals(plan.recipe, plan.config.decoder, plan.precision)
+    assert verdict.blockers == tuple(reasons)
+    assert len(reasons) == 1
+    named = remedies(verdict, None)
+    assert "decoder_engine.kv_cache_precision auto" in named
+    assert f"decoder_engine.kv_cache_precision {cache} with kv_cache_reuse and chunked_context false" in named
+    unpaged = engine | {"kv_cache_reuse": False, "chunked_context": False}
+    assert judge(deploy(tp=8, decoder_precision=precision, decoder_engine=unpaged), one_image).ok
+
+
+def test_only_what_is_on_has_to_be_turned_off(deploy: Deploy, one_image: Workload) -> None:
+    plan = deploy(tp=8, decoder_engine={"kv_cache_precision": "fp8", "kv_cache_reuse": False})
+    named = remedies(judge(plan, one_image), None)
+    assert "decoder_engine.kv_cache_precision fp8 with chunked_context false" in named
+
+
+def test_no_remedy_names_chunks_that_the_build_would_refuse(deploy: Deploy, one_image: Workload) -> None:
+    """Without chunks a step has to hold the longest prompt, so fewer tokens of a step are no remedy."""
+    chunked = deploy("l40s", tp=4, decoder_precision="fp8", max_batch_size=36, max_input_len=16_384)
+    plan = chunked.changed(decoder_engine=chunked.recipe.decoder_engine.model_copy(update={"chunked_context": False}))
+    assert any("max_num_tokens" in words for words in remedies(judge(chunked, one_image), None))
+    assert not any("max_num_tokens" in words for words in remedies(judge(plan, one_image), None))
 
 
 def test_another_precision_is_the_remedy_of_a_refusal(deploy: Deploy, one_image: Workload) -> None:

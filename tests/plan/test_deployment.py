@@ -9,6 +9,7 @@ import pytest
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.plan.deployment import Assumptions, Deployment
 from nvlm_trt.plan.gpus import load_gpu
+from nvlm_trt.plan.memory import gpu_memory
 from nvlm_trt.recipe import parse_recipe
 
 Deploy = Callable[..., Deployment]
@@ -43,6 +44,13 @@ def test_vision_engines_are_on_all_gpus_unless_the_recipe_says_fewer(
     asked: int | None, placed: int, deploy: Deploy
 ) -> None:
     assert deploy(tp=2, pp=2, vision_engine={"gpus": asked}).vision_gpus == placed
+
+
+@pytest.mark.parametrize(("asked", "placed"), [(None, 8), (2, 2), (16, 8)])
+def test_vision_engines_are_on_the_first_node_only(asked: int | None, placed: int, deploy: Deploy) -> None:
+    plan = deploy(tp=8, pp=2, vision_engine={"gpus": asked})
+    assert (plan.gpus, plan.vision_gpus) == (16, placed)
+    assert [memory.vision > 0 for memory in gpu_memory(plan)] == [True] * placed + [False] * (16 - placed)
 
 
 def test_a_batch_of_tiles_is_that_of_one_request_unless_the_recipe_says_otherwise(deploy: Deploy) -> None:

@@ -42,7 +42,7 @@ def test_a_shipped_model_has_sources_and_no_corrections(name: str) -> None:
     assert gpu.corrections.applied() == {}
     assert all("NVIDIA" in source or "CUDA" in source for source in gpu.sources.model_dump().values())
     peaks = gpu.peak_tflops
-    assert peaks.tf32 < peaks.bf16 < peaks.int8
+    assert peaks.fp32 < peaks.bf16 < peaks.int8
     assert (peaks.fp8 is None) == (gpu.compute_capability < 89)
     assert gpu.peak("bf16") / gpu.bandwidth > 50
 
@@ -61,6 +61,20 @@ def test_figures(name: str, memory: float, bandwidth: float, bf16: float, fp8: f
     gpu = load_gpu(name)
     assert (gpu.memory_bytes, gpu.bandwidth, gpu.compute_capability) == (memory, bandwidth, capability)
     assert (gpu.peak("bf16"), gpu.peak("fp8")) == (bf16, fp8)
+
+
+@pytest.mark.parametrize(
+    ("name", "fp32"),
+    [("a100-80g-sxm", 19.5e12), ("h100-pcie", 51e12), ("h200-sxm", 67e12), ("l40s", 91.6e12), ("b200", 80e12)],
+)
+def test_fp32_is_multiplied_without_tensor_cores(name: str, fp32: float) -> None:
+    assert load_gpu(name).peak("fp32") == fp32
+
+
+def test_figures_of_the_a100_and_the_rtx_6000_ada_are_those_of_their_datasheets() -> None:
+    a100, ada = load_gpu("a100-80g-sxm"), load_gpu("rtx-6000-ada")
+    assert (a100.bandwidth, a100.peak("bf16"), a100.peak("int8"), a100.link) == (2.039e12, 312e12, 624e12, 300e9)
+    assert (ada.bandwidth, 4 * ada.peak("bf16"), 2 * ada.peak("fp8"), 2 * ada.peak("int8")) == (960e9, *3 * [1457e12])
 
 
 def test_weight_only_precisions_multiply_in_bf16() -> None:
@@ -112,7 +126,7 @@ def test_corrections_are_named_with_their_source(tmp_path: Path) -> None:
         ({"memory": 80}, "memory: Extra inputs"),
         ({"memory_gb": None}, "memory_gb: Field required"),
         ({"bandwidth_gb_per_s": -1}, "bandwidth_gb_per_s"),
-        ({"peak_tflops": {"tf32": 1, "bf16": 1, "int8": 1, "fp4": 1}}, "peak_tflops.fp4: Extra inputs"),
+        ({"peak_tflops": {"fp32": 1, "bf16": 1, "int8": 1, "fp4": 1}}, "peak_tflops.fp4: Extra inputs"),
         ({"sources": {"memory_gb": "a datasheet"}}, "sources.peak_tflops: Field required"),
         ({"corrections": {"prefill_share": {"value": 0.5, "source": "x"}}}, "corrections.prefill_share: Extra"),
         ({"corrections": {"prefill_share_of_peak": {"value": 1.5, "source": "x"}}}, "prefill_share_of_peak.value"),

@@ -16,8 +16,7 @@ import pytest
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.memory import gpu_memory, kv_tokens
-from nvlm_trt.plan.speed import speed_of
-from nvlm_trt.plan.workload import Workload
+from nvlm_trt.plan.workload import Workload, speed_of
 
 Deploy = Callable[..., Deployment]
 PAGE = Path(__file__).parents[2] / "docs" / "planning.md"

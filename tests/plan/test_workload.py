@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.roofline import Roofline
-from nvlm_trt.plan.speed import speed_of
-from nvlm_trt.plan.workload import Workload
+from nvlm_trt.plan.workload import Workload, speed_of
 
 Deploy = Callable[..., Deployment]
 
