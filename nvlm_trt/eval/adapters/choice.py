@@ -1,0 +1,115 @@
+"""Multiple choice and mixed questions: AI2D, RealWorldQA, MathVista, MMMU."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nvlm_trt.eval.adapters.folder import DataFolder, Row, read_json, read_jsonl
+from nvlm_trt.eval.adapters.prompts import LATER_SYSTEM, LETTER, SHORT, with_choices
+from nvlm_trt.eval.tasks import LETTERS, Sample
+
+
+def ai2d(data: DataFolder) -> Iterator[Sample]:
+    """AI2D as the released evaluation reads it: ``ai2d_test_vlmevalkit.jsonl`` (no mask) and its images.
+
+    A line: image, question_id, question (with choices and instruction), answer (a letter). ``ai2d_test.jsonl`` is the
+    masked setting, which is harder: the published 94.2 is without mask, with mask it is 85.2.
+    """
+    for row in read_jsonl(data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")):
+        yield Sample(
+            id=str(row["question_id"]),
+            images=(data.image(row["image"]),),
+            question=row["question"],
+            history=(),
+            answers=(str(row["answer"]),),
+            metric="exact_match",
+        )
+
+
+def realworldqa(data: DataFolder) -> Iterator[Sample]:
+    """RealWorldQA: ``annotations.json`` and the images, or the publisher's parquet files.
+
+    An entry: image, question, answer; the question says itself how to answer. Entries with question_type, choices and
+    correct_choice_index, as the released evaluation's own file has them, are asked in its words.
+    """
+    if any(data.path.rglob("*.parquet")):
+        for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
+            yield _realworldqa(index, row, data.extract(row["image"], str(index)))
+        return
+    for index, row in enumerate(read_json(data.find_one("annotations.json", "*.json"))):
+        yield _realworldqa(index, row, data.image(row["image"]))
+
+
+def _realworldqa(index: int, row: Row, image: Path) -> Sample:
+    question: str = row["question"]
+    kind = row.get("question_type")
+    if kind == "multi-choice":
+        question, answer = with_choices(question, row["choices"]), LETTERS[row["correct_choice_index"]]
+    else:
+        question, answer = question if kind is None else question + SHORT, row["answer"]
+    return Sample(str(index), (image,), question, (), (str(answer),), "exact_match", system=LATER_SYSTEM)
+
+
+def mathvista(data: DataFolder) -> Iterator[Sample]:
+    """MathVista testmini: the publisher's parquet files, or ``testmini.json``, ``query.json`` and the images.
+
+    An entry: pid, question, image, choices, answer, question_type (multi_choice or free_form), metadata with `task`,
+    which is the category; query, the question with a hint how to answer, is a column, or in query.json by pid.
+    """
+    if any(data.path.rglob("testmini-*.parquet")):
+        for row in data.parquet("testmini-*.parquet"):
+            yield _mathvista(row, data.extract(row["decoded_image"], str(row["pid"])), row["query"])
+        return
+    queries: Mapping[str, str] = read_json(data.find_one("query.json"))
+    for pid, row in read_json(data.find_one("testmini.json")).items():
+        yield _mathvista(row, data.image(row["image"]), queries[pid])
+
+
+def _mathvista(row: Row, image: Path, query: str) -> Sample:
+    question, answer = query.replace("Hint: ", ""), str(row["answer"])
+    choices: tuple[str, ...] = ()
+    if row["question_type"] == "multi_choice":
+        choices = tuple(row["choices"])
+        question, answer = with_choices(row["question"], choices), LETTERS[choices.index(answer)]
+    category = row["metadata"]["task"]
+    return Sample(str(row["pid"]), (image,), question, (), (answer,), "mathvista", choices=choices, category=category)
+
+
+def mmmu(data: DataFolder) -> Iterator[Sample]:
+    """MMMU validation: the publisher's parquet files, one folder a subject; categories are the 30 subjects.
+
+    A row: id, question, options and, for open questions, answer (both may be lists written as text), question_type,
+    image_1 to image_7, of which the first alone is shown, as the released evaluation does (prompt_style single_image,
+    with the prompt of MMMU's llava1.5.yaml and its ``<image k>`` left out).
+    """
+    for row in data.parquet("validation-*.parquet"):
+        name: str = row["id"]
+        options = tuple(map(str, ast.literal_eval(row["options"])))
+        several = row["question_type"] == "multiple-choice"
+        yield Sample(
+            id=name,
+            images=(data.extract(row["image_1"], name),),
+            question=re.sub(r"<image \d>", "", _mmmu_prompt(row["question"].strip(), options, several=several)),
+            history=(),
+            answers=(row["answer"],) if several else _listed(row["answer"]),
+            metric="multiple_choice" if several else "open_answer",
+            choices=options if several else (),
+            category="_".join(name.split("_")[1:-1]),
+        )
+
+
+def _mmmu_prompt(question: str, options: tuple[str, ...], *, several: bool) -> str:
+    if not several:
+        return f"{question}{SHORT}"
+    lines = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options, strict=False))
+    return f"{question}\n{lines}\n{LETTER}"
+
+
+def _listed(answer: str) -> tuple[str, ...]:
+    """The right answers of an open question: one, or a list written as text."""
+    if answer.startswith("["):
+        return tuple(map(str, ast.literal_eval(answer)))
+    return (answer,)

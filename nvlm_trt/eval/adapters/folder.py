@@ -1,0 +1,173 @@
+"""A folder with a published data set: its annotation files and its images, wherever below the folder they lie."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nvlm_trt.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+Row = Mapping[str, Any]
+"""An entry of an annotation file, as its publisher writes it."""
+
+
+class DataFolder:
+    """Finds and reads what a data set consists of. Nothing is fetched, and nothing outside the folder is read.
+
+    Args:
+        path: The folder.
+        extracted: Where images go that lie inside a parquet file; made when it is needed.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, path: Path, extracted: Path) -> None:
+        if not path.is_dir():
+            raise UserError("there is no such folder of data", seen=path, fix="give it with --data")
+        self.path = path
+        self._extracted = extracted
+
+    def find(self, *patterns: str) -> list[Path]:
+        """The files that match the first of the patterns that any file matches, sorted by name.
+
+        Raises:
+            UserError: none matches.
+        """
+        for pattern in patterns:
+            if found := sorted(file for file in self.path.rglob(pattern) if file.is_file()):
+                return found
+        raise UserError(
+            "the folder has no annotation file of this data set", seen=self.path, expected=" or ".join(patterns)
+        )
+
+    def find_one(self, *patterns: str) -> Path:
+        """As `find`, where there is one such file.
+
+        Raises:
+            UserError: none matches, or several do.
+        """
+        found = self.find(*patterns)
+        if len(found) > 1:
+            names = ", ".join(str(file.relative_to(self.path)) for file in found)
+            raise UserError(
+                "the folder has several such annotation files", seen=names, fix="keep one, or give its folder"
+            )
+        return found[0]
+
+    def image(self, name: object) -> Path:
+        """The file of an image by its name: as a path in the folder, else anywhere below it.
+
+        Of several files of that name the one counts whose folders agree with most of the given ones.
+
+        Args:
+            name: As the annotations have it, folders and suffix included or not.
+
+        Raises:
+            UserError: there is none, or it cannot be told which.
+        """
+        asked = PurePosixPath(str(name))
+        direct = self.path / asked
+        if not asked.is_absolute() and ".." not in asked.parts and direct.is_file():
+            return direct
+        stem = asked.stem if asked.suffix.lower() in IMAGE_SUFFIXES else asked.name
+        found = self._images.get(asked.name) or self._images.get(stem) or ()
+        nearest = max((_agreement(file, asked) for file in found), default=0)
+        best = [file for file in found if _agreement(file, asked) == nearest]
+        if not best:
+            raise UserError("an image of the data set is missing", seen=name, expected=f"below {self.path}")
+        if len(best) > 1:
+            names = ", ".join(str(file.relative_to(self.path)) for file in best)
+            raise UserError(f"several images are called {name}", seen=names, fix="give the folder of one split")
+        return best[0]
+
+    def parquet(self, *patterns: str) -> Iterator[Row]:
+        """Rows of all parquet files of a pattern, a few in memory at a time.
+
+        Raises:
+            UserError: pyarrow is not installed, no file matches, or one cannot be read.
+        """
+        try:
+            arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
+        except ImportError:
+            raise UserError(
+                "parquet files need pyarrow", seen="it is not installed", fix="pip install 'nvlm-trt[eval]'"
+            ) from None
+        for file in self.find(*patterns):
+            try:
+                for batch in parquet.ParquetFile(file).iter_batches(batch_size=16):
+                    yield from batch.to_pylist()
+            except (arrow.ArrowException, OSError) as error:
+                raise UserError(f"a parquet file cannot be read ({error})", seen=file) from None
+
+    def extract(self, image: Row, name: str) -> Path:
+        """The file of an image that lies in a parquet file: `{"bytes": ..., "path": ...}`.
+
+        Args:
+            image: The cell.
+            name: What to call the file, without a suffix; unique in the data set.
+        """
+        suffix = Path(image["path"] or "").suffix.lower()
+        path = self._extracted / f"{name}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
+        data: bytes = image["bytes"]
+        if not path.is_file() or path.stat().st_size != len(data):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.tmp")
+            beside.write_bytes(data)
+            beside.replace(path)
+        return path
+
+    @cached_property
+    def _images(self) -> Mapping[str, list[Path]]:
+        """Image files below the folder by name, with suffix and without."""
+        files: dict[str, list[Path]] = defaultdict(list)
+        for file in sorted(self.path.rglob("*")):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                files[file.name].append(file)
+                files[file.stem].append(file)
+        return dict(files)
+
+
+def _agreement(file: Path, asked: PurePosixPath) -> int:
+    """How many folders, from the last one on, a file has in common with what was asked for."""
+    pairs = zip(reversed(file.parts[:-1]), reversed(asked.parts[:-1]), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"an annotation file cannot be read ({error})", seen=path) from None
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The values of a JSONL file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line.strip():
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise UserError(f"an annotation file cannot be read ({error})", seen=path) from None
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """A text, a number or a list of them as texts."""
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)

@@ -1,0 +1,38 @@
+"""Text in images: OCRBench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nvlm_trt.eval.adapters.folder import DataFolder, read_json, texts
+from nvlm_trt.eval.tasks import Metric, Sample
+
+FORMULAS = "HME100k"
+"""The part of OCRBench whose answers are compared with their case and without spaces."""
+
+
+def ocrbench(data: DataFolder) -> Iterator[Sample]:
+    """OCRBench: ``OCRBench.json`` and the images, or the publisher's parquet file; categories are its ten types.
+
+    An entry: dataset_name, image_path, question, answers (a text or several), type. A row of the parquet file: dataset,
+    image, question, answer, question_type.
+    """
+    if any(data.path.rglob("*.parquet")):
+        rows = (
+            (
+                data.extract(row["image"], str(index)),
+                row["question"],
+                row["answer"],
+                row["dataset"],
+                row["question_type"],
+            )
+            for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet"))
+        )
+    else:
+        rows = (
+            (data.image(row["image_path"]), row["question"], row["answers"], row["dataset_name"], row["type"])
+            for row in read_json(data.find_one("OCRBench.json"))
+        )
+    for index, (image, question, answers, part, kind) in enumerate(rows):
+        metric: Metric = "substring_formula" if part == FORMULAS else "substring"
+        yield Sample(str(index), (image,), question, (), texts(answers), metric, category=kind)

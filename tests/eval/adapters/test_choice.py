@@ -1,0 +1,119 @@
+"""AI2D, RealWorldQA, MathVista and MMMU as their publishers ship them."""
+
+from __future__ import annotations
+
+from .conftest import png
+
+LETTER = "Answer with the option's letter from the given choices directly."
+CELL = {"bytes": png("blue"), "path": "x.png"}
+
+
+def test_ai2d_asks_what_the_file_says(write, read):
+    question = f"What is A?\nA. ears\nB. nose\n{LETTER}"
+    row = {"image": "data/ai2diagram/AI2D_TEST/0.png", "question_id": 7, "question": question, "answer": "B"}
+    write("ai2d_test_vlmevalkit.jsonl", [row])
+    write("ai2d_test.jsonl", [row | {"answer": "A"}])
+    write("AI2D_TEST/0.png")
+    (sample,) = read("ai2d")
+    assert (sample.id, sample.question, sample.answers, sample.metric) == ("7", question, ("B",), "exact_match")
+    assert sample.images[0].name == "0.png"
+
+
+def test_realworldqa_asks_what_the_file_says(write, read):
+    question = "Which way?\nA. left\nB. right\nPlease answer directly with only the letter of the correct option."
+    write("annotations.json", [{"image": "0.webp", "question": question, "answer": "B"}])
+    write("images/0.webp")
+    (sample,) = read("realworldqa")
+    assert (sample.question, sample.answers, sample.metric) == (question, ("B",), "exact_match")
+    assert sample.system == "Follow the user's instruction and answer questions."
+
+
+def test_realworldqa_in_the_form_of_the_released_evaluation(write, read):
+    rows = [
+        {"image": "0.webp", "question": "Which?", "question_type": "multi-choice", "choices": ["left", "right"],
+         "correct_choice_index": 1},
+        {"image": "1.webp", "question": "How many?", "question_type": "short", "answer": 3},
+    ]  # fmt: skip
+    write("annotations.json", rows)
+    write("0.webp")
+    write("1.webp")
+    choice, short = read("realworldqa")
+    assert choice.question == f"Which?\nA. left\nB. right\n{LETTER}"
+    assert choice.answers == ("B",)
+    assert short.question == "How many?\nAnswer the question using a single word or phrase."
+    assert short.answers == ("3",)
+
+
+def test_realworldqa_in_parquet(parquet, read):
+    parquet("data/test-00000-of-00001.parquet", [{"image": CELL, "question": "Which?", "answer": "A"}])
+    (sample,) = read("realworldqa")
+    assert sample.images[0].read_bytes() == png("blue")
+    assert sample.images[0].suffix == ".png"
+
+
+HINT = "Hint: Please answer the question requiring an integer answer.\nQuestion: How many?"
+FREE = {"pid": "1", "question": "How many?", "image": "images/1.jpg", "choices": None, "answer": "4",
+        "question_type": "free_form", "answer_type": "integer", "metadata": {"task": "math word problem"}}  # fmt: skip
+CHOICE = FREE | {"pid": "2", "question": "Find x", "image": "images/2.jpg", "choices": ["97", "102"], "answer": "102",
+                 "question_type": "multi_choice", "metadata": {"task": "geometry problem solving"}}  # fmt: skip
+
+
+def check_mathvista(samples):
+    free, choice = samples
+    assert free.question == "Please answer the question requiring an integer answer.\nQuestion: How many?"
+    assert (free.id, free.answers, free.choices, free.metric) == ("1", ("4",), (), "mathvista")
+    assert free.category == "math word problem"
+    assert choice.question == f"Find x\nA. 97\nB. 102\n{LETTER}"
+    assert (choice.answers, choice.choices) == (("B",), ("97", "102"))
+
+
+def test_mathvista(write, read):
+    write("testmini.json", {"1": FREE, "2": CHOICE})
+    write("query.json", {"1": HINT, "2": "Hint: unused"})
+    write("images/1.jpg")
+    write("images/2.jpg")
+    samples = read("mathvista")
+    check_mathvista(samples)
+    assert [sample.images[0].name for sample in samples] == ["1.jpg", "2.jpg"]
+
+
+def test_mathvista_in_parquet(parquet, read):
+    rows = [row | {"decoded_image": CELL, "query": HINT} for row in (FREE, CHOICE)]
+    parquet("data/testmini-00000-of-00001-725687bf7a18d64b.parquet", rows)
+    check_mathvista(read("mathvista"))
+
+
+def mmmu_row(**change: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": "validation_Art_Theory_3",
+        "question": "<image 1> Which style is <image 2>? ",
+        "options": "['Gothic', \"don't know\"]",
+        "answer": "A",
+        "question_type": "multiple-choice",
+        "subfield": "",
+        "image_1": CELL,
+        "image_2": None,
+    }
+    return row | change
+
+
+def test_mmmu(parquet, read):
+    parquet("Art_Theory/validation-00000-of-00001.parquet", [mmmu_row()])
+    parquet("Art_Theory/test-00000-of-00001.parquet", [mmmu_row(id="test_Art_Theory_1", answer="?")])
+    (sample,) = read("mmmu")
+    assert sample.question == f" Which style is ?\n(A) Gothic\n(B) don't know\n\n{LETTER}"
+    assert (sample.choices, sample.answers, sample.metric) == (("Gothic", "don't know"), ("A",), "multiple_choice")
+    assert (sample.id, sample.category) == ("validation_Art_Theory_3", "Art_Theory")
+    assert sample.images[0].read_bytes() == png("blue")
+
+
+def test_open_questions_of_mmmu_may_have_several_answers(parquet, read):
+    rows = [
+        mmmu_row(id=f"validation_Math_{index}", question_type="open", options="[]", answer=answer, question="Find x.")
+        for index, answer in enumerate(["7", "['24/7', '3.43']"])
+    ]
+    parquet("Math/validation-00000-of-00001.parquet", rows)
+    one, two = read("mmmu")
+    assert one.question == "Find x.\nAnswer the question using a single word or phrase."
+    assert (one.answers, one.metric, one.choices) == (("7",), "open_answer", ())
+    assert two.answers == ("24/7", "3.43")

@@ -1,0 +1,104 @@
+"""What all data sets share: the registry, limits, and folders that are not what they should be."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from nvlm_trt.errors import UserError
+from nvlm_trt.eval.adapters.datasets import DATASETS, read_dataset
+
+ROW = {"imgname": "a.png", "query": "How many?", "label": "14"}
+
+
+def test_every_data_set_has_the_published_figures_of_the_model_card():
+    figures = {name: (dataset.published.hugging_face, dataset.published.megatron) for name, dataset in DATASETS.items()}
+    assert figures == {
+        "docvqa": (92.6, 92.6),
+        "chartqa": (86.0, 86.0),
+        "textvqa": (82.6, 82.1),
+        "vqav2": (85.4, 85.4),
+        "ocrbench": (85.2, 85.3),
+        "ai2d": (94.2, 94.2),
+        "realworldqa": (69.5, 69.7),
+        "mathvista": (65.2, 65.2),
+        "mmmu": (58.7, 59.7),
+    }
+
+
+def test_a_limit_reads_no_further(write, read):
+    write("test_human.json", [ROW, ROW | {"imgname": "missing.png"}])
+    write("png/a.png")
+    assert len(read("chartqa", 1)) == 1
+    with pytest.raises(UserError, match=r"an image of the data set is missing; seen: data/png/missing\.png"):
+        read("chartqa")
+
+
+def test_charts_of_the_same_name_in_another_split_are_told_apart(write, read, data):
+    for split in ("train", "test"):
+        write(f"{split}/png/a.png")
+    write("test/test_human.json", [ROW])
+    assert read("chartqa")[0].images == (data / "test" / "png" / "a.png",)
+
+
+def test_an_image_that_cannot_be_told_from_another_is_refused(write, read):
+    write("test_human.json", [ROW])
+    for part in "xy":
+        write(f"{part}/a.png")
+    with pytest.raises(UserError, match=r"several images are called .*a\.png; seen: x/a\.png, y/a\.png"):
+        read("chartqa")
+
+
+def test_an_entry_of_another_format_is_told_with_what_is_expected(write, read):
+    write("test_human.json", [ROW, {"image": "a.png"}])
+    write("png/a.png")
+    with pytest.raises(UserError, match=r"ChartQA: entry 1 .*seen: KeyError: .*expected: .*imgname, query, label"):
+        read("chartqa")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_an_annotation_file_that_is_no_json_is_refused(write, read, content):
+    write("test_human.json", content)
+    with pytest.raises(UserError, match="an annotation file cannot be read"):
+        read("chartqa")
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_folder_without_the_data_set_is_refused(parquet, read, name):
+    with pytest.raises(UserError, match="no annotation file of this data set"):
+        read(name)
+
+
+def test_two_files_for_one_are_refused(write, read):
+    write("a/TextVQA_0.5.1_val.json", {"data": []})
+    write("b/TextVQA_0.5.1_val.json", {"data": []})
+    with pytest.raises(UserError, match="several such annotation files; seen: a/TextVQA"):
+        read("textvqa")
+
+
+def test_an_empty_data_set_an_unknown_one_and_a_missing_folder_are_refused(write, read, tmp_path):
+    write("TextVQA_0.5.1_val.json", {"data": []})
+    with pytest.raises(UserError, match="TextVQA: the data set is empty"):
+        read("textvqa")
+    with pytest.raises(UserError, match="no such data set; seen: docqa"):
+        read("docqa")
+    with pytest.raises(UserError, match="no such folder of data"):
+        read_dataset("textvqa", tmp_path / "none", tmp_path)
+
+
+def test_no_file_outside_of_the_folder_is_taken(write, read, data, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"png")
+    for name in ("../secret.png", str(tmp_path / "secret.png")):
+        write(
+            "OCRBench.json", [{"image_path": name, "question": "?", "answers": "x", "dataset_name": "a", "type": "b"}]
+        )
+        with pytest.raises(UserError, match="is missing"):
+            read("ocrbench")
+
+
+def test_parquet_without_pyarrow_is_refused_with_what_to_install(write, read, monkeypatch):
+    write("Art/validation-00000-of-00001.parquet", b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"need pyarrow; .*nvlm-trt\[eval\]"):
+        read("mmmu")
