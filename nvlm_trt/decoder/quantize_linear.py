@@ -73,7 +73,17 @@ def linear_quantizer(precision: Precision, results: LinearResults, *, outputs: i
 
 
 class Fp8Quantizer(LinearQuantizer):
-    """One scale for the whole weight, so that it is the same on every rank, and one for the input."""
+    """One scale for the whole weight, so that it is the same on every rank, and one for the input.
+
+    Both are written in float32 as Model Optimizer writes them, though the engine does not use them so: it rounds one of
+    them to the model's dtype (tensorrt_llm/quantization/layers.py, FP8Linear and FP8RowLinear). TensorRT's own matrix
+    product dequantises the weight with its rounded scale; the input is quantised and dequantised with the same rounded
+    one, which cancels. The GEMM plugin for fp8 multiplies by the exact product of both, but takes an input that was
+    quantised with the rounded scale. So either way a layer's output is multiplied by something within 0.34 % of 1 in
+    bfloat16 (0.17 % root mean square over all maxima that bfloat16 holds; at most 0.04 % in float16), where e4m3 itself
+    costs 4 % of a random layer's output. Neither way is better, and scales of fewer bits would not be those of NVIDIA's
+    converter.
+    """
 
     def __init__(self, results: LinearResults, inputs: int) -> None:
         self._name, self._inputs = results.name, inputs

@@ -39,7 +39,8 @@ class EngineSettings:
         max_seq_len: Tokens of prompt and answer of a request at most, visual ones included.
         max_num_tokens: Tokens of one step over all requests at most.
         max_multimodal_len: Rows of the prompt tables of all requests of a step; 0 is an engine without one.
-        gemm_plugin: "auto" runs matrices in the model's dtype in cuBLAS, "disable" leaves them to TensorRT.
+        gemm_plugin: "auto" runs matrices in the model's dtype in cuBLAS, "disable" leaves them to TensorRT. For fp8
+            there is a plugin as well, for batches of a few requests; it keeps no more of the scales (see Fp8Quantizer).
         paged_context_fmha: Prefill reads the KV cache by blocks: what reuse of blocks and chunks of a prompt stand on.
         fp8_context_fmha: Prefill computes attention in fp8.
         tokens_per_block: Tokens of one block of the KV cache.

@@ -25,6 +25,19 @@ def test_the_largest_value_gets_the_largest_code() -> None:
     assert (codes.tolist(), scale.tolist()) == ([[-7, 2, 7, 0]], [[2.0, 0.5]])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most", "mean"), [(torch.bfloat16, 0.0034, 0.0017), (torch.float16, 0.00042, 2.1e-4)]
+)
+def test_an_fp8_scale_that_the_engine_rounds_moves_a_layer_by_so_much(
+    dtype: torch.dtype, most: float, mean: float
+) -> None:
+    """Over every largest value that bfloat16 holds, within a power of two."""
+    exact = scale_of(1 + torch.arange(128) / 128, 448.0)
+    for gain in (exact.to(dtype).double() / exact.double(), exact.double() / exact.to(dtype).double()):
+        assert float((gain - 1).abs().max()) == pytest.approx(most, rel=0.03)
+        assert float((gain - 1).square().mean().sqrt()) == pytest.approx(mean, rel=0.03)
+
+
 def test_halves_are_rounded_to_even() -> None:
     codes, _ = int8_codes(row(127.0, 0.5, 1.5, 2.5, -0.5, -1.5))
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2]]
