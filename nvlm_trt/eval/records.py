@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from nvlm_trt.errors import UserError
+from filelock import FileLock, Timeout
+
+from nvlm_trt.errors import BusyError, UserError
 from nvlm_trt.eval.tasks import Sample
 
 RECORDS_NAME = "records.jsonl"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +74,22 @@ class RecordFile:
 
     Raises:
         UserError: it cannot be read or written, or is no file of records.
+        BusyError: another run writes it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = FileLock(path.with_name(LOCK_NAME))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = _whole_lines(path)
-            self.earlier = {record.key: record for record in self._read(kept) if record.error is None}
-            self._file: BinaryIO = path.open("ab")
-            self._file.truncate(len(kept))
+            self._lock.acquire(timeout=0)
+            try:
+                self.earlier, self._file = self._open()
+            except BaseException:
+                self._lock.release()
+                raise
+        except Timeout:  # an OSError too
+            raise BusyError("another evaluation writes here", seen=path, fix="give another --output") from None
         except OSError as error:
             raise UserError(f"the records cannot be written ({error.strerror})", seen=path) from None
 
@@ -96,6 +105,15 @@ class RecordFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
+
+    def _open(self) -> tuple[dict[str, Record], BinaryIO]:
+        """The answers that are there by their keys, and the file, ready to grow."""
+        kept = _whole_lines(self._path)
+        earlier = {record.key: record for record in self._read(kept) if record.error is None}
+        file = self._path.open("ab")
+        file.truncate(len(kept))
+        return earlier, file
 
     def _read(self, lines: bytes) -> Iterator[Record]:
         for number, line in enumerate(lines.splitlines(), start=1):

@@ -97,10 +97,8 @@ class DataFolder:
         """
         try:
             arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
-        except ImportError:
-            raise UserError(
-                "parquet files need pyarrow", seen="it is not installed", fix="pip install 'nvlm-trt[eval]'"
-            ) from None
+        except ImportError as error:  # also where pyarrow asks for numpy 2
+            raise UserError("parquet files need pyarrow", seen=error, fix="pip install 'nvlm-trt[eval]'") from None
         for file in self.find(*patterns):
             try:
                 for batch in parquet.ParquetFile(file).iter_batches(batch_size=16):

@@ -8,7 +8,7 @@ from nvlm_trt.errors import UserError
 
 from .conftest import png
 
-pyarrow = pytest.importorskip("pyarrow", reason="needs the extra eval: pyarrow")
+pyarrow = pytest.importorskip("pyarrow", reason="needs the extra eval: pyarrow", exc_type=ImportError)
 
 
 def test_a_parquet_file_as_published_is_read_in_batches(data, read):
