@@ -107,6 +107,40 @@ class CalibrationFields(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class GateFields(BaseModel):
+    """Bounds of stage verify on what a precision may cost; None takes the default of the recipe's precisions.
+
+    The figures, with formula and unit, are functions of nvlm_trt/verify/measures.py; defaults and reasons are in
+    nvlm_trt/verify/gates.py.
+
+    Attributes:
+        projector_mean_distance: Of the prompt table, the mean of 1 - cosine over all visual tokens, at most.
+        projector_worst_distance: The same of the visual token that is furthest off, at most.
+        logit_distance: Of the decoder's logits, the mean of 1 - cosine, at most.
+        logit_kl: Mean KL divergence on prompts with images, vision and decoder together, in nats, at most.
+        top1_agreement: Share of decided positions of these prompts with the same best token, at least.
+        canary_response: How much a swapped image moves the logits, over how much it moves the reference's, at least.
+        canary_unchanged: Canaries whose answer ought to change with the image and does not, at most.
+        task: A JSONL file of questions with right answers (nvlm_trt/eval/tasks.py), relative to the working directory;
+            None runs no task.
+        task_samples: Samples that are used, from the first one on; None for all.
+        task_accuracy_drop: Points of 100 that the task's score may be below the reference's, at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    projector_mean_distance: Annotated[float, Field(ge=0)] | None = None
+    projector_worst_distance: Annotated[float, Field(ge=0)] | None = None
+    logit_distance: Annotated[float, Field(ge=0)] | None = None
+    logit_kl: Annotated[float, Field(ge=0)] | None = None
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    canary_response: Annotated[float, Field(ge=0)] | None = None
+    canary_unchanged: Annotated[int, Field(ge=0)] | None = None
+    task: str | None = None
+    task_samples: Annotated[int, Field(ge=1)] | None = None
+    task_accuracy_drop: Annotated[float, Field(ge=0, le=100)] | None = None
+
+
 class BuildRecipe(BaseModel):
     """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests.
 
@@ -137,6 +171,7 @@ class BuildRecipe(BaseModel):
     cpu_threads: Annotated[int, Field(ge=0)] = 0
     verify_prompts: Annotated[int, Field(ge=1, le=64)] = 3
     verify_tokens: Annotated[int, Field(ge=1, le=1024)] = 32
+    gates: GateFields = GateFields()
 
     def max_seq_len(self, positions: int) -> int:
         """Tokens of prompt and answer together in the engine: what is asked for, at most the model's positions.

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
+from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.config import NvlmConfig
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import Prompt, build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+Tiles = npt.NDArray[np.uint8]
 
 QUESTIONS = (
     "What is written on the sign?",
@@ -51,7 +55,7 @@ class Case:
 
     question: str
     pictures: tuple[Image.Image, ...]
-    tiles: npt.NDArray[np.uint8]
+    tiles: Tiles
     prompt: Prompt
 
 
@@ -65,19 +69,73 @@ def make_cases(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, cou
     return [case for case in cases if case is not None]
 
 
+def image_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits) -> Case | None:
+    """A request with one image; None where the limits do not allow it."""
+    if not limits.images:
+        return None
+    case = make_case(config, tokenizer, limits, 1, 1)
+    return case if len(case.prompt.input_ids) <= limits.input_len else None
+
+
 def make_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, number: int, images: int) -> Case:
     """Request number `number` with `images` images."""
     size, question = config.tile_size, QUESTIONS[number % len(QUESTIONS)]
-    pictures, blocks, counts = [], [np.zeros((0, size, size, 3), np.uint8)], []
+    pictures = []
     for index in range(images):
         columns, rows = ASPECTS[(number + index) % len(ASPECTS)]
-        picture = make_picture(columns * size + 32, rows * size + 32, seed=number * 8 + index)
-        pictures.append(picture)
-        tiles = tile_image(picture, max_tiles=limits.tiles, tile_size=size, use_thumbnail=config.use_thumbnail)
-        blocks.append(tiles)
-        counts.append(len(tiles))
-    prompt = build_prompt(tokenizer, config.tokens_per_tile, question, tiles=counts)
-    return Case(question, tuple(pictures), np.concatenate(blocks), prompt)
+        pictures.append(make_picture(columns * size + 32, rows * size + 32, seed=number * 8 + index))
+    blocks = [_tiles([picture], config, limits) for picture in pictures]
+    prompt = build_prompt(tokenizer, config.tokens_per_tile, question, tiles=[len(block) for block in blocks])
+    return Case(question, tuple(pictures), _joined(blocks, config), prompt)
+
+
+def _tiles(pictures: Sequence[Image.Image], config: NvlmConfig, limits: Limits) -> Tiles:
+    size, thumbnail = config.tile_size, config.use_thumbnail
+    blocks = [tile_image(each, max_tiles=limits.tiles, tile_size=size, use_thumbnail=thumbnail) for each in pictures]
+    return _joined(blocks, config)
+
+
+def _joined(blocks: Sequence[Tiles], config: NvlmConfig) -> Tiles:
+    nothing = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
+    return np.concatenate([nothing, *blocks])
+
+
+def swapped_tiles(case: Case, config: NvlmConfig, limits: Limits, others: Sequence[Image.Image] = ()) -> Tiles:
+    """Tiles that take the place of a case's own under the same prompt: uint8 [n, s, s, 3], n may be 0.
+
+    Args:
+        case: The request.
+        config: The model.
+        limits: Those that the case was made with.
+        others: Pictures to show in place of its own, resized to their sizes; their own ones inverted and mirrored if
+            there are none.
+    """
+    shown = []
+    for index, picture in enumerate(case.pictures):
+        if others:
+            shown.append(others[index % len(others)].resize(picture.size))
+        else:
+            shown.append(ImageOps.mirror(ImageOps.invert(picture)))
+    return _tiles(shown, config, limits)
+
+
+def sample_case(sample: Sample, config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits) -> Case:
+    """The request of an evaluation sample.
+
+    Raises:
+        ImageRejected: an image cannot be read.
+    """
+    pictures = tuple(read_image(path.read_bytes()) for path in sample.images)
+    blocks = [_tiles([picture], config, limits) for picture in pictures]
+    prompt = build_prompt(
+        tokenizer,
+        config.tokens_per_tile,
+        sample.question,
+        tiles=[len(block) for block in blocks],
+        history=sample.history,
+        system=sample.system,
+    )
+    return Case(sample.question, pictures, _joined(blocks, config), prompt)
 
 
 def make_picture(width: int, height: int, *, seed: int) -> Image.Image:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.errors import EngineError
+from nvlm_trt.eval.answer import EngineAnswerer
+from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
-from nvlm_trt.model.reference.vision import VisionReference
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.verify.cases import Case, Limits, make_cases, prompt_faults
+from nvlm_trt.verify.answers import Tables, judge_answers
+from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
+from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,
@@ -29,182 +28,174 @@ from nvlm_trt.verify.gates import (
     SHARDED_GATES,
     VISION_GATES,
     Check,
-    judge,
+    answer_gates,
+    judge_parts,
 )
 from nvlm_trt.verify.golden import (
     Floats,
-    Step,
+    Golden,
     answer_figures,
     closeness,
     decoder_figures,
     forced_logits,
+    make_goldens,
     reference_logits,
     with_excess,
     worst,
 )
 from nvlm_trt.verify.report import VerifyReport
 from nvlm_trt.verify.sharded import verify_sharded
-from nvlm_trt.verify.yardstick import reduced_decoder, reduced_vision
+from nvlm_trt.verify.shown import Shown, right_tables, show
+from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
+from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
+from nvlm_trt.verify.yardstick import reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
 
 Figures = dict[str, float]
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Golden:
-    """A case with the reference's own results: its prompt table [rows, hidden] (None for text) and greedy answer."""
-
-    case: Case
-    ids: npt.NDArray[np.int32]
-    table: Floats | None
-    steps: tuple[Step, ...]
-
-    @property
-    def answer(self) -> list[int]:
-        return [step.token for step in self.steps]
-
-
 def verify_engine(
-    engine: Path, checkpoint_dir: Path, recipe: BuildRecipe, *, log: Log = lambda _line: None
+    engine: Path,
+    checkpoint_dir: Path,
+    recipe: BuildRecipe,
+    *,
+    log: Log = lambda _line: None,
+    work: Path | None = None,
 ) -> VerifyReport:
     """Compare tokenizer, vision, decoder, whole engine and converted ranks with the reference.
 
     Args:
         engine: The engine directory, all of whose parts are built.
         checkpoint_dir: The checkpoint that it was built from.
-        recipe: The recipe as built: precisions, limits and the amount of work.
+        recipe: The recipe as built: precisions, limits, bounds and the amount of work.
         log: Told what is being compared.
+        work: Where the answers to the recipe's task are kept, for a run that is started again; None keeps none.
 
     Raises:
         EngineError: a part is missing, or the engine is too small for the shortest question.
         CheckpointError: the checkpoint cannot be read.
+        UserError: the recipe's task cannot be read.
         FaultError: a rank of the sharded run failed.
     """
     if recipe.target != "cpu":
         raise EngineError("only engines of the cpu target can be verified here", seen=recipe.target)
+    samples = task_samples(recipe)
     checkpoint = Checkpoint.open(checkpoint_dir)
     tokenizer = NvlmTokenizer.load(engine / "tokenizer")
-    decoder = DecoderEngineConfig.read(engine / "decoder" / "cpu")
-    cases = _cases(checkpoint, tokenizer, decoder, recipe)
-    faults = prompt_faults(checkpoint.config, tokenizer, cases)
-    figures: dict[str, Figures] = {"prompt": {"faults": len(faults), "cases": len(cases)}}
+    run = _Run(engine, checkpoint, recipe, DecoderEngineConfig.read(engine / "decoder" / "cpu"))
+    shown = show(checkpoint.config, tokenizer, run.limits, recipe.verify_prompts, samples)
+    if not shown.cases:
+        raise EngineError("the engine is too short for any question", seen=f"{run.limits.input_len} tokens")
+    faults = prompt_faults(checkpoint.config, tokenizer, shown.cases)
+    remarks = [*faults]
+    figures: dict[str, Figures] = {"prompt": {"faults": len(faults), "cases": len(shown.cases)}}
 
     log("vision: tiles through the engine and the reference")
-    tables, figures["vision"] = _compare_vision(engine, checkpoint, recipe, cases)
+    expected = shown.tables(VisionArithmetic(checkpoint, "fp32").tables, control=False)
+    seen = shown.tables(run.tables, control=True)
+    figures["vision"] = run.compare_vision(shown, expected, seen)
     log("decoder: logits after the same tokens")
-    goldens = _goldens(checkpoint, cases, tables, recipe.verify_tokens)
-    figures["decoder"] = _compare_decoder(engine, checkpoint, recipe, decoder, goldens)
-    log("answer: the whole engine")
-    figures["answer"] = _compare_answers(engine, goldens, tokenizer.eos_id)
-    log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
-    figures["sharded"] = _compare_sharded(engine, checkpoint, goldens)
-    precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
-    return VerifyReport(precisions, tuple(_judge_all(figures, recipe)), figures, tuple(faults))
-
-
-def _judge_all(figures: dict[str, Figures], recipe: BuildRecipe) -> list[Check]:
-    exact = recipe.vision_precision == recipe.decoder_precision == "fp32"
-    gates = {
-        "prompt": PROMPT_GATES,
-        "vision": VISION_GATES[recipe.vision_precision] if figures["vision"] else (),
-        "decoder": DECODER_GATES[recipe.decoder_precision],
-        "answer": ANSWER_GATES[exact],
-        "sharded": SHARDED_GATES,
-    }
-    return [check for part, wanted in gates.items() for check in judge(part, wanted, figures[part])]
-
-
-def _cases(
-    checkpoint: Checkpoint, tokenizer: NvlmTokenizer, decoder: DecoderEngineConfig, recipe: BuildRecipe
-) -> list[Case]:
-    room = decoder.max_seq_len - recipe.verify_tokens
-    limits = Limits(min(recipe.max_input_len, room), recipe.max_images, recipe.max_tiles)
-    cases = make_cases(checkpoint.config, tokenizer, limits, recipe.verify_prompts)
-    if not cases:
-        raise EngineError("the engine is too short for any question", seen=f"{limits.input_len} tokens")
-    return cases
-
-
-def _compare_vision(
-    engine: Path, checkpoint: Checkpoint, recipe: BuildRecipe, cases: Sequence[Case]
-) -> tuple[list[Floats | None], Figures]:
-    """The reference's prompt table of every case (None without a tile) and the figures of the engine's."""
-    runner = VisionRunner(engine / "vision" / "cpu", threads=recipe.cpu_threads)
-    reference, reduced = VisionReference(checkpoint), reduced_vision(checkpoint, recipe.vision_precision)
-    tables: list[Floats | None] = []
-    figures, yardsticks = [], []
-    for case in cases:
-        if not len(case.tiles):
-            tables.append(None)
-            continue
-        expected = _encode(reference, case)
-        figures.append(closeness(runner.encode(case.tiles), expected))
-        if reduced is not None:
-            yardsticks.append(closeness(_encode(reduced, case), expected))
-        tables.append(expected.reshape(-1, expected.shape[-1]))
-    return tables, with_excess(figures, yardsticks) if figures else {}
-
-
-def _encode(reference: VisionReference, case: Case) -> Floats:
-    """float32 [tiles, tokens, hidden], tile by tile: the memory is that of one."""
-    rows = [reference(tile[np.newaxis]).to(torch.float32) for tile in case.tiles]
-    encoded: Floats = torch.cat(rows).numpy()
-    return encoded
-
-
-def _goldens(
-    checkpoint: Checkpoint, cases: Sequence[Case], tables: Sequence[Floats | None], tokens: int
-) -> list[_Golden]:
     reference = DecoderReference(checkpoint)
-    goldens = []
-    for case, table in zip(cases, tables, strict=True):
-        ids = case.prompt.decoder_ids(checkpoint.config.decoder.vocab_size)
-        steps = reference.greedy_steps(ids, table, max_tokens=tokens)
-        goldens.append(_Golden(case, ids, table, tuple(Step(token, logits.numpy()) for token, logits in steps)))
-    return goldens
+    goldens = make_goldens(reference, shown.everything, right_tables(expected), recipe.verify_tokens)
+    own = goldens[: len(shown.cases)]
+    session = run.session(goldens)
+    figures["decoder"] = run.compare_decoder(session, own)
+    if asked := shown.questions(goldens, tokenizer.eos_id, expected, seen):
+        log("answers: prompts with images, and with other images in their place")
+        subject = SessionSubject(session, run.decoder.block_size)
+        found, more = judge_answers(subject, ReferenceSubject(reference), asked)
+        figures |= found
+        remarks += more
+    log("answer: the whole engine")
+    with LocalEngine(engine) as local:
+        figures["answer"] = _compare_answers(local, own, tokenizer.eos_id)
+        if samples:
+            log(f"task: {len(samples)} samples, each answered by the engine and by the reference")
+            options = task_options(recipe)
+            ours = answered("engine", EngineAnswerer(local, options), samples, log, work)
+            whole = ReferenceAnswerer(checkpoint_dir, options=options, recipe=recipe, decoder=reference)
+            theirs = answered("reference", whole, samples, log, work)
+            figures["task"], more = task_figures(ours, theirs)
+            remarks += more
+    log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
+    figures["sharded"] = _compare_sharded(engine, checkpoint, own)
+    precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
+    return VerifyReport(precisions, tuple(_judge_all(figures, recipe)), figures, tuple(remarks))
 
 
-def _compare_decoder(
-    engine: Path,
-    checkpoint: Checkpoint,
-    recipe: BuildRecipe,
-    config: DecoderEngineConfig,
-    goldens: Sequence[_Golden],
-) -> Figures:
-    longest = max(len(golden.ids) + len(golden.steps) for golden in goldens)
-    num_blocks = -(-longest // config.block_size)
-    session = DecoderSession(engine / "decoder" / "cpu", config, num_blocks, recipe.cpu_threads)
-    reduced = reduced_decoder(checkpoint, recipe.decoder_precision)
-    figures, yardsticks = [], []
-    for golden in goldens:
-        logits = list(forced_logits(session, golden.ids, golden.table, golden.answer, config.block_size))
-        figures.append(decoder_figures(golden.steps, logits))
-        if reduced is not None:
-            rounded = reference_logits(reduced, golden.ids, golden.table, golden.answer)
-            yardsticks.append(decoder_figures(golden.steps, list(rounded)))
-    return with_excess(figures, yardsticks)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One engine directory and what it is compared with."""
+
+    engine: Path
+    checkpoint: Checkpoint
+    recipe: BuildRecipe
+    decoder: DecoderEngineConfig
+
+    @property
+    def limits(self) -> Limits:
+        """Of prompts that leave room for the tokens to compare."""
+        room = self.decoder.max_seq_len - self.recipe.verify_tokens
+        return Limits(min(self.recipe.max_input_len, room), self.recipe.max_images, self.recipe.max_tiles)
+
+    def tables(self, blocks: Sequence[Tiles]) -> list[Floats | None]:
+        """Prompt tables by the compiled vision encoder."""
+        runner = VisionRunner(self.engine / "vision" / "cpu", threads=self.recipe.cpu_threads)
+        return [runner.encode(tiles).reshape(-1, runner.hidden_size) if len(tiles) else None for tiles in blocks]
+
+    def compare_vision(self, shown: Shown, expected: Sequence[Tables | None], seen: Sequence[Tables | None]) -> Figures:
+        """Figures of the prompt tables of the cases; none where no case has an image."""
+        precision, blocks = self.recipe.vision_precision, [case.tiles for case in shown.cases]
+        reduced: list[Floats | None] = [None] * len(blocks)
+        if precision != "fp32":
+            calibration = self.engine / "vision" / "calibration.safetensors"
+            reduced = VisionArithmetic(self.checkpoint, precision, calibration).tables(blocks)
+        figures, yardsticks = [], []
+        for theirs, ours, rounded in zip(expected, seen, reduced, strict=False):
+            if theirs is not None and ours is not None:
+                figures.append(closeness(ours.right, theirs.right))
+                if rounded is not None:
+                    yardsticks.append(closeness(rounded, theirs.right))
+        return with_excess(figures, yardsticks) if figures else {}
+
+    def session(self, goldens: Sequence[Golden]) -> DecoderSession:
+        """The compiled decoder with room for the longest request and its answer."""
+        longest = max(len(golden.ids) + len(golden.steps) for golden in goldens)
+        blocks = -(-longest // self.decoder.block_size)
+        return DecoderSession(self.engine / "decoder" / "cpu", self.decoder, blocks, self.recipe.cpu_threads)
+
+    def compare_decoder(self, session: DecoderSession, goldens: Sequence[Golden]) -> Figures:
+        """Figures of the decoder by itself, given the reference's tables and tokens."""
+        reduced = reduced_decoder(self.checkpoint, self.recipe.decoder_precision)
+        figures, yardsticks = [], []
+        for golden in goldens:
+            logits = forced_logits(session, golden.ids, golden.table, golden.answer, self.decoder.block_size)
+            figures.append(decoder_figures(golden.steps, list(logits)))
+            if reduced is not None:
+                rounded = reference_logits(reduced, golden.ids, golden.table, golden.answer)
+                yardsticks.append(decoder_figures(golden.steps, list(rounded)))
+        return with_excess(figures, yardsticks)
 
 
-def _compare_answers(engine: Path, goldens: Sequence[_Golden], eos_id: int) -> Figures:
+def _compare_answers(local: LocalEngine, goldens: Sequence[Golden], eos_id: int) -> Figures:
     """Every question asked as a user asks it: encoded images in, tokens out."""
     figures = []
-    with LocalEngine(engine) as local:
-        for golden in goldens:
-            images = []
-            for picture in golden.case.pictures:
-                encoded = io.BytesIO()
-                picture.save(encoded, "PNG")
-                images.append(encoded.getvalue())
-            answer = local.generate(golden.case.question, SamplingParams(len(golden.steps)), images=images)
-            until_stop = next((i for i, token in enumerate(golden.answer) if token == eos_id), len(golden.steps))
-            same = answer.input_ids == golden.case.prompt.input_ids
-            differing = answer_figures(golden.steps[:until_stop], answer.output_ids)
-            figures.append({**differing, "prompts_differing": 0.0 if same else 1.0})
+    for golden in goldens:
+        images = []
+        for picture in golden.case.pictures:
+            encoded = io.BytesIO()
+            picture.save(encoded, "PNG")
+            images.append(encoded.getvalue())
+        answer = local.generate(golden.case.question, SamplingParams(len(golden.steps)), images=images)
+        until_stop = next((i for i, token in enumerate(golden.answer) if token == eos_id), len(golden.steps))
+        same = answer.input_ids == golden.case.prompt.input_ids
+        differing = answer_figures(golden.steps[:until_stop], answer.output_ids)
+        figures.append({**differing, "prompts_differing": 0.0 if same else 1.0})
     return worst(figures)
 
 
-def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[_Golden]) -> Figures:
+def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[Golden]) -> Figures:
     prompts = [(golden.ids, golden.table) for golden in goldens]
     report = verify_sharded(checkpoint, engine / "decoder" / "checkpoint", prompts=prompts)
     return {
@@ -212,3 +203,16 @@ def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[_Go
         "max_rel_error": report.max_rel_error,
         "argmax_agreement": report.argmax_agreement,
     }
+
+
+def _judge_all(figures: Mapping[str, Figures], recipe: BuildRecipe) -> list[Check]:
+    exact = recipe.vision_precision == recipe.decoder_precision == "fp32"
+    gates = {
+        "prompt": PROMPT_GATES,
+        "vision": VISION_GATES[recipe.vision_precision],
+        "decoder": DECODER_GATES[recipe.decoder_precision],
+        "answer": ANSWER_GATES[exact],
+        **answer_gates(recipe),
+        "sharded": SHARDED_GATES,
+    }
+    return judge_parts(gates, figures, recipe.gates)

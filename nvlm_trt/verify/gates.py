@@ -4,17 +4,22 @@ In fp32 an engine has to reproduce the reference. In a reduced precision it cann
 result is a property of the model: the same bf16 arithmetic leaves a cosine distance of 1e-4 on one checkpoint and of
 5e-3 on another. So such an engine is judged by its `excess`: its mean distance from the fp32 reference, over the
 distance that torch has with weights and activations of the same precision on the same prompts. An engine with a defect
-is many times further away. A second gate on the distance itself refuses a precision that the checkpoint does not bear.
-Nobody loosens a gate to pass: a figure beyond it is a defect, or a precision that does not suit the checkpoint.
+is many times further away.
+
+What a precision may cost is a second matter: gates on the distance itself, on the answers (KL divergence, top-1
+agreement, canary images, the score of a task) refuse a precision that the checkpoint does not bear. Their bounds are
+the recipe's `gates`; the defaults here are by precision. Formulas and units: nvlm_trt/verify/measures.py.
+A figure beyond its gate is a defect, or a precision that does not suit the checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nvlm_trt.decoder.precision import QuantAlgo
+from nvlm_trt.recipe import BuildRecipe, GateFields
 
 TIE: Final = 1e-3
 """Two logits of the reference closer than this count as equal: another order of summation may swap them."""
@@ -22,17 +27,19 @@ TIE: Final = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The largest value that one figure may have.
+    """The largest value that one figure may have, or the smallest.
 
     Attributes:
         figure: Name of the figure.
-        limit: The largest value that passes.
+        limit: The last value that passes.
         reason: Why it is where it is.
+        at_least: Whether it is the smallest one.
     """
 
     figure: str
     limit: float
     reason: str
+    at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether the figure passes; NaN does not."""
-        return self.value <= self.gate.limit
+        return self.value >= self.gate.limit if self.gate.at_least else self.value <= self.gate.limit
 
 
 _EXCESS = Gate("excess", 2.0, "mean distance over that of torch in this precision")
@@ -58,15 +65,39 @@ PROMPT_GATES: Final = (Gate("faults", 0, "tokenizer and template are exact or wr
 
 SHARDED_GATES: Final = (_SUMMATION,)
 
+_MEAN, _WORST = "mean_cosine_distance", "max_cosine_distance"
+
 VISION_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
     "fp32": (_SUMMATION,),
-    "bf16": (_EXCESS, Gate("mean_cosine_distance", 0.01, "a 24-layer encoder measures 8e-5 in bf16")),
+    "bf16": (
+        _EXCESS,
+        Gate(_MEAN, 0.01, "a 24-layer encoder measures 9e-5"),
+        Gate(_WORST, 0.05, "the worst of 224 tokens of a 24-layer encoder measures 2e-4"),
+    ),
+    "int8": (
+        _EXCESS,
+        Gate(_MEAN, 0.02, "a 24-layer encoder measures 6e-4"),
+        Gate(_WORST, 0.05, "the worst of 224 tokens of a 24-layer encoder measures 1e-3"),
+    ),
+    "fp8": (
+        _EXCESS,
+        Gate(_MEAN, 0.03, "a 24-layer encoder measures 4e-3"),
+        Gate(_WORST, 0.1, "the worst of 224 tokens of a 24-layer encoder measures 1e-2"),
+    ),
 }
+
+EMULATED_VISION_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
+    precision: tuple(gate for gate in gates if gate is not _EXCESS) for precision, gates in VISION_GATES.items()
+}
+"""Of the gpu target, whose graph is not run: what is judged is the yardstick itself."""
+
+_FOUR_BITS = Gate(_MEAN, 0.1, "4-bit weights that a checkpoint bears; random ones measure 0.3, unrelated logits 1")
 
 DECODER_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
     "fp32": (_SUMMATION, _SAME_TOKENS),
-    "bf16": (_EXCESS, Gate("mean_cosine_distance", 0.01, "a 24-layer decoder measures 7e-5 in bf16")),
-    "int8_wo": (_EXCESS, Gate("mean_cosine_distance", 0.02, "24 layers measure 3e-4 with 8-bit weights, 3e-2 with 4")),
+    "bf16": (_EXCESS, Gate(_MEAN, 0.01, "a 24-layer decoder measures 7e-5 in bf16")),
+    "int8_wo": (_EXCESS, Gate(_MEAN, 0.02, "24 layers measure 3e-4 with 8-bit weights, 3e-2 with 4")),
+    "int4_wo": (_EXCESS, _FOUR_BITS),
 }
 
 ANSWER_GATES: Final[Mapping[bool, tuple[Gate, ...]]] = {True: (_SAME_PROMPTS, _SAME_TOKENS), False: (_SAME_PROMPTS,)}
@@ -113,6 +144,83 @@ QUANTISED_CACHE_GATES: Final = (
     Gate("mean_cosine_distance", 0.3, "24 narrow random layers measure 0.14 with an fp8 cache, unrelated logits 1"),
 )
 """In place of those for bf16 and fp16 where the KV cache alone is quantised."""
+
+
+BITS: Final[Mapping[str, int]] = {
+    "fp32": 32,
+    "bf16": 16,
+    "fp16": 16,
+    **dict.fromkeys(("fp8", "int8", "int8_sq", "int8_wo"), 8),
+    **dict.fromkeys(("int4_wo", "int4_awq"), 4),
+}
+"""Bits of a weight, by precision of vision or decoder. The part with fewer bits sets the bounds on answers."""
+
+_KL, _TOP1 = "mean_kl_divergence", "top1_agreement"
+
+LOGIT_GATES: Final[Mapping[int, tuple[Gate, ...]]] = {
+    32: (Gate(_KL, 1e-6, "float32 in another order"), Gate(_TOP1, 1.0, "exact but for ties", at_least=True)),
+    16: (Gate(_KL, 0.05, "random weights measure 0.015"), Gate(_TOP1, 0.98, "random weights: 1", at_least=True)),
+    8: (Gate(_KL, 0.1, "random weights measure 0.03"), Gate(_TOP1, 0.97, "random weights: 1", at_least=True)),
+    4: (Gate(_KL, 0.3, "a third of a nat a token"), Gate(_TOP1, 0.9, "one clear choice in ten", at_least=True)),
+}
+"""Of vision and decoder together, on prompts with images, by bits. Random weights bear 8 bits of weights, not of
+activations, and not 4: they know nothing that could be kept."""
+
+CANARY_GATES: Final = (
+    Gate("response", 0.5, "1 is as much as the reference, 0 an image that never arrives", at_least=True),
+    Gate("control", 0.05, "the same image again, over a swapped one: an engine has no mood"),
+    Gate("answers_unchanged", 0, "where the reference clearly answers otherwise, the engine has to"),
+)
+
+TASK_GATES: Final[Mapping[int, tuple[Gate, ...]]] = {
+    bits: (Gate("accuracy_drop", points, "points of 100, by bits: 0 in fp32, 1 down to 8 bits, 2 in 4"),)
+    for bits, points in ((32, 0.0), (16, 1.0), (8, 1.0), (4, 2.0))
+}
+
+_FIELDS: Final[Mapping[tuple[str, str], str]] = {
+    ("vision", _MEAN): "projector_mean_distance",
+    ("vision", _WORST): "projector_worst_distance",
+    ("decoder", _MEAN): "logit_distance",
+    ("ranks", _MEAN): "logit_distance",
+    ("logits", _KL): "logit_kl",
+    ("logits", _TOP1): "top1_agreement",
+    ("canary", "response"): "canary_response",
+    ("canary", "answers_unchanged"): "canary_unchanged",
+    ("task", "accuracy_drop"): "task_accuracy_drop",
+}
+"""The recipe's field for the bound of a figure, by part and figure."""
+
+
+def answer_gates(recipe: BuildRecipe) -> dict[str, tuple[Gate, ...]]:
+    """Gates on answers by part; the coarser of vision and decoder sets their defaults."""
+    bits = min(BITS[recipe.vision_precision], BITS[recipe.decoder_precision])
+    return {"logits": LOGIT_GATES[bits], "canary": CANARY_GATES, "task": TASK_GATES[bits]}
+
+
+def judge_parts(
+    gates: Mapping[str, tuple[Gate, ...]], figures: Mapping[str, Mapping[str, float]], fields: GateFields
+) -> list[Check]:
+    """Apply the gates of every part that was measured, with the bounds that the recipe sets.
+
+    Raises:
+        KeyError: a gate's figure is missing among those of its part.
+    """
+    return [
+        check
+        for part, wanted in gates.items()
+        if figures.get(part)
+        for check in judge(part, bounded(part, wanted, fields), figures[part])
+    ]
+
+
+def bounded(part: str, gates: tuple[Gate, ...], fields: GateFields) -> tuple[Gate, ...]:
+    """The gates with the bounds that the recipe sets in place of the defaults."""
+    return tuple(_bounded(gate, _FIELDS.get((part, gate.figure)), fields) for gate in gates)
+
+
+def _bounded(gate: Gate, field: str | None, fields: GateFields) -> Gate:
+    limit = None if field is None else getattr(fields, field)
+    return gate if limit is None else replace(gate, limit=float(limit), reason=f"the recipe's gates.{field}")
 
 
 def judge(part: str, gates: tuple[Gate, ...], figures: Mapping[str, float]) -> list[Check]:

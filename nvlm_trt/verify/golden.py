@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.verify.cases import Case
 from nvlm_trt.verify.gates import TIE
+from nvlm_trt.verify.measures import cosine_distances
 
 if TYPE_CHECKING:
     from nvlm_trt.decoder.session_cpu import DecoderSession  # needs OpenVINO, which the image for GPUs has not
@@ -30,6 +33,38 @@ class Step:
     logits: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A case with the reference's own results: its prompt table [rows, hidden] (None for text) and greedy answer."""
+
+    case: Case
+    ids: npt.NDArray[np.int32]
+    table: Floats | None
+    steps: tuple[Step, ...]
+
+    @property
+    def answer(self) -> list[int]:
+        """Its tokens, whatever comes after the stop id included."""
+        return [step.token for step in self.steps]
+
+    def said(self, stop_id: int) -> list[int]:
+        """The answer up to its stop id, that one included."""
+        tokens = self.answer
+        return tokens[: tokens.index(stop_id) + 1] if stop_id in tokens else tokens
+
+
+def make_goldens(
+    reference: DecoderReference, cases: Sequence[Case], tables: Sequence[Floats | None], tokens: int
+) -> list[Golden]:
+    """What the reference answers to each case, in `tokens` tokens."""
+    goldens = []
+    for case, table in zip(cases, tables, strict=True):
+        ids = case.prompt.decoder_ids(reference.config.vocab_size)
+        steps = reference.greedy_steps(ids, table, max_tokens=tokens)
+        goldens.append(Golden(case, ids, table, tuple(Step(token, logits.numpy()) for token, logits in steps)))
+    return goldens
+
+
 def closeness(engine: Floats, reference: Floats) -> dict[str, float]:
     """How near rows of an engine's output are to the reference's.
 
@@ -41,14 +76,12 @@ def closeness(engine: Floats, reference: Floats) -> dict[str, float]:
         `max_rel_error`: largest difference over the largest magnitude of the reference;
         `max_cosine_distance`: the largest 1 - cosine of a row; `mean_cosine_distance`: its mean. NaN in, NaN out.
     """
-    ours = engine.reshape(-1, engine.shape[-1]).astype(np.float64)
-    theirs = reference.reshape(ours.shape).astype(np.float64)
-    product = (ours * theirs).sum(axis=-1)
-    distance = 1 - product / (np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1))
+    ours, theirs = torch.from_numpy(engine).double(), torch.from_numpy(reference).double().reshape(engine.shape)
+    distance = cosine_distances(ours, theirs)
     return {
-        "max_rel_error": float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
-        "max_cosine_distance": float(np.maximum(distance, 0).max()),
-        "mean_cosine_distance": float(np.maximum(distance, 0).mean()),
+        "max_rel_error": float((ours - theirs).abs().max() / theirs.abs().max()),
+        "max_cosine_distance": float(distance.max()),
+        "mean_cosine_distance": float(distance.mean()),
     }
 
 

@@ -117,7 +117,7 @@ def run_sharded(trtllm_dir: Path, prompts: Sequence[Prompt], *, timeout: float) 
     for number, (ids, table) in enumerate(prompts):
         tensors[f"ids.{number}"] = torch.as_tensor(np.asarray(ids, dtype=np.int64))
         if table is not None:
-            tensors[f"table.{number}"] = torch.as_tensor(table).float().contiguous()
+            tensors[f"table.{number}"] = torch.as_tensor(table).float().clone()  # prompts may share one
     with tempfile.TemporaryDirectory(prefix="nvlm-trt-sharded-") as name:
         directory = Path(name)
         save_file(tensors, directory / PROMPTS_NAME)

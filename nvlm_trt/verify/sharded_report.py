@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own short name
 
 from nvlm_trt.errors import VerificationError
+from nvlm_trt.verify.measures import cosine_distances, kl_divergences
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,13 @@ class PromptAgreement:
         """Compare the logits of one prompt, [t, vocab_size] both."""
         ours, theirs = logits.double(), reference.double()
         error = float((ours - theirs).abs().max()) if bool(ours.isfinite().all()) else math.inf
-        distance = (1 - F.cosine_similarity(ours, theirs, dim=-1)).clamp(min=0)
-        divergence = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         return cls(
             tokens=len(theirs),
             max_abs_error=error,
             max_rel_error=error / float(theirs.abs().max()),
             argmax_agreement=float((ours.argmax(dim=-1) == theirs.argmax(dim=-1)).double().mean()),
-            mean_cosine_distance=float(distance.mean()),
-            mean_kl_divergence=float(divergence.clamp(min=0).mean()),
+            mean_cosine_distance=float(cosine_distances(ours, theirs).mean()),
+            mean_kl_divergence=float(kl_divergences(ours, theirs).mean()),
         )
 
 

@@ -8,40 +8,51 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
-import torch
 
 from nvlm_trt.decoder.convert import rank_file
-from nvlm_trt.decoder.precision import decoder_precision
+from nvlm_trt.decoder.precision import Precision, decoder_precision
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import EngineError
+from nvlm_trt.eval.emulate import emulated_decoder
+from nvlm_trt.eval.reference import ReferenceAnswerer
+from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig
-from nvlm_trt.model.reference.vision_stream import stream_vision
+from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify import layerwise
-from nvlm_trt.verify.cases import Case, Limits, make_cases, prompt_faults
+from nvlm_trt.verify.answers import Tables, judge_answers
+from nvlm_trt.verify.cases import Limits, prompt_faults
+from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.gates import (
     CACHE_GATES,
     COPY_GATES,
+    EMULATED_VISION_GATES,
     LINEAR_GATES,
     PROMPT_GATES,
     QUANTISED_CACHE_GATES,
     RANKS_GATES,
     Check,
     Gate,
-    judge,
+    answer_gates,
+    judge_parts,
 )
+from nvlm_trt.verify.golden import closeness, make_goldens
+from nvlm_trt.verify.golden import worst as worst_figures
 from nvlm_trt.verify.layerwise import LayerwiseReport, compare_layers, worst
 from nvlm_trt.verify.report import VerifyReport
 from nvlm_trt.verify.sharded import Prompt, precision_distance
+from nvlm_trt.verify.shown import Shown, right_tables, show
+from nvlm_trt.verify.subjects import RanksSubject, ReferenceSubject
+from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
 
 MAX_TOKENS = 256
 """Tokens of a prompt that the decoder is compared on: text, and most rows of a tile."""
@@ -66,55 +77,89 @@ def verify_trtllm(
     *,
     log: Log = lambda _line: None,
     progress: Progress | None = None,
+    work: Path | None = None,
 ) -> VerifyReport:
-    """Judge tokenizer, template and converted decoder of an engine directory of the gpu target; it needs no GPU.
+    """Judge tokenizer, template, vision and converted decoder of an engine directory of the gpu target, without a GPU.
+
+    What is said of vision and of answers is an emulation: the precision's rounding in torch. The report says so.
 
     Args:
         engine: The engine directory; its tokenizer and decoder checkpoint are built.
         checkpoint_dir: The checkpoint that it was built from.
-        recipe: The recipe as built: precision, parallelism, limits and the amount of work.
+        recipe: The recipe as built: precision, parallelism, limits, bounds and the amount of work.
         log: Told what is being compared.
         progress: Told bytes of the source's decoder that were compared layer by layer, and in all.
+        work: Where the answers to the recipe's task are kept, for a run that is started again; None keeps none.
 
     Raises:
         EngineError: a part is missing, the decoder is not what the recipe asks for, or no question fits its limits.
         CheckpointError: a checkpoint cannot be read, or a rank's header is wrong; every fault is listed.
+        UserError: the recipe's task cannot be read.
         FaultError: a rank failed.
     """
     if recipe.target != "gpu":
         raise EngineError("only engines of the gpu target are verified here", seen=recipe.target)
+    samples = task_samples(recipe)
     checkpoint = Checkpoint.open(checkpoint_dir)
     tokenizer = NvlmTokenizer.load(engine / "tokenizer")
     log("decoder: headers of every rank")
     converted = TrtllmCheckpoint.open(engine / "decoder" / "checkpoint")
     _check_contract(converted, recipe)
-    cases = _cases(checkpoint, tokenizer, recipe)
-    faults = prompt_faults(checkpoint.config, tokenizer, cases)
-    figures: dict[str, Figures] = {"prompt": {"faults": len(faults), "cases": len(cases)}}
+    reason = _too_large(checkpoint, converted)
+    limits = _limits(checkpoint, recipe)
+    shown = show(checkpoint.config, tokenizer, limits, recipe.verify_prompts, samples)
+    if not shown.cases:
+        raise EngineError("the engine is too short for any question", seen=f"{limits.input_len} tokens")
+    if reason:
+        shown = shown.cases_alone()
+    faults = prompt_faults(checkpoint.config, tokenizer, shown.cases)
+    figures: dict[str, Figures] = {"prompt": {"faults": len(faults), "cases": len(shown.cases)}}
     remarks = [*faults]
 
-    log("vision: prompt tables by the reference")
-    prompts = _prompts(checkpoint, cases)
+    log(f"vision: prompt tables by the reference, and emulated in {recipe.vision_precision}")
+    expected = shown.tables(VisionArithmetic(checkpoint, "fp32").tables, control=False)
+    calibration = engine / "vision" / "calibration.safetensors"
+    vision = VisionArithmetic(checkpoint, recipe.vision_precision, calibration)
+    seen = shown.tables(vision.tables, control=False)
+    figures["vision"] = _compare_vision(shown, expected, seen)
     log("decoder: every tensor of every rank, layer by layer")
+    prompts = _prompts(shown, checkpoint.config.decoder.vocab_size, expected)
     layers = compare_layers(checkpoint, converted.path, prompts, progress=progress)
     figures["layers"] = layers.figures()
     remarks += _layer_remarks(layers)
-    if reason := _too_large(checkpoint, converted):
-        remarks.append(f"The ranks were not run together: {reason}.")
+    if reason:
+        remarks.append(f"The ranks were not run together, so no answers were judged: {reason}.")
     else:
         log(f"decoder: {converted.config.world_size} ranks together over gloo")
         figures["ranks"] = precision_distance(checkpoint, converted.path, prompts=prompts, timeout=TIMEOUT).figures()
-    remarks.append("Engines were not run: that needs their GPU.")
+        reference = DecoderReference(checkpoint)
+        goldens = make_goldens(reference, shown.everything, right_tables(expected), recipe.verify_tokens)
+        if asked := shown.questions(goldens, tokenizer.eos_id, expected, seen):
+            log("answers: prompts with images, and with other images in their place, emulated")
+            subject = RanksSubject(converted.path, TIMEOUT)
+            found, more = judge_answers(subject, ReferenceSubject(reference), asked)
+            figures |= found
+            remarks += more
+        if samples:
+            log(f"task: {len(samples)} samples, each answered by the emulation and by the reference")
+            figures["task"], more = _judge_task(
+                _Task(checkpoint, checkpoint_dir, engine, recipe, samples), vision, reference, log, work
+            )
+            remarks += more
+    remarks.append("Engines were not run, that needs their GPU: figures of vision and answers are an emulation's.")
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     return VerifyReport(precisions, tuple(_judge_all(figures, converted, layers, recipe)), figures, tuple(remarks))
 
 
-def _check_contract(converted: TrtllmCheckpoint, recipe: BuildRecipe) -> None:
+def _precision(recipe: BuildRecipe) -> Precision:
     fields = recipe.decoder_engine
-    asked = decoder_precision(
+    return decoder_precision(
         recipe.decoder_precision, kv_cache=fields.kv_cache_precision, group_size=fields.awq_group_size
     )
-    config = converted.config
+
+
+def _check_contract(converted: TrtllmCheckpoint, recipe: BuildRecipe) -> None:
+    asked, config = _precision(recipe), converted.config
     seen, expected = (
         f"tp {tp} x pp {pp}, {precision.dtype.name}, {precision.quantization.to_dict()}"
         for tp, pp, precision in ((config.tp, config.pp, config.precision), (recipe.tp, recipe.pp, asked))
@@ -128,27 +173,59 @@ def _check_contract(converted: TrtllmCheckpoint, recipe: BuildRecipe) -> None:
         )
 
 
-def _cases(checkpoint: Checkpoint, tokenizer: NvlmTokenizer, recipe: BuildRecipe) -> list[Case]:
+def _limits(checkpoint: Checkpoint, recipe: BuildRecipe) -> Limits:
+    """Of prompts that leave room for one token; more of an answer need not fit the engine to be emulated."""
     room = recipe.max_seq_len(checkpoint.config.decoder.max_position_embeddings) - 1
-    limits = Limits(min(recipe.max_input_len, room), recipe.max_images, recipe.max_tiles)
-    cases = make_cases(checkpoint.config, tokenizer, limits, recipe.verify_prompts)
-    if not cases:
-        raise EngineError("the engine is too short for any question", seen=f"{limits.input_len} tokens")
-    return cases
+    return Limits(min(recipe.max_input_len, room), recipe.max_images, recipe.max_tiles)
 
 
-def _prompts(checkpoint: Checkpoint, cases: Sequence[Case]) -> list[Prompt]:
-    """The beginnings of the questions, with the reference's prompt tables."""
-    config = checkpoint.config
-    tables: list[torch.Tensor | None] = [None] * len(cases)
-    tiles = np.concatenate([case.tiles for case in cases])
-    if len(tiles):
-        with tempfile.TemporaryDirectory(prefix="nvlm-trt-vision-") as folder:
-            rows = stream_vision(checkpoint, tiles, work_dir=Path(folder), dtype=torch.float32)
-            parts = torch.split(rows.clone(), [len(case.tiles) for case in cases])
-        tables = [part.flatten(0, 1) if len(part) else None for part in parts]
-    ids = (case.prompt.decoder_ids(config.decoder.vocab_size)[:MAX_TOKENS] for case in cases)
-    return list(zip(ids, tables, strict=True))
+def _compare_vision(shown: Shown, expected: Sequence[Tables | None], seen: Sequence[Tables | None]) -> Figures:
+    """Figures of the prompt tables of the cases; none where no case has an image."""
+    pairs = zip(expected[: len(shown.cases)], seen, strict=False)
+    figures = [closeness(ours.right, theirs.right) for theirs, ours in pairs if theirs is not None and ours is not None]
+    return worst_figures(figures) if figures else {}
+
+
+def _prompts(shown: Shown, vocab_size: int, expected: Sequence[Tables | None]) -> list[Prompt]:
+    """The beginnings of the cases' prompts, with the reference's prompt tables."""
+    ids = (case.prompt.decoder_ids(vocab_size)[:MAX_TOKENS] for case in shown.cases)
+    return list(zip(ids, right_tables(expected), strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Samples, and what answers them."""
+
+    checkpoint: Checkpoint
+    checkpoint_dir: Path
+    engine: Path
+    recipe: BuildRecipe
+    samples: Sequence[Sample]
+
+
+def _judge_task(
+    task: _Task, vision: VisionArithmetic, reference: DecoderReference, log: Log, work: Path | None
+) -> tuple[Figures, list[str]]:
+    """Figures of the part `task`, and remarks.
+
+    The decoder that answers is converted once more, to one rank: its arithmetic is that of all ranks together, which
+    `layers` and `ranks` judge on the files themselves.
+    """
+    recipe, options = task.recipe, task_options(task.recipe)
+    with tempfile.TemporaryDirectory(prefix="nvlm-trt-emulated-") as folder:
+        decoder = emulated_decoder(
+            task.checkpoint,
+            _precision(recipe),
+            Path(folder),
+            calibration=task.engine / "decoder" / "calibration",
+            column_blocks=recipe.tp,
+        )
+        subject = ReferenceAnswerer(
+            task.checkpoint_dir, options=options, recipe=recipe, vision=vision.encoder(), decoder=decoder
+        )
+        ours = answered("emulation", subject, task.samples, log, work)
+    whole = ReferenceAnswerer(task.checkpoint_dir, options=options, recipe=recipe, decoder=reference)
+    return task_figures(ours, answered("reference", whole, task.samples, log, work))
 
 
 def peak_bytes(config: NvlmConfig, recipe: BuildRecipe) -> int:
@@ -191,14 +268,15 @@ def _layer_remarks(layers: LayerwiseReport) -> list[str]:
 
 
 def _judge_all(
-    figures: dict[str, Figures], converted: TrtllmCheckpoint, layers: LayerwiseReport, recipe: BuildRecipe
+    figures: Mapping[str, Figures], converted: TrtllmCheckpoint, layers: LayerwiseReport, recipe: BuildRecipe
 ) -> list[Check]:
     quantization = converted.config.quantization
     cache_alone = quantization.kv_cache_quant_algo is not None and quantization.quant_algo is None
-    parts: list[tuple[str, tuple[Gate, ...]]] = [
-        ("prompt", PROMPT_GATES),
-        ("layers", COPY_GATES + LINEAR_GATES[quantization.quant_algo] + (CACHE_GATES if layers.caches else ())),
-    ]
-    if "ranks" in figures:
-        parts.append(("ranks", QUANTISED_CACHE_GATES if cache_alone else RANKS_GATES[recipe.decoder_precision]))
-    return [check for part, gates in parts for check in judge(part, gates, figures[part])]
+    gates: dict[str, tuple[Gate, ...]] = {
+        "prompt": PROMPT_GATES,
+        "vision": EMULATED_VISION_GATES[recipe.vision_precision],
+        "layers": COPY_GATES + LINEAR_GATES[quantization.quant_algo] + (CACHE_GATES if layers.caches else ()),
+        "ranks": QUANTISED_CACHE_GATES if cache_alone else RANKS_GATES[recipe.decoder_precision],
+        **answer_gates(recipe),
+    }
+    return judge_parts(gates, figures, recipe.gates)

@@ -1,4 +1,4 @@
-"""The reference in a reduced precision: how far rounding alone moves the result.
+"""The decoder reference in a reduced precision: how far rounding alone moves the result.
 
 Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
 bf16, float32 for int8_wo. What is left between such a reference and an engine is the order of rounding, so their
@@ -10,17 +10,13 @@ from __future__ import annotations
 import torch
 
 from nvlm_trt.decoder.graph_constants import quantize_rows
+from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
-from nvlm_trt.model.reference.vision import VisionReference
+from nvlm_trt.verify.fake_quant import FakeQuantized
 
 EMBEDDING = "embed_tokens.weight"
 """Rows are looked up, not multiplied: an int8 engine keeps them in bfloat16."""
-
-
-def reduced_vision(checkpoint: Checkpoint, precision: str) -> VisionReference | None:
-    """The vision reference in `precision`; None for fp32, which is the reference itself."""
-    return None if precision == "fp32" else VisionReference(checkpoint, torch.bfloat16)
 
 
 def reduced_decoder(checkpoint: Checkpoint, precision: str) -> DecoderReference | None:
@@ -29,7 +25,9 @@ def reduced_decoder(checkpoint: Checkpoint, precision: str) -> DecoderReference 
         return None
     if precision == "int8_wo":
         return DecoderReference(_Int8Checkpoint(checkpoint), torch.float32)
-    return DecoderReference(checkpoint, torch.bfloat16)
+    if precision == "bf16":
+        return DecoderReference(checkpoint, torch.bfloat16)
+    return FakeQuantized(checkpoint, decoder_precision(precision))
 
 
 class _Int8Checkpoint(Checkpoint):

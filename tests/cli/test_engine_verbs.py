@@ -90,7 +90,8 @@ def test_verify_passes_every_gate_of_a_sound_fp32_engine_and_writes_verify_json(
     assert shown.code == 0, shown.out
     written = json.loads((small_engine / "verify.json").read_text())
     assert written["ok"] is True
-    assert {check["part"] for check in written["checks"]} == {"prompt", "vision", "decoder", "answer", "sharded"}
+    parts = {"prompt", "vision", "decoder", "logits", "canary", "answer", "sharded"}
+    assert {check["part"] for check in written["checks"]} == parts
     assert written["figures"]["vision"]["max_rel_error"] < 1e-4
     assert written["figures"]["decoder"]["tokens_differing"] == 0
     assert "FAILED" not in shown.out

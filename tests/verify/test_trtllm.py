@@ -34,6 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_thread_an_operation")
 
 LAST = "transformer.layers.2."
 
+RANDOM_WEIGHTS = {"logit_kl": 4.0, "top1_agreement": 0.0}
+"""Bounds for tests of a sound conversion: answers of random weights do not survive quantised activations or 4 bits."""
+
 Change = Callable[[dict[str, torch.Tensor]], None]
 Damaged = Callable[[str, Change], Path]
 
@@ -115,12 +118,15 @@ def test_a_sound_quantised_engine_passes_every_gate(
     engine_of: Callable[[str], Path], tiny_checkpoint: Path, threads: None, precision: str
 ) -> None:
     told: list[str] = []
-    report = verify_trtllm(engine_of(precision), tiny_checkpoint, recipe_of(precision), log=told.append)
+    recipe = recipe_of(precision, gates=RANDOM_WEIGHTS)
+    report = verify_trtllm(engine_of(precision), tiny_checkpoint, recipe, log=told.append)
     report.require_ok()
     assert report.figures["prompt"] == {"faults": 0, "cases": 2}
     assert report.figures["ranks"]["ranks"] == 2
     assert 0.5 < report.figures["ranks"]["excess"] < 2
-    assert {check.part for check in report.checks} == {"prompt", "layers", "ranks"}
+    assert {check.part for check in report.checks} == {"prompt", "vision", "layers", "ranks", "logits", "canary"}
+    assert report.figures["canary"]["canaries"] == 1
+    assert any("an emulation's" in remark for remark in report.remarks)
     assert "decoder: 2 ranks together over gloo" in told
 
 
@@ -176,8 +182,8 @@ def shrink_the_range_of_inputs(rank: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("precision", "change", "parts"),
     [
-        ("bf16", swap_fc_and_gate, {"layers", "ranks"}),
-        ("int8_sq", shrink_the_range_of_inputs, {"layers", "ranks"}),
+        ("bf16", swap_fc_and_gate, {"layers", "ranks", "logits"}),
+        ("int8_sq", shrink_the_range_of_inputs, {"layers", "ranks", "logits"}),
     ],
 )
 def test_a_gross_defect_shows_in_the_logits_too(
@@ -200,7 +206,7 @@ def test_ranks_too_large_for_the_memory_are_not_run_and_the_report_says_so(
 ) -> None:
     report = verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16"))
     assert report.ok
-    assert {check.part for check in report.checks} == {"prompt", "layers"}
+    assert {check.part for check in report.checks} == {"prompt", "vision", "layers"}
     assert "ranks" not in report.figures
     assert any("The ranks were not run together" in remark for remark in report.remarks)
 

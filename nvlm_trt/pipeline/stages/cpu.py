@@ -5,7 +5,8 @@ from __future__ import annotations
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
+from nvlm_trt.pipeline.stages.finish import gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
 
@@ -77,8 +78,8 @@ def verify(sources: Sources) -> Stage:
     def run(context: StageContext) -> None:
         from nvlm_trt.verify.engine import verify_engine
 
-        report = verify_engine(context.engine, sources.checkpoint.path, recipe, log=context.log)
-        leave_report(context, report)
+        report = verify_engine(context.engine, sources.checkpoint.path, recipe, log=context.log, work=context.work)
+        judge(context, report)
 
     tensors = sources.checkpoint.tensors.values()
     decoder = sum(info.nbytes for info in tensors if info.name.startswith(DECODER_PREFIX))
@@ -87,7 +88,7 @@ def verify(sources: Sources) -> Stage:
         name="verify",
         inputs=("inspect", "vision-compile", "decoder-convert", "decoder-compile"),
         outputs=("verify.json",),
-        parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens},
+        parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.engine",),
         tools=("openvino", "torch", "numpy", "tokenizers", "Pillow"),
         run=run,

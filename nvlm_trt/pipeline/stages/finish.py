@@ -1,12 +1,46 @@
-"""The stage that makes an engine directory servable."""
+"""The end of a build: what the gates of `verify` hang on and leave, and the stage that makes a directory servable."""
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
+
+from nvlm_trt.pipeline.durable import write_atomic
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
+from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.verify.report import VerifyReport
 
 REPOSITORY_FOLDER = "triton_repo"
+
+
+def gate_parts(recipe: BuildRecipe) -> dict[str, object]:
+    """What the verdict of `verify` depends on: the bounds, and the bytes of the task's samples and images.
+
+    Raises:
+        UserError: the task cannot be read.
+    """
+    from nvlm_trt.eval.records import record_key
+    from nvlm_trt.verify.task import task_samples
+
+    keys = [[record_key("", sample), sample.answers, sample.metric] for sample in task_samples(recipe)]
+    digest = sha256(json.dumps(keys).encode()).hexdigest() if keys else None
+    return {"gates": recipe.gates.model_dump(mode="json", exclude={"task"}), "task": digest}
+
+
+def judge(context: StageContext, report: VerifyReport) -> None:
+    """Show every gate and write verify.json; a gate that failed stops the build before anything is packaged.
+
+    A failed stage leaves no outputs. Its report is put into the engine directory all the same, in place of an older
+    one: it says what to do.
+
+    Raises:
+        VerificationError: naming every gate that failed.
+    """
+    if not report.ok:
+        write_atomic(context.engine / "verify.json", report.encoded())
+    leave_report(context, report)
 
 
 def package(sources: Sources) -> Stage:
@@ -23,7 +57,7 @@ def package(sources: Sources) -> Stage:
 
     return Stage(
         name="package",
-        inputs=("inspect", "vision-compile", "decoder-compile"),
+        inputs=("inspect", "vision-compile", "decoder-compile", "verify"),
         outputs=(REPOSITORY_FOLDER,),
         parts={},
         modules=("nvlm_trt.serving.package",),

@@ -21,8 +21,10 @@ from nvlm_trt.environment.versions import PINNED_IMAGE, check_versions
 from nvlm_trt.errors import EngineError, RecipeError, listed
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
+from nvlm_trt.pipeline.stages.calibrate import vision_quantization
+from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
 from nvlm_trt.pipeline.stages.decoder import stored_bytes
+from nvlm_trt.pipeline.stages.finish import gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
 VISION_FILES = ("model.plan", "engine.json", "inspector.json", "build.log", BUILT_WITH)
@@ -113,24 +115,30 @@ def decoder_compile(sources: Sources) -> Stage:
 
 
 def verify(sources: Sources) -> Stage:
-    """Checks prompts, the checkpoint of every rank, and what the ranks compute; a failing gate stops the build."""
+    """Checks prompts and every rank, and emulates vision and the ranks together; a failing gate stops the build."""
     from nvlm_trt.verify.trtllm import peak_bytes
 
     recipe = sources.recipe
+    calibrated = [] if vision_quantization(recipe) is None else ["vision-calibrate"]
 
     def run(context: StageContext) -> None:
         from nvlm_trt.verify.trtllm import verify_trtllm
 
         report = verify_trtllm(
-            context.engine, sources.checkpoint.path, recipe, log=context.log, progress=context.progress
+            context.engine,
+            sources.checkpoint.path,
+            recipe,
+            log=context.log,
+            progress=context.progress,
+            work=context.work,
         )
-        leave_report(context, report)
+        judge(context, report)
 
     return Stage(
         name="verify",
-        inputs=("inspect", "decoder-convert"),
+        inputs=("inspect", *calibrated, "decoder-convert"),
         outputs=("verify.json",),
-        parts={"prompts": recipe.verify_prompts},
+        parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.trtllm",),
         tools=("torch", "numpy", "tokenizers", "Pillow"),
         run=run,
