@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,6 +22,8 @@ from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 from nvlm_trt.vision.build_cpu import build_vision_cpu
 from nvlm_trt.vision.export import export_vision
+
+from ..http_json import HttpAnswer, post_json
 
 FREE_PORTS = Ports(http=0, grpc=0, metrics=0)
 
@@ -110,44 +108,7 @@ def jpeg(photographs: dict[str, Image.Image]) -> Callable[[str], bytes]:
     return encode
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """What an HTTP call gave: the status and the body."""
-
-    status: int
-    body: bytes
-
-    @property
-    def json(self) -> dict[str, object]:
-        """The body as one JSON object."""
-        parsed = json.loads(self.body)
-        assert isinstance(parsed, dict)
-        return parsed
-
-    @property
-    def events(self) -> list[dict[str, object]]:
-        """The body as server-sent events."""
-        lines = [line for line in self.body.decode().splitlines() if line]
-        assert all(line.startswith("data: ") for line in lines)
-        return [json.loads(line.removeprefix("data: ")) for line in lines]
-
-
-Post = Callable[[str, object], HttpAnswer]
-
-
 @pytest.fixture
-def post(server: TritonServer) -> Post:
+def post(server: TritonServer) -> Callable[[str, object], HttpAnswer]:
     """Post a JSON body (or raw bytes) to a path below /v2 of the shared server."""
-
-    def call(path: str, body: object) -> HttpAnswer:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://{server.http_url}/v2/{path}", data=data, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return HttpAnswer(answer.status, answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return HttpAnswer(error.code, error.read())
-
-    return call
+    return lambda path, body: post_json(server.http_url, path, body)

@@ -7,7 +7,6 @@ test that compares them compares something. It computes nothing.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import json
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from types import ModuleType
 
 import onnx
 from onnx import TensorProto
+
+from .fake_tensorrt_engine import Closed, DataType, Engine, LayerInformationFormat, TensorIOMode
 
 
 class Severity(enum.IntEnum):
@@ -53,25 +54,6 @@ class ProfilingVerbosity(enum.IntEnum):
     LAYER_NAMES_ONLY = 0
     NONE = 1
     DETAILED = 2
-
-
-class DataType(enum.IntEnum):
-    FLOAT = 0
-    HALF = 1
-    INT8 = 2
-    UINT8 = 5
-    BF16 = 7
-
-
-class TensorIOMode(enum.IntEnum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
-
-
-class LayerInformationFormat(enum.IntEnum):
-    ONELINE = 0
-    JSON = 1
 
 
 TYPES = {
@@ -125,17 +107,6 @@ class Machine:
         return _package(self, without)
 
 
-class _Closed:
-    """An object that takes no attribute that the real one lacks."""
-
-    _attributes: tuple[str, ...] = ()
-
-    def __setattr__(self, name, value):
-        if not name.startswith("_") and name not in self._attributes:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        super().__setattr__(name, value)
-
-
 class ILogger:
     Severity = Severity
 
@@ -156,7 +127,7 @@ def _guarded(call, *args):
         return False
 
 
-class TimingCache(_Closed):
+class TimingCache(Closed):
     def __init__(self, header, times):
         self._header, self._times = header, times
 
@@ -170,7 +141,7 @@ class TimingCache(_Closed):
         return True
 
 
-class OptimizationProfile(_Closed):
+class OptimizationProfile(Closed):
     def __init__(self):
         self._shapes = {}
 
@@ -180,7 +151,7 @@ class OptimizationProfile(_Closed):
         self._shapes[input] = [list(min), list(opt), list(max)]
 
 
-class BuilderConfig(_Closed):
+class BuilderConfig(Closed):
     _attributes = (
         "builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity", "progress_monitor",
     )  # fmt: skip
@@ -222,12 +193,12 @@ class BuilderConfig(_Closed):
         return self._cache
 
 
-class Network(_Closed):
+class Network(Closed):
     def __init__(self, flags):
         self._flags, self._graph = flags, None
 
 
-class ParserError(_Closed):
+class ParserError(Closed):
     def __init__(self, node, name, operator, code, description):
         self._values = node, name, operator, code, description
 
@@ -253,7 +224,7 @@ def _tensor(value, mode):
     return {"name": value.name, "mode": mode.name, "dtype": TYPES[kind.elem_type].name, "shape": shape}
 
 
-class _OfMachine(_Closed):
+class _OfMachine(Closed):
     """What the package makes by itself; each package has classes of its own."""
 
     _machine: Machine
@@ -348,78 +319,6 @@ def _told(monitor) -> bool:
             return False
     _guarded(monitor.phase_finish, "Building")
     return True
-
-
-class Engine(_Closed):
-    def __init__(self, machine, plan):
-        self._machine, self._plan = machine, plan
-        self._tensors = {tensor["name"]: tensor for tensor in plan["tensors"]}
-
-    @property
-    def num_io_tensors(self):
-        return len(self._tensors)
-
-    @property
-    def num_optimization_profiles(self):
-        return len(self._plan["profiles"])
-
-    def get_tensor_name(self, index):
-        return list(self._tensors)[index]
-
-    def get_tensor_mode(self, name):
-        return TensorIOMode[self._tensors[name]["mode"]]
-
-    def get_tensor_dtype(self, name):
-        return DataType[self._tensors[name]["dtype"]]
-
-    def get_tensor_shape(self, name):
-        return list(self._tensors[name]["shape"])
-
-    def get_tensor_profile_shape(self, name, profile_index):
-        return self._plan["profiles"][profile_index][name]
-
-    def create_execution_context(self):
-        return Context(self._machine, self._tensors) if self._machine.has_context else None
-
-    def create_engine_inspector(self):
-        return Inspector()
-
-
-class Inspector(_Closed):
-    def get_engine_information(self, format):
-        assert format is LayerInformationFormat.JSON
-        return json.dumps({"Layers": ["one"]})
-
-
-class Context(_Closed):
-    """Writes `machine.value` into every value of a float32 output at its address, which is on the CPU here."""
-
-    def __init__(self, machine, tensors):
-        self._machine, self._tensors = machine, tensors
-        self._tiles, self._addresses = None, {}
-
-    def set_input_shape(self, name, shape):
-        self._tiles = shape[0]
-        return self._tensors[name]["mode"] == "INPUT"
-
-    def get_tensor_shape(self, name):
-        return [self._tiles if size == -1 else size for size in self._tensors[name]["shape"]]
-
-    def set_tensor_address(self, name, memory):
-        self._addresses[name] = memory
-        return True
-
-    def execute_async_v3(self, stream_handle):
-        self._machine.streams.append(stream_handle)
-        if not self._machine.runs:
-            return False
-        for name, tensor in self._tensors.items():
-            if tensor["mode"] == "OUTPUT":
-                count = 1
-                for size in self.get_tensor_shape(name):
-                    count *= size
-                (ctypes.c_float * count).from_address(self._addresses[name])[:] = [self._machine.value] * count
-        return True
 
 
 def _package(machine: Machine, without: tuple[str, ...]) -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import time
 import urllib.request
@@ -17,6 +16,8 @@ import yaml
 
 from nvlm_trt.client import Options
 from nvlm_trt.decoder.request import SamplingParams
+
+from ...http_json import post_json
 
 ROOT = Path(__file__).parents[3]
 GREEDY = Options(max_tokens=24)
@@ -69,13 +70,8 @@ def test_the_ensemble_gives_the_same(server, client, jpeg, count):
     body = {"text_input": QUESTION, "max_tokens": 24}
     if images:
         body["image_bytes"] = [base64.b64encode(image).decode() for image in images]
-    request = urllib.request.Request(
-        f"http://{server.http_url}/v2/models/ensemble/generate",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert json.load(answer)["text_output"] == client.generate(QUESTION, images=images, options=GREEDY).text
+    answer = post_json(server.http_url, "models/ensemble/generate", body)
+    assert answer.json["text_output"] == client.generate(QUESTION, images=images, options=GREEDY).text
 
 
 @pytest.mark.parametrize(("count", "parts"), [(1, [1]), (2, [1, 1]), (7, [3, 4]), (14, [2, 4, 4, 4])])
