@@ -1,0 +1,128 @@
+"""Run a worker and read what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from nvlm_trt.bench.peers.tool import ToolName
+from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
+from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.worker import RATES, TOLD, AccuracyJob, CeilingsJob, Job, RoundJob
+from nvlm_trt.bench.workload import Workload
+from nvlm_trt.errors import FaultError
+
+GRACE_S: Final = 30.0
+"""Seconds that an interrupted worker has to stop its server."""
+
+TAIL: Final = 500
+
+
+class Workers:
+    """Measures in processes of their own.
+
+    Args:
+        workload: What is asked.
+        tile_size: Side of a tile in pixels.
+        timeout: Seconds after which a round, or the task, is given up.
+        task: The JSONL file that accuracy is measured on.
+        limit: Questions of it at most.
+    """
+
+    def __init__(
+        self, workload: Workload, tile_size: int, timeout: float, task: Path | None = None, limit: int | None = None
+    ) -> None:
+        self._workload = workload
+        self._task, self._limit = task, limit
+        self._tile_size = tile_size
+        self._timeout = timeout
+
+    def round(self, subject: Subject, number: int, tools: tuple[ToolName, ...] = ()) -> RoundRecord:
+        """Measure one round of one subject.
+
+        Raises:
+            FaultError: the worker failed; with its reason.
+        """
+        with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as folder:
+            result = Path(folder) / "record.json"
+            job = RoundJob(
+                subject=subject,
+                workload=self._workload,
+                number=number,
+                tile_size=self._tile_size,
+                tools=tools,
+                result=result,
+            )
+            return RoundRecord.model_validate_json(self._run(job))
+
+    def ceilings(self, device: Device) -> tuple[Rate, ...]:
+        """Measure what the machine can do.
+
+        Raises:
+            FaultError: the worker failed; with its reason.
+        """
+        with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as folder:
+            return RATES.validate_json(self._run(CeilingsJob(device=device, result=Path(folder) / "rates.json")))
+
+    def accuracy(self, subject: Subject) -> AccuracyRecord:
+        """Have a subject answer the task.
+
+        Raises:
+            FaultError: the worker failed; with its reason.
+        """
+        assert self._task is not None
+        with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as folder:
+            result = Path(folder) / "scores.json"
+            job = AccuracyJob(subject=subject, task=self._task, limit=self._limit, result=result)
+            return AccuracyRecord.model_validate_json(self._run(job))
+
+    def _run(self, job: Job) -> bytes:
+        command = [sys.executable, "-m", "nvlm_trt.bench.worker"]
+        with tempfile.TemporaryFile() as said:
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker in order
+            )
+            try:
+                worker.communicate(job.model_dump_json().encode(), timeout=self._timeout)
+            except subprocess.TimeoutExpired:
+                raise FaultError(
+                    "the round took too long", seen=f"{self._timeout:g} s", fix="--round-timeout"
+                ) from None
+            finally:
+                _end(worker)
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip()
+        if worker.returncode != 0 or not job.result.is_file():
+            raise FaultError(_reason(worker.returncode, words))
+        return job.result.read_bytes()
+
+
+def _reason(code: int, words: str) -> str:
+    """Why a worker failed: its own sentence, the signal that killed it, or its last words."""
+    lines = words.splitlines() or ["it said nothing"]
+    if code == TOLD:
+        return lines[-1]
+    if code < 0:
+        return f"the worker was killed by {signal.Signals(-code).name}: {lines[-1][-TAIL:]}"
+    return f"the worker ended with code {code}: {lines[-1][-TAIL:]}"
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker that runs, first as Ctrl-C does, so that it stops its server; then all of its processes."""
+    if worker.poll() is not None:
+        return
+    worker.send_signal(signal.SIGINT)
+    try:
+        worker.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()

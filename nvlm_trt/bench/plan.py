@@ -1,0 +1,202 @@
+"""What a benchmark will do, with everything checked that can be checked before a clock runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvlm_trt.bench.peers.tool import TRANSPORTS, ToolName, found
+from nvlm_trt.bench.record import Device
+from nvlm_trt.bench.report import Task
+from nvlm_trt.bench.subjects import Dtype, OpenedEngine, Subject, Transport, choose_subjects
+from nvlm_trt.bench.workload import Question, Workload
+from nvlm_trt.errors import UserError
+from nvlm_trt.eval.tasks import read_tasks
+from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.prompt import build_prompt
+from nvlm_trt.model.tiling import plan_grid
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+DEFAULT_TILE = 448
+"""Side of a tile in pixels where only a server is known: the release's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        engines: Engine directories.
+        grpc_url: ``host:port`` of the gRPC of a server that runs already.
+        http_url: ``host:port`` of its HTTP.
+        transports: How engine directories are asked.
+        baselines: Dtypes of the torch reference.
+        checkpoint: What it reads; None for what the first engine was built from.
+        workload: What is asked.
+        rounds: How often everybody is measured.
+        task: A JSONL file of questions with answers; None measures no accuracy.
+        task_limit: Questions at most.
+        tools: Load tools of others.
+    """
+
+    engines: tuple[Path, ...]
+    grpc_url: str | None
+    http_url: str | None
+    transports: tuple[Transport, ...]
+    baselines: tuple[Dtype, ...]
+    checkpoint: Path | None
+    workload: Workload
+    rounds: int
+    task: Path | None
+    task_limit: int | None
+    tools: tuple[ToolName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        request: What was asked for.
+        subjects: Whoever is measured, the baseline first.
+        engines: Engine directories by path.
+        tile_size: Side of a tile in pixels.
+        prompt_tokens: Tokens of the longest prompt; None where only a server is known.
+        task: What accuracy is measured on.
+        device: Where the machine's ceilings are measured.
+        remarks: What a reader of the report should know.
+    """
+
+    request: Request
+    subjects: tuple[Subject, ...]
+    engines: dict[Path, OpenedEngine]
+    tile_size: int
+    prompt_tokens: int | None
+    task: Task | None
+    device: Device
+    remarks: tuple[str, ...]
+
+    def tools_of(self, subject: Subject) -> tuple[ToolName, ...]:
+        """Tools that are run beside a subject: those that use its transport."""
+        return tuple(tool for tool in self.request.tools if TRANSPORTS[tool] == subject.transport)
+
+
+def make_plan(request: Request) -> Plan:
+    """Check everything.
+
+    Raises:
+        UserError: something is not there, or does not fit an engine; nothing was measured.
+    """
+    engines = [OpenedEngine(path) for path in request.engines]
+    subjects = choose_subjects(
+        engines,
+        transports=request.transports,
+        baselines=request.baselines,
+        checkpoint=request.checkpoint,
+        grpc_url=request.grpc_url,
+        http_url=request.http_url,
+    )
+    tile_size = _tile_size(engines)
+    _check_tools(request.tools, subjects)
+    targets = {engine.recipe.target for engine in engines}
+    if len(targets) > 1:
+        raise UserError("engines of two targets are not measured in one run", seen="cpu and gpu")
+    return Plan(
+        request,
+        subjects,
+        {engine.directory: engine for engine in engines},
+        tile_size,
+        _prompt_tokens(engines, request.workload, tile_size),
+        None if request.task is None else _task(request.task, request.task_limit),
+        "cuda" if "gpu" in targets else "cpu",
+        tuple(_remarks(engines, subjects)),
+    )
+
+
+def _tile_size(engines: Sequence[OpenedEngine]) -> int:
+    sizes = {engine.config.tile_size for engine in engines} or {DEFAULT_TILE}
+    if len(sizes) > 1:
+        raise UserError("the engines are of different models", seen=f"tiles of {sorted(sizes)} pixels")
+    return sizes.pop()
+
+
+def _check_tools(tools: Sequence[ToolName], subjects: Sequence[Subject]) -> None:
+    for tool in tools:
+        if found(tool) is None:
+            raise UserError(f"{tool} is not on PATH", fix="docs/benchmarks.md says where it comes from")
+        beside = [subject for subject in subjects if subject.transport == TRANSPORTS[tool]]
+        if not beside:
+            raise UserError(
+                f"{tool} runs against a server over {TRANSPORTS[tool]}", fix=f"add --transport {TRANSPORTS[tool]}"
+            )
+        if tool == "aiperf" and any(subject.engine is None for subject in beside):
+            raise UserError("aiperf needs the tokenizer of the engine", fix="give the engine directory, not its URL")
+
+
+def _prompt_tokens(engines: Sequence[OpenedEngine], workload: Workload, tile_size: int) -> int | None:
+    """Tokens of the longest prompt.
+
+    Raises:
+        UserError: it does not fit an engine.
+    """
+    questions = [workload.question(number, tile_size) for number in range(max(1, len(workload.images)))]
+    longest = 0
+    for engine in engines:
+        recipe = engine.recipe
+        if workload.max_tokens > recipe.max_output_len:
+            raise UserError(
+                f"answers are longer than {engine.name} allows",
+                seen=workload.max_tokens,
+                expected=f"at most {recipe.max_output_len}",
+                fix="give fewer --max-tokens",
+            )
+        room = recipe.max_seq_len(engine.config.decoder.max_position_embeddings) - workload.max_tokens
+        for tokens in _lengths(engine, questions):
+            if tokens > min(room, recipe.max_input_len):
+                raise UserError(
+                    f"the prompt does not fit {engine.name}",
+                    seen=f"{tokens} tokens and an answer of {workload.max_tokens}",
+                    expected=f"at most {min(room, recipe.max_input_len)} tokens of prompt",
+                    fix="ask with fewer tiles (--columns, --rows), without images (--text-only), or for fewer tokens",
+                )
+            longest = max(longest, tokens)
+    return longest or None
+
+
+def _lengths(engine: OpenedEngine, questions: Sequence[Question]) -> Iterator[int]:
+    """Tokens of each prompt."""
+    recipe, config = engine.recipe, engine.config
+    tokenizer = NvlmTokenizer.load(engine.directory / "tokenizer")
+    limits = ImageLimits(**recipe.image_limits.model_dump())
+    for question in questions:
+        tiles = []
+        for data in question.images:
+            image = read_image(data, limits, exif_orientation=recipe.exif_orientation)
+            grid = plan_grid(
+                image.width,
+                image.height,
+                max_tiles=recipe.max_tiles,
+                tile_size=config.tile_size,
+                use_thumbnail=config.use_thumbnail,
+            )
+            tiles.append(grid.num_tiles)
+        yield len(build_prompt(tokenizer, config.tokens_per_tile, question.text, tiles=tiles).input_ids)
+
+
+def _task(path: Path, limit: int | None) -> Task:
+    samples = read_tasks(path)[:limit]
+    return Task(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), samples=len(samples))
+
+
+def _remarks(engines: Sequence[OpenedEngine], subjects: Sequence[Subject]) -> Iterator[str]:
+    if len({engine.checkpoint_fingerprint for engine in engines}) > 1:
+        yield "the engines were built from different checkpoints: accuracy and speed are not of one model"
+    if any(subject.kind == "reference" for subject in subjects):
+        yield "the torch reference answers one request at a time; further ones wait, and their wait counts"
+    if any(subject.transport != "local" for subject in subjects):
+        yield (
+            "through a server, tokens that follow each other faster than it passes text on arrive together: "
+            "time to first token then is late, inter-token latency short, their sum right"
+        )

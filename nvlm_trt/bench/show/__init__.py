@@ -1,0 +1,1 @@
+"""A report for people: Markdown, plots, and the comparison of two reports."""

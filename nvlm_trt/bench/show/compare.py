@@ -1,0 +1,134 @@
+"""Two reports side by side: did anything change, or is it noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from nvlm_trt.bench.report import Figure, Report
+from nvlm_trt.bench.show.markdown import ranged, row_title
+
+Verdict = Literal["within spread", "better", "worse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure in both reports.
+
+    Attributes:
+        subject: Whose.
+        metric: Its metric.
+        concurrency: Requests under way.
+        before: In the first report.
+        after: In the second.
+        ratio: The second by the first; None where the first is zero.
+        verdict: "within spread" where the ranges overlap.
+    """
+
+    subject: str
+    metric: str
+    concurrency: int | None
+    before: Figure
+    after: Figure
+    ratio: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two reports.
+
+    Attributes:
+        first: The first.
+        second: The second.
+        differences: Figures that both have.
+        only_first: Subjects that only the first one has.
+        only_second: Subjects that only the second one has.
+        remarks: What makes them hard to compare.
+    """
+
+    first: Report
+    second: Report
+    differences: tuple[Difference, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def rows(self) -> Iterator[list[str]]:
+        """A table for people."""
+        for each in self.differences:
+            yield [
+                each.subject,
+                row_title(self.first, each.metric, each.concurrency),
+                ranged(each.before.range),
+                ranged(each.after.range),
+                "-" if each.ratio is None else f"{each.ratio:.2f}x",
+                each.verdict,
+            ]
+
+    def as_json(self) -> dict[str, object]:
+        """One JSON object for programs."""
+        return {
+            "differences": [
+                {
+                    "subject": each.subject,
+                    "metric": each.metric,
+                    "concurrency": each.concurrency,
+                    "first": each.before.range.model_dump(),
+                    "second": each.after.range.model_dump(),
+                    "ratio": each.ratio,
+                    "verdict": each.verdict,
+                }
+                for each in self.differences
+            ],
+            "only_first": list(self.only_first),
+            "only_second": list(self.only_second),
+            "remarks": list(self.remarks),
+        }
+
+
+def compare(first: Report, second: Report) -> Comparison:
+    """Compare every figure that both reports have, by the names of subjects."""
+    theirs = {subject.name: subject for subject in second.subjects}
+    names = [subject.name for subject in first.subjects]
+    differences = []
+    for subject in first.subjects:
+        for before in subject.figures if subject.name in theirs else ():
+            after = theirs[subject.name].figure(before.metric, before.concurrency)
+            if after is not None and before.metric in second.metrics:
+                differences.append(_difference(first, subject.name, before, after))
+    return Comparison(
+        first,
+        second,
+        tuple(differences),
+        tuple(name for name in names if name not in theirs),
+        tuple(name for name in theirs if name not in names),
+        tuple(_remarks(first, second)),
+    )
+
+
+def _difference(report: Report, subject: str, before: Figure, after: Figure) -> Difference:
+    old, new = before.range, after.range
+    higher_is_better = report.metrics[before.metric].better == "higher"
+    verdict: Verdict = "better" if (new.value > old.value) == higher_is_better else "worse"
+    if old.overlaps(new):
+        verdict = "within spread"
+    ratio = new.value / old.value if old.value else None
+    return Difference(subject, before.metric, before.concurrency, before, after, ratio, verdict)
+
+
+def _remarks(first: Report, second: Report) -> Iterator[str]:
+    if first.workload != second.workload:
+        yield "the requests differ: " + ", ".join(
+            f"{name} {before!r} and {after!r}"
+            for (name, before), (_, after) in zip(first.workload, second.workload, strict=True)
+            if before != after
+        )
+    if first.machine.processor != second.machine.processor or first.machine.cores != second.machine.cores:
+        yield f"the machines differ: {first.machine.processor} and {second.machine.processor}"
+    if (first.task and first.task.sha256) != (second.task and second.task.sha256):
+        yield "accuracy is of different tasks"
+    for report in (first, second):
+        if not report.complete:
+            yield f"the report of {report.started} is not complete"

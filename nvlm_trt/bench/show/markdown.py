@@ -1,0 +1,163 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from nvlm_trt.bench.metrics import Section
+from nvlm_trt.bench.report import Figure, PeerFigure, Range, Report, SubjectReport
+
+HEADINGS: Final[dict[Section, str]] = {
+    "cost": "What a precision costs",
+    "speed": "One request at a time, part by part",
+    "load": "Under load",
+    "ceiling": "Beside what the machine can do",
+    "warm-up": "Warm-up, which counts for nothing above",
+}
+
+READING: Final = (
+    "A cell is the median (first to third quartile), or for accuracy the mean (95% interval), and its ratio to the "
+    "baseline. An arrow says which way is better. `n` counts the samples."
+)
+
+
+def as_markdown(report: Report, plots: Sequence[str] = ()) -> str:
+    """The whole report.
+
+    Args:
+        report: The report.
+        plots: Names of image files beside it.
+    """
+    parts = [_head(report), READING]
+    for section, heading in HEADINGS.items():
+        rows = list(_rows(report, section))
+        if rows:
+            parts.append(f"## {heading}\n\n{_table(_columns(report), rows)}")
+    if report.ceilings:
+        parts.append(f"## What the machine can do\n\n{_ceilings(report)}")
+    if report.peers:
+        parts.append(f"## Load tools of others\n\n{_peers(report)}")
+    parts += [f"![{name}]({name})" for name in plots]
+    parts.append(f"## Formulas\n\n{_formulas(report)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def number(value: float) -> str:
+    """Three digits that count: 0.0123, 1.23, 12.3, 1,234."""
+    size = abs(value)
+    if size >= 100 or value == 0:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """Two digits that count: 0.08x, 1.2x, 12x, 120x."""
+    return f"{value:,.0f}x" if value >= 10 else f"{value:.2g}x"
+
+
+def ranged(spread: Range) -> str:
+    """The middle, and the ends where there is more than one sample."""
+    middle = number(spread.value)
+    return middle if spread.n == 1 else f"{middle} ({number(spread.low)} to {number(spread.high)})"
+
+
+def row_title(report: Report, metric: str, concurrency: int | None) -> str:
+    """A metric in words, its unit, and which way is better."""
+    made = report.metrics[metric]
+    load = "" if concurrency is None else f", {concurrency} at a time"
+    return f"{made.title}{load} [{made.unit}] {'↑' if made.better == 'higher' else '↓'}"
+
+
+def _head(report: Report) -> str:
+    machine, workload = report.machine, report.workload
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    gpus = f", {', '.join(machine.gpus)}" if machine.gpus else ""
+    picture = "no image" if workload.text_only else "1 image"
+    prompt = "" if report.prompt_tokens is None else f", a prompt of {report.prompt_tokens} tokens"
+    state = "" if report.complete else ", **not complete**"
+    lines = [
+        "# Benchmark",
+        "",
+        f"- measured {report.started} with nvlm-trt {report.nvlm_trt}, {report.rounds_done} of {report.rounds_asked} "
+        f"rounds in {number(report.seconds)} s{state}",
+        f"- machine: {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB{gpus}, "
+        f"{machine.system}",
+        f"- versions: {versions}",
+        f"- a request: {picture}{prompt}, an answer of {workload.max_tokens} tokens; "
+        f"{workload.requests} requests or more at each concurrency and round",
+        f"- baseline: {report.baseline}",
+    ]
+    if report.task is not None:
+        lines.append(f"- accuracy: {report.task.samples} questions of {report.task.name}")
+    lines += [f"- {_title(subject)}: {subject.precision}" for subject in report.subjects]
+    lines += [f"- **{subject.name} failed**: {subject.failure}" for subject in report.subjects if subject.failure]
+    lines += [f"- {remark}" for remark in report.remarks]
+    return "\n".join(lines)
+
+
+def _title(subject: SubjectReport) -> str:
+    return {"engine": "engine", "server": "server", "reference": "reference"}[subject.kind] + f" {subject.name}"
+
+
+def _columns(report: Report) -> list[str]:
+    return ["", *(subject.name for subject in report.subjects), "n"]
+
+
+def _rows(report: Report, section: Section) -> Iterator[list[str]]:
+    for metric, concurrency in report.rows():
+        if report.metrics[metric].section == section:
+            found = [subject.figure(metric, concurrency) for subject in report.subjects]
+            counts = sorted({figure.range.n for figure in found if figure})
+            title = row_title(report, metric, concurrency)
+            yield [title, *(_cell(figure, index == 0) for index, figure in enumerate(found)), _span(counts)]
+
+
+def _span(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _cell(figure: Figure | None, is_baseline: bool) -> str:
+    if figure is None:
+        return "-"
+    beside = "" if is_baseline or figure.ratio is None else f", {ratio(figure.ratio)}"
+    return ranged(figure.range) + beside
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ceilings(report: Report) -> str:
+    titles = {"read": "reading memory"}
+    rows = [
+        [
+            titles.get(ceiling.name, f"products of matrices, {ceiling.name}"),
+            ceiling.by,
+            f"{number(ceiling.best)} {ceiling.unit}",
+            f"{ranged(ceiling.range)} {ceiling.unit}",
+        ]
+        for ceiling in report.ceilings
+    ]
+    return _table(["", "through", "best, which shares are of", "over the rounds"], rows)
+
+
+def _peers(report: Report) -> str:
+    rows = [
+        [peer.tool, peer.subject, row_title(report, peer.metric, peer.concurrency), *_beside(peer)]
+        for peer in report.peers
+    ]
+    return _table(["tool", "server", "", "theirs", "ours", "ranges overlap"], rows)
+
+
+def _beside(peer: PeerFigure) -> list[str]:
+    verdict = {True: "yes", False: "no", None: "-"}[peer.agree]
+    return [ranged(peer.theirs), ranged(peer.ours), verdict]
+
+
+def _formulas(report: Report) -> str:
+    shown = dict.fromkeys(metric for metric, _ in report.rows())
+    return "\n".join(f"- **{report.metrics[name].title}**: {report.metrics[name].formula}" for name in shown)

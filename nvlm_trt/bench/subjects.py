@@ -1,0 +1,171 @@
+"""Who is measured: engine directories, in this process or served, running servers, and the torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from nvlm_trt.bench.record import Frozen
+from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.model.config import NvlmConfig, load_config
+from nvlm_trt.pipeline.manifest import load_manifest
+from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
+from nvlm_trt.recipe import BuildRecipe, load_recipe
+
+Transport = Literal["local", "grpc", "http"]
+Dtype = Literal["bf16", "fp32"]
+Kind = Literal["engine", "server", "reference"]
+
+ENGINE_PARTS: dict[str, tuple[str, ...]] = {
+    "cpu": ("config.json", "tokenizer", "vision/cpu", "decoder/cpu"),
+    "gpu": ("config.json", "tokenizer", "vision", "decoder/engine"),
+}
+"""What serving reads of an engine directory, besides its model repository."""
+
+
+class Subject(Frozen):
+    """One column of the report.
+
+    Attributes:
+        name: Tells it from the others.
+        kind: An engine directory, a server that runs already, or the torch reference.
+        transport: How it is asked.
+        engine: The engine directory; of the reference, the one whose recipe says how images are cut.
+        checkpoint: What the reference reads.
+        dtype: Of the reference.
+        url: ``host:port`` of a server that runs already.
+    """
+
+    name: str
+    kind: Kind
+    transport: Transport
+    engine: Path | None = None
+    checkpoint: Path | None = None
+    dtype: Dtype | None = None
+    url: str | None = None
+
+
+class OpenedEngine:
+    """What an engine directory says of itself, without loading it.
+
+    Args:
+        directory: ``engines/<recipe>``.
+
+    Raises:
+        EngineError: it is no engine directory, or not complete.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        if not (directory / "recipe.yaml").is_file():
+            raise EngineError("this is no engine directory", seen=directory, expected="one made by nvlm-trt build")
+        self.recipe: BuildRecipe = load_recipe(directory / "recipe.yaml")
+        self._parts = ENGINE_PARTS[self.recipe.target]
+        missing = [name for name in self._parts if not (directory / name).exists()]
+        if missing:
+            raise EngineError(
+                "the engine directory is not complete",
+                seen=f"{directory} without {', '.join(missing)}",
+                fix="run nvlm-trt build again",
+            )
+        self.config: NvlmConfig = load_config(directory)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.directory.resolve().name
+
+    @property
+    def precision(self) -> str:
+        """Both precisions, in words."""
+        return f"vision {self.recipe.vision_precision}, decoder {self.recipe.decoder_precision}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files that serving reads; on the cpu target without what they were compiled from."""
+        return sum(size_of(self.directory / name) for name in self._parts)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint lay when it was built."""
+        made = self.directory / CHECKPOINT_FOLDER
+        recorded = load_manifest(self.directory).checkpoint.get("path", made)
+        return made if made.is_dir() else Path(str(recorded))
+
+    @property
+    def checkpoint_fingerprint(self) -> str | None:
+        """Digest of the checkpoint that it was built from."""
+        found = load_manifest(self.directory).checkpoint.get("fingerprint")
+        return None if found is None else str(found)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in files_below(path))
+
+
+def files_below(folder: Path) -> Iterable[Path]:
+    """All files below a folder."""
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def choose_subjects(
+    engines: Sequence[OpenedEngine],
+    *,
+    transports: Sequence[Transport],
+    baselines: Sequence[Dtype],
+    checkpoint: Path | None,
+    grpc_url: str | None = None,
+    http_url: str | None = None,
+) -> tuple[Subject, ...]:
+    """The columns of the report, the baseline first.
+
+    Args:
+        engines: Engine directories.
+        transports: How each is asked: in a process of its own, or through a server that is started for it.
+        baselines: Dtypes of the torch reference.
+        checkpoint: What the reference reads; None for what the first engine was built from.
+        grpc_url: ``host:port`` of the gRPC of a server that runs already.
+        http_url: ``host:port`` of its HTTP.
+
+    Raises:
+        UserError: there is nobody to measure, two of them have one name, one cannot be asked that way, or the
+            reference's checkpoint is not there.
+    """
+    subjects = [_reference(engines[0], dtype, checkpoint) for dtype in baselines] if engines else []
+    for engine in engines:
+        for transport in transports:
+            if transport == "local" and engine.recipe.target == "gpu":
+                raise UserError(
+                    "engines of the gpu target run inside a server", seen=engine.directory, fix="--transport grpc"
+                )
+            name = engine.name if transport == "local" else f"{engine.name} ({transport})"
+            subjects.append(Subject(name=name, kind="engine", transport=transport, engine=engine.directory))
+    for transport, url in (("grpc", grpc_url), ("http", http_url)):
+        if url is not None:
+            subjects.append(Subject(name=f"{url} ({transport})", kind="server", transport=transport, url=url))
+    if not subjects:
+        raise UserError("there is nothing to measure", fix="give engine directories, --url or --http-url")
+    names = [subject.name for subject in subjects]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError("two engine directories have one name", seen=", ".join(twice), fix="rename one")
+    return tuple(subjects)
+
+
+def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> Subject:
+    read = checkpoint or engine.checkpoint
+    if not (read / "config.json").is_file():
+        raise UserError(
+            "the checkpoint that the baseline reads is not there",
+            seen=read,
+            fix="give it with --checkpoint, or leave the baseline out with --baseline none",
+        )
+    return Subject(
+        name=f"torch {dtype}",
+        kind="reference",
+        transport="local",
+        engine=engine.directory,
+        checkpoint=read,
+        dtype=dtype,
+    )

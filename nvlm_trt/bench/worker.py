@@ -1,0 +1,159 @@
+"""One round of one subject, in a process of its own: ``python -m nvlm_trt.bench.worker`` reads a job, writes a record.
+
+A process of its own keeps memory figures apart, and no engine computes beside another one's idle threads. The job is
+JSON on stdin; what is measured goes to the file that the job names, because libraries write to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from nvlm_trt.bench.accuracy import measure_accuracy
+from nvlm_trt.bench.ceilings import measure_ceilings
+from nvlm_trt.bench.load import run_wave
+from nvlm_trt.bench.loading import load
+from nvlm_trt.bench.memory import peak_bytes
+from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
+from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
+from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.workload import Question, Workload
+from nvlm_trt.errors import NvlmTrtError
+
+TOLD: Final = 3
+"""Exit code of a worker whose last line on stderr says what went wrong."""
+
+
+class RoundJob(Frozen):
+    """Measure one round of one subject.
+
+    Attributes:
+        kind: What this is.
+        subject: Who.
+        workload: What is asked.
+        number: Of the round, from 0 on; other rounds ask other questions.
+        tile_size: Side of a tile in pixels.
+        tools: Load tools of others that are run as well.
+        result: The file that the record is written to.
+    """
+
+    kind: Literal["round"] = "round"
+    subject: Subject
+    workload: Workload
+    number: int
+    tile_size: int
+    tools: tuple[ToolName, ...] = ()
+    result: Path
+
+
+class CeilingsJob(Frozen):
+    """Measure what the machine can do.
+
+    Attributes:
+        kind: What this is.
+        device: Where.
+        result: The file that the rates are written to.
+    """
+
+    kind: Literal["ceilings"] = "ceilings"
+    device: Device
+    result: Path
+
+
+class AccuracyJob(Frozen):
+    """Have a subject answer a task.
+
+    Attributes:
+        kind: What this is.
+        subject: Who.
+        task: The JSONL file.
+        limit: Questions at most, from the first one on; None for all.
+        result: The file that the scores are written to.
+    """
+
+    kind: Literal["accuracy"] = "accuracy"
+    subject: Subject
+    task: Path
+    limit: int | None
+    result: Path
+
+
+Job = RoundJob | CeilingsJob | AccuracyJob
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+RATES: TypeAdapter[tuple[Rate, ...]] = TypeAdapter(tuple[Rate, ...])
+
+
+def main() -> int:
+    """Do the job that stdin holds."""
+    job = JOB.validate_json(sys.stdin.buffer.read())
+    try:
+        job.result.write_bytes(_done(job))
+    except NvlmTrtError as error:
+        sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
+        return TOLD
+    return 0
+
+
+def _done(job: Job) -> bytes:
+    match job:
+        case CeilingsJob():
+            return RATES.dump_json(measure_ceilings(job.device))
+        case AccuracyJob():
+            return measure_accuracy(job.subject, job.task, job.limit).model_dump_json().encode()
+        case RoundJob():
+            return measure_round(job).model_dump_json().encode()
+
+
+def measure_round(job: RoundJob) -> RoundRecord:
+    """Load, warm up, ask under every concurrency, look at the memory, run the tools of others."""
+    workload, start = job.workload, job.number * job.workload.per_round()
+    questions = [workload.question(start + index, job.tile_size) for index in range(workload.per_round())]
+    with ExitStack() as stack:
+        loaded = load(job.subject, workload.max_tokens, stack)
+        warmup = tuple(loaded.asker.ask(question) for question in questions[: workload.warmup])
+        waves, begin = [], workload.warmup
+        for level in workload.concurrencies:
+            end = begin + workload.count(level)
+            waves.append(run_wave(loaded.asker, questions[begin:end], level))
+            begin = end
+        peak = None if loaded.load_s is None else peak_bytes()
+        peers = _peers(job, loaded.url, questions[workload.warmup :]) if loaded.url else ()
+    return RoundRecord(
+        load_s=loaded.load_s,
+        before_bytes=loaded.before_bytes,
+        peak_bytes=peak,
+        warmup=warmup,
+        waves=tuple(waves),
+        peers=peers,
+    )
+
+
+def _peers(job: RoundJob, url: str, questions: Sequence[Question]) -> tuple[PeerRecord, ...]:
+    """Every tool at every concurrency, right after our own waves."""
+    records, engine = [], job.subject.engine
+    for name in job.tools:
+        for level in job.workload.concurrencies:
+            with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as scratch:
+                task = PeerTask(
+                    url=url,
+                    questions=questions[: job.workload.count(level)],
+                    concurrency=level,
+                    max_tokens=job.workload.max_tokens,
+                    tokenizer=engine / "tokenizer" if engine else None,
+                    scratch=Path(scratch),
+                )
+                try:
+                    records.append(PeerRecord(tool=name, concurrency=level, figures=RUN[name](task)))
+                except NvlmTrtError as error:  # our own figures stand without theirs
+                    records.append(PeerRecord(tool=name, concurrency=level, error=str(error)))
+    return tuple(records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

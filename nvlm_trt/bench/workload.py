@@ -1,0 +1,100 @@
+"""The requests of a benchmark: every subject gets the same ones, and none gets one twice.
+
+An engine may keep what it has computed of a prompt or an image; a request that repeats would measure that cache.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image
+from pydantic import Field, field_validator
+
+from nvlm_trt.bench.record import Frozen
+from nvlm_trt.client.request import image_bytes
+from nvlm_trt.verify.cases import make_picture
+
+JPEG_QUALITY = 90
+MARGIN = 32
+"""Pixels by which a made picture is larger than its tiles: a photograph never fits exactly."""
+
+PROMPT = "What is in this picture?"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request: the text and the files of its images."""
+
+    text: str
+    images: tuple[bytes, ...]
+
+
+class Workload(Frozen):
+    """What is asked.
+
+    Attributes:
+        prompt: The text of every request.
+        images: Image files, of which request number i shows the i-th in turn; empty for pictures that are made.
+        text_only: No image at all.
+        columns: Columns of tiles of a made picture.
+        rows: Rows of tiles of a made picture.
+        max_tokens: Tokens of every answer, neither more nor fewer.
+        concurrencies: Requests under way, one after the other.
+        requests: Requests of each concurrency and round at least; rounded up to a multiple of the concurrency.
+        warmup: Requests before that.
+    """
+
+    prompt: Annotated[str, Field(min_length=1)] = PROMPT
+    images: tuple[Path, ...] = ()
+    text_only: bool = False
+    columns: Annotated[int, Field(ge=1, le=12)] = 2
+    rows: Annotated[int, Field(ge=1, le=12)] = 1
+    max_tokens: Annotated[int, Field(ge=2, le=4096)] = 32
+    concurrencies: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1)] = (1, 2, 4, 8)
+    requests: Annotated[int, Field(ge=1, le=10_000)] = 8
+    warmup: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @field_validator("concurrencies")
+    @classmethod
+    def _ascending(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(levels)))
+
+    @property
+    def images_per_request(self) -> int:
+        """Images of a request."""
+        return 0 if self.text_only else 1
+
+    def count(self, concurrency: int) -> int:
+        """Requests of a round at that concurrency: whole turns, so that the end is as busy as the beginning."""
+        return -(-self.requests // concurrency) * concurrency
+
+    def per_round(self) -> int:
+        """Requests of a round, warm-up included."""
+        return self.warmup + sum(map(self.count, self.concurrencies))
+
+    def question(self, number: int, tile_size: int) -> Question:
+        """Request number `number`, counted over all rounds.
+
+        Args:
+            number: From 0 on.
+            tile_size: Side of a tile of the model, in pixels.
+
+        Raises:
+            ImageRejected: an image of the user's cannot be read.
+        """
+        if self.text_only:
+            return Question(f"{number}: {self.prompt}", ())
+        if self.images:
+            return Question(self.prompt, (image_bytes(self.images[number % len(self.images)]),))
+        width, height = (side * tile_size + MARGIN for side in (self.columns, self.rows))
+        return Question(self.prompt, (jpeg(make_picture(width, height, seed=number)),))
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """A picture as a camera would leave it."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()

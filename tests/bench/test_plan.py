@@ -1,0 +1,149 @@
+"""What is refused before a clock runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nvlm_trt.bench.plan import Request, make_plan
+from nvlm_trt.bench.subjects import OpenedEngine, size_of
+from nvlm_trt.bench.workload import Workload
+from nvlm_trt.errors import EngineError, UserError
+
+SMALL = Workload(max_tokens=2, columns=1)
+
+
+@pytest.fixture
+def request_of(small_engine: Path) -> Request:
+    return Request(
+        engines=(small_engine,),
+        grpc_url=None,
+        http_url=None,
+        transports=("local",),
+        baselines=("bf16",),
+        checkpoint=None,
+        workload=SMALL,
+        rounds=1,
+        task=None,
+        task_limit=None,
+        tools=(),
+    )
+
+
+def copied(engine: Path, folder: Path, **recipe: Any) -> Path:
+    """The engine directory with another recipe; its files are links."""
+    folder.mkdir()
+    for path in engine.iterdir():
+        if path.name != "recipe.yaml":
+            (folder / path.name).symlink_to(path)
+    fields = yaml.safe_load((engine / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**fields, **recipe}))
+    return folder
+
+
+def test_a_plan_knows_its_subjects_its_prompt_and_its_checkpoint(request_of: Request, tiny_checkpoint: Path) -> None:
+    plan = make_plan(dataclasses.replace(request_of, baselines=("bf16", "fp32"), transports=("local", "grpc")))
+    assert [subject.name for subject in plan.subjects] == ["torch bf16", "torch fp32", "small", "small (grpc)"]
+    assert plan.subjects[0].checkpoint == tiny_checkpoint
+    assert plan.tile_size == 112
+    assert plan.prompt_tokens is not None
+    assert plan.prompt_tokens > 16  # one tile has 16 visual tokens
+    assert plan.device == "cpu"
+
+
+def test_more_tiles_make_a_longer_prompt(request_of: Request) -> None:
+    lengths = []
+    for columns in (1, 2):
+        workload = SMALL.model_copy(update={"columns": columns})
+        lengths.append(make_plan(dataclasses.replace(request_of, workload=workload)).prompt_tokens)
+    text = make_plan(dataclasses.replace(request_of, workload=SMALL.model_copy(update={"text_only": True})))
+    assert None not in (*lengths, text.prompt_tokens)
+    assert text.prompt_tokens < lengths[0] < lengths[1]  # type: ignore[operator]
+
+
+def test_the_size_on_disk_is_of_what_serving_reads(small_engine: Path) -> None:
+    engine = OpenedEngine(small_engine)
+    parts = ("config.json", "tokenizer", "vision/cpu", "decoder/cpu")
+    assert engine.size_bytes == sum(size_of(small_engine / part) for part in parts)
+    assert engine.size_bytes < size_of(small_engine)  # without the checkpoint that it was compiled from
+    assert engine.precision == "vision fp32, decoder fp32"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"engines": ()}, "nothing to measure"),
+        ({"engines": (Path("nowhere"),)}, "no engine directory"),
+        ({"checkpoint": Path("nowhere")}, "the checkpoint that the baseline reads is not there"),
+        ({"workload": SMALL.model_copy(update={"max_tokens": 17})}, "answers are longer"),
+        ({"workload": SMALL.model_copy(update={"columns": 6, "rows": 2, "prompt": "a" * 300})}, "does not fit small"),
+        ({"workload": SMALL.model_copy(update={"images": (Path("nowhere.jpg"),)})}, "cannot be read"),
+        ({"task": Path("nowhere.jsonl")}, "task cannot be read"),
+        ({"tools": ("perf_analyzer",)}, "perf_analyzer is not on PATH"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    fields: dict[str, Any], message: str, request_of: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=message):
+        make_plan(dataclasses.replace(request_of, **fields))
+
+
+def test_two_engines_of_one_name_are_refused(request_of: Request, small_engine: Path, tmp_path: Path) -> None:
+    other = copied(small_engine, tmp_path / "small")
+    with pytest.raises(UserError, match="one name; seen: small"):
+        make_plan(dataclasses.replace(request_of, engines=(small_engine, other)))
+
+
+def test_engines_of_the_gpu_target_are_asked_through_a_server(
+    request_of: Request, small_engine: Path, tmp_path: Path
+) -> None:
+    gpu = copied(small_engine, tmp_path / "gpu", target="gpu", decoder_precision="fp8")
+    (gpu / "decoder").unlink()
+    (gpu / "decoder" / "engine").mkdir(parents=True)
+    with pytest.raises(UserError, match="run inside a server"):
+        make_plan(dataclasses.replace(request_of, engines=(gpu,)))
+    plan = make_plan(dataclasses.replace(request_of, engines=(gpu,), transports=("grpc",), baselines=()))
+    assert plan.device == "cuda"
+    both = dataclasses.replace(request_of, engines=(gpu, small_engine), transports=("grpc",), baselines=())
+    with pytest.raises(UserError, match="two targets"):
+        make_plan(both)
+
+
+def test_an_engine_that_is_not_complete_is_refused(small_engine: Path, tmp_path: Path) -> None:
+    broken = copied(small_engine, tmp_path / "broken")
+    (broken / "tokenizer").unlink()
+    with pytest.raises(EngineError, match="without tokenizer"):
+        OpenedEngine(broken)
+
+
+def test_engines_of_different_checkpoints_are_remarked_upon(
+    request_of: Request, small_engine: Path, tmp_path: Path
+) -> None:
+    other = copied(small_engine, tmp_path / "other")
+    (other / "manifest.json").unlink()
+    plan = make_plan(dataclasses.replace(request_of, engines=(small_engine, other)))
+    assert any("different checkpoints" in remark for remark in plan.remarks)
+    assert not any("different checkpoints" in remark for remark in make_plan(request_of).remarks)
+
+
+def test_a_tool_needs_the_transport_that_it_speaks(
+    request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("perf_analyzer", "aiperf"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="add --transport grpc"):
+        make_plan(dataclasses.replace(request_of, tools=("perf_analyzer",)))
+    with pytest.raises(UserError, match="needs the tokenizer"):
+        make_plan(dataclasses.replace(request_of, engines=(), tools=("aiperf",), http_url="127.0.0.1:1"))
+    plan = make_plan(
+        dataclasses.replace(request_of, transports=("grpc", "http"), tools=("perf_analyzer", "aiperf"), baselines=())
+    )
+    assert [plan.tools_of(subject) for subject in plan.subjects] == [("perf_analyzer",), ("aiperf",)]

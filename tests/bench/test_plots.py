@@ -1,0 +1,36 @@
+"""Plots, where matplotlib is installed; and what is said where it is not."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from nvlm_trt.bench.report import Report
+from nvlm_trt.bench.show import plots
+from nvlm_trt.errors import UserError
+
+
+def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"nvlm-trt\[plots\].*--no-plots"):
+        plots.require_matplotlib()
+
+
+def test_plots_are_pictures_that_show_something(report: Report) -> None:
+    pytest.importorskip("matplotlib")
+    pictures = plots.draw(report)
+    assert set(pictures) == {"overview.png", "throughput.png"}
+    for data in pictures.values():
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.format == "PNG"
+            colours = picture.convert("RGB").getcolors(maxcolors=1 << 24)
+        assert colours is not None
+        assert len(colours) > 20
+
+
+def test_one_level_of_load_needs_no_curve(report: Report) -> None:
+    pytest.importorskip("matplotlib")
+    workload = report.workload.model_copy(update={"concurrencies": (1,)})
+    assert set(plots.draw(report.model_copy(update={"workload": workload}))) == {"overview.png"}
