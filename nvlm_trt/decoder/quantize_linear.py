@@ -93,8 +93,8 @@ class Fp8Quantizer(LinearQuantizer):
 
     def codes(self, rows: torch.Tensor, ranks: Mapping[int, Inputs]) -> dict[int, torch.Tensor]:
         """float8_e4m3fn [rows, inputs of the rank]."""
-        weight = _padded(rows, self._inputs)
-        largest = float(weight.abs().max())
+        low, high = torch.aminmax(rows)
+        largest = max(-float(low), float(high))
         if not largest <= self._most:
             raise CheckpointError(
                 "a weight is larger than the calibration says",
@@ -102,7 +102,7 @@ class Fp8Quantizer(LinearQuantizer):
                 expected=f"at most {self._most:g}",
                 fix="calibrate on this checkpoint",
             )
-        codes = fp8_codes(weight, self._weight_scale)
+        codes = fp8_codes(_padded(rows, self._inputs), self._weight_scale)
         return {rank: codes[:, slice(*columns)] for rank, columns in ranks.items()}
 
     def scales(self, rank: int, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -185,4 +185,5 @@ class AwqQuantizer(_Smoothed):
 
 def _padded(rows: torch.Tensor, inputs: int) -> torch.Tensor:
     """A float32 copy with columns of zeros up to all inputs."""
-    return functional.pad(rows.float(), (0, inputs - rows.shape[1]))
+    missing = inputs - rows.shape[1]
+    return (functional.pad(rows, (0, missing)) if missing else rows).to(torch.float32, copy=True)
