@@ -189,12 +189,12 @@ def _show(title: str, summary: Summary, published: Published | None, folder: Pat
     from nvlm_trt.cli.output import print_table
 
     typer.echo(f"{title}\n")
-    figures = "" if published is None else f"{published.hugging_face} ({published.split})"
-    rows = [(*_row(score), "") for score in summary.categories]
-    print_table(
-        ("category", "samples", "failed", "score %", "95% interval", "NVLM-D-72B published"),
-        [*rows, (*_row(summary.overall), figures)],
-    )
+    rows = [_row(score) for score in (*summary.categories, summary.overall)]
+    header: tuple[str, ...] = ("category", "samples", "failed", "score %", "95% interval")
+    if published is not None:
+        header += ("NVLM-D-72B published",)
+        rows = [(*row, "") for row in rows[:-1]] + [(*rows[-1], f"{published.hugging_face} ({published.split})")]
+    print_table(header, rows)
     typer.echo(f"\nrecords: {folder}")
     if summary.overall.failed:
         typer.echo(f"{summary.overall.failed} samples could not be answered and count as wrong", err=True)

@@ -12,7 +12,7 @@ import torch
 
 from nvlm_trt import __version__
 from nvlm_trt.decoder.precision import PRECISIONS, decoder_precision
-from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.errors import EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.emulate import emulated_decoder
 from nvlm_trt.eval.reference import ReferenceAnswerer
@@ -53,6 +53,7 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> Iterator[Subject
 
     Raises:
         EngineError: it is incomplete, or of the gpu target.
+        RequestError: the options ask for more tiles than it was built for.
     """
     recipe = engine_recipe(engine_dir)
     if recipe.target != "cpu":
@@ -61,6 +62,8 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> Iterator[Subject
             seen=engine_dir,
             fix="start it with nvlm-trt serve and give --url, or give --emulate",
         )
+    if (options.max_tiles or 1) > recipe.max_tiles:
+        raise RequestError("max_tiles is out of range", seen=options.max_tiles, expected=f"1 to {recipe.max_tiles}")
     from nvlm_trt.local import LocalEngine
 
     with LocalEngine(engine_dir) as engine:

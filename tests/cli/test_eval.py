@@ -115,11 +115,14 @@ def test_without_a_calibration_the_precision_is_refused(nvlm_trt, small_engine, 
 
 
 def test_samples_that_cannot_be_answered_end_with_exit_code_1(nvlm_trt, small_engine, task, tmp_path):
-    shown = nvlm_trt("eval", small_engine, "--task", task, "--output", tmp_path / "out", "--max-tiles", "7")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    rows = [json.loads(line) for line in task.read_text().splitlines()]
+    task.write_text("\n".join(map(json.dumps, [rows[0] | {"images": ["bad.png"]}, rows[1]])))
+    shown = nvlm_trt("eval", small_engine, "--task", task, "--output", tmp_path / "out")
     assert shown.code == 1
     assert "1 samples could not be answered" in shown.err
     (refused,) = [row for row in records(tmp_path / "out") if row["error"]]
-    assert "max_tiles is out of range; seen: 7" in str(refused["error"])
+    assert "not an image" in str(refused["error"])
 
 
 def test_a_dry_run_shows_the_samples_and_writes_nothing(nvlm_trt, small_engine, task, tmp_path):
@@ -164,6 +167,7 @@ def test_a_server_that_is_not_there_is_a_fault_and_a_bad_command_line_a_mistake(
         ("--url", url, "--emulate", "fp32", "--task", task),
         ("--url", url, "--tags", "removed", "--task", task, "--output", tmp_path / "tags"),
         (small_engine, "--task", tmp_path / "none.jsonl"),
+        (small_engine, "--task", task, "--max-tiles", "7"),
         (tmp_path, "--task", task),
         (small_engine, "--task", "docqa", "--data", tmp_path),
     ):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.errors import ImageRejected, ServerError, UserError
+from nvlm_trt.errors import BusyError, ImageRejected, ServerError, UserError
 from nvlm_trt.eval.answer import Answer
+from nvlm_trt.eval.records import RecordFile
 from nvlm_trt.eval.run import run_eval
 
 
@@ -116,3 +117,12 @@ def test_nothing_to_evaluate_and_a_foreign_file_are_refused(sample, scripted, tm
     (tmp_path / "records.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(UserError, match=r"no file of records; seen: .*records\.jsonl:1"):
         run_eval([sample("a")], scripted({}), output=tmp_path)
+
+
+def test_two_runs_do_not_write_the_same_records(sample, scripted, tmp_path):
+    with (
+        RecordFile(tmp_path / "records.jsonl"),
+        pytest.raises(BusyError, match="another evaluation writes here"),
+    ):
+        run_eval([sample("a")], scripted({}), output=tmp_path)
+    assert run_eval([sample("a")], scripted({}), output=tmp_path)[0].text == "no"

@@ -70,6 +70,11 @@ def test_blank_lines_are_skipped_and_samples_keep_their_order(folder: Path):
     assert [sample.id for sample in samples] == ["b", "a"]
 
 
+def test_a_question_may_hold_the_line_ends_of_unicode(folder: Path):
+    (folder / "task.jsonl").write_text(json.dumps(LINE | {"question": "a\u2028b\x85c"}, ensure_ascii=False))
+    assert read_tasks(folder / "task.jsonl")[0].question == "a\u2028b\x85c"
+
+
 def test_an_absolute_image_may_lie_anywhere(folder: Path):
     outside = folder.parent / "outside.png"
     (sample,) = read(folder, {**LINE, "images": [str(outside)]})
