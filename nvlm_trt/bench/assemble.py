@@ -130,15 +130,13 @@ def peer_figures(columns: Sequence[Column]) -> tuple[PeerFigure, ...]:
         theirs: dict[tuple[str, str, int], list[float]] = {}
         ours: dict[tuple[str, str, int], list[float]] = {}
         for done in column.rounds:
-            alone = Measured(rounds=(done,))
             for peer in done.peers:
-                for name, value in peer.figures.items():
-                    key = peer.tool, name, peer.concurrency
-                    metric = METRICS[name](peer.concurrency)
-                    theirs.setdefault(key, []).append(value)
-                    ours.setdefault(key, []).append(quartiles(metric.samples(alone)).value)
-        for (tool, name, level), values in theirs.items():
-            their, our = Range.of(quartiles(values)), Range.of(quartiles(ours[tool, name, level]))
+                for name, values in peer.figures.items():
+                    key, metric = (peer.tool, name, peer.concurrency), METRICS[name](peer.concurrency)
+                    theirs.setdefault(key, []).extend(values)
+                    ours.setdefault(key, []).extend(metric.samples(Measured(rounds=(done,))))
+        for (tool, name, level), samples in theirs.items():
+            their, our = Range.of(quartiles(samples)), Range.of(quartiles(ours[tool, name, level]))
             found.append(
                 PeerFigure(
                     tool=tool,
@@ -147,7 +145,7 @@ def peer_figures(columns: Sequence[Column]) -> tuple[PeerFigure, ...]:
                     concurrency=level,
                     theirs=their,
                     ours=our,
-                    agree=their.overlaps(our) if len(values) > 1 else None,
+                    agree=their.overlaps(our) if their.n > 1 else None,
                 )
             )
     return tuple(found)

@@ -75,13 +75,13 @@ class PeerRecord(Frozen):
     Attributes:
         tool: Its name.
         concurrency: Requests under way.
-        figures: Values by the name of our metric, in its unit; none when it failed.
+        figures: Samples by the name of our metric, in its unit; none when it failed.
         error: Why it failed.
     """
 
     tool: str
     concurrency: int
-    figures: dict[str, float] = {}
+    figures: dict[str, tuple[float, ...]] = {}
     error: str | None = None
 
 

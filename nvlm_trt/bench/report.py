@@ -135,9 +135,9 @@ class PeerFigure(Frozen):
         subject: Which server it asked.
         metric: Key of `metrics`.
         concurrency: Requests under way.
-        theirs: One sample a round.
+        theirs: Its samples of all rounds.
         ours: Our own in the same rounds.
-        agree: Whether the two ranges overlap; None after one round, which has no range.
+        agree: Whether the two ranges overlap; None where one sample has no range.
     """
 
     tool: str

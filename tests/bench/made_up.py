@@ -51,7 +51,8 @@ def made_columns() -> list[Column]:
     reference = Subject(name="torch fp32", kind="reference", transport="local", checkpoint=checkpoint, dtype="fp32")
     engine = Subject(name="mini-fp32", kind="engine", transport="local", engine=Path("mini-fp32"))
     served = Subject(name="mini-fp32 (grpc)", kind="engine", transport="grpc", engine=Path("mini-fp32"))
-    theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures={"ttft": 480.0, "itl": 100.0, "tokens_per_s": 2.0})
+    figures = {"ttft": (480.0,), "itl": (100.0,), "tokens_per_s": (2.0,)}
+    theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures=figures)
     work = reference_work(config, "fp32")
     return [
         Column(reference, "fp32 throughout", work, 3_000_000, [made_round(1.0, 1.2), made_round(1.4)], (1.0, 1.0)),

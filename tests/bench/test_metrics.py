@@ -6,7 +6,13 @@ import pytest
 
 from nvlm_trt.bench.metrics import METRICS, Measured, Metric, all_metrics
 from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
-from nvlm_trt.bench.metrics.load import ImageThroughput, InterTokenLatency, TimeToFirstToken, TokenThroughput
+from nvlm_trt.bench.metrics.load import (
+    ImageThroughput,
+    InterTokenLatency,
+    RequestLatency,
+    TimeToFirstToken,
+    TokenThroughput,
+)
 from nvlm_trt.bench.metrics.parts import (
     DecodeBandwidth,
     DecodeShare,
@@ -52,6 +58,8 @@ STEP_S = 0.1
         (TimeToFirstToken(2), [1000.0, 2000.0] * 2),
         (InterTokenLatency(1), [100.0] * 3),
         (InterTokenLatency(2), [200.0] * 4),
+        (RequestLatency(1), [1500.0, 1700.0, 1900.0]),
+        (RequestLatency(2), [3000.0, 4000.0] * 2),
         (TokenThroughput(1), [22 / 4, 11 / 2]),
         (TokenThroughput(2), [22 / 4] * 2),
         (ImageThroughput(2), [2 / 4] * 2),
@@ -95,7 +103,9 @@ def test_a_server_has_no_parts_and_no_memory_of_its_own() -> None:
     wave = WaveRecord(concurrency=1, wall_s=1.5, requests=(request,))
     done = RoundRecord(load_s=None, before_bytes=None, peak_bytes=None, warmup=(request,), waves=(wave,))
     seen = {metric.name for metric in all_metrics((1,)) if metric.samples(Measured(rounds=(done,)))}
-    assert seen == {"ttft", "itl", "tokens_per_s", "images_per_s", "first_ttft", "warmup_factor"}
+    assert seen == {"ttft", "itl", "latency", "tokens_per_s", "images_per_s", "first_ttft", "warmup_factor"}
+    served = Measured(rounds=(done,), work=WORK, read_ceiling=10e9)
+    assert DecodeBandwidth().samples(served) == []  # its tokens may have arrived together
 
 
 def test_arithmetic_without_a_measured_ceiling_has_a_rate_but_no_share() -> None:

@@ -62,7 +62,7 @@ def check(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> No
         others = schema.get("additionalProperties", True)
         for key, member in value.items():
             assert key in members or others is not False, key
-            check(member, members[key] if key in members else others, definitions)
+            check(member, members.get(key, others), definitions)
     return None
 
 
@@ -96,7 +96,7 @@ def test_tools_of_others_stand_beside_our_own_figures_of_the_same_rounds() -> No
     columns = made_columns()
     served = columns[2]
     for ttft in (490.0, 500.0):
-        figures = {"ttft": ttft, "tokens_per_s": 2.0 + ttft / 1000}
+        figures = {"ttft": (ttft,), "tokens_per_s": (2.0 + ttft / 1000,)}
         theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures=figures)
         served.rounds.append(made_round(0.5, peers=(theirs,)))
     by_metric = {peer.metric: peer for peer in made_report(columns).peers}
@@ -110,7 +110,7 @@ def test_tools_of_others_stand_beside_our_own_figures_of_the_same_rounds() -> No
 
 def test_ranges_that_overlap_agree() -> None:
     columns = made_columns()
-    theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures={"ttft": 520.0})
+    theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures={"ttft": (520.0, 530.0)})
     columns[2].rounds.append(made_round(0.5, peers=(theirs,)))
     (ttft,) = (peer for peer in made_report(columns).peers if peer.metric == "ttft")
     assert ttft.agree is True

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 from nvlm_trt.bench.metrics.base import Better, Measured, Metric, Section
 from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
-from nvlm_trt.bench.metrics.load import ImageThroughput, InterTokenLatency, TimeToFirstToken, TokenThroughput
+from nvlm_trt.bench.metrics.load import (
+    ImageThroughput,
+    InterTokenLatency,
+    RequestLatency,
+    TimeToFirstToken,
+    TokenThroughput,
+)
 from nvlm_trt.bench.metrics.parts import (
     DecodeBandwidth,
     DecodeShare,
@@ -38,7 +44,13 @@ ONCE: tuple[type[Metric], ...] = (
     FirstRequest,
     WarmUpCost,
 )
-PER_CONCURRENCY: tuple[type[Metric], ...] = (TimeToFirstToken, InterTokenLatency, TokenThroughput, ImageThroughput)
+PER_CONCURRENCY: tuple[type[Metric], ...] = (
+    TimeToFirstToken,
+    InterTokenLatency,
+    RequestLatency,
+    TokenThroughput,
+    ImageThroughput,
+)
 METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*ONCE, *PER_CONCURRENCY)}
 """By name, in the order of the report."""
 

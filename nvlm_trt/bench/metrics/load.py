@@ -50,6 +50,19 @@ class InterTokenLatency(_AtConcurrency):
         return [1e3 * token_seconds(request) for request in self.requests(measured) if request.output_tokens > 1]
 
 
+class RequestLatency(_AtConcurrency):
+    """What a client waits for its whole answer.
+
+    Formula: end of the request - its start, one sample a request.
+    """
+
+    name, title, unit, better, section = "latency", "request latency", "ms", "lower", "load"
+
+    def samples(self, measured: Measured) -> list[float]:
+        """One number a request."""
+        return [1e3 * request.total_s for request in self.requests(measured)]
+
+
 class TokenThroughput(_AtConcurrency):
     """Tokens of answers in a second.
 

@@ -96,7 +96,8 @@ class DecodeBandwidth(Metric):
     """Memory traffic of decoding.
 
     Formula: (bytes of the decoder's matrices + context x bytes of a token in the KV cache) / inter-token latency /
-    10^9, context = tokens of the prompt and half the answer, requests that ran alone.
+    10^9, context = tokens of the prompt and half the answer, requests that ran alone. Not through a server, where
+    tokens may arrive together.
     """
 
     name, title, unit, better, section = "decode_gb_per_s", "decode traffic", "GB/s", "higher", "ceiling"
@@ -105,7 +106,8 @@ class DecodeBandwidth(Metric):
         """One number a request with two tokens or more."""
         if measured.work is None:
             return []
-        timed = [(request, token_seconds(request)) for request in measured.alone() if request.output_tokens > 1]
+        seen = (each for each in measured.alone() if each.vision_s is not None and each.output_tokens > 1)
+        timed = [(request, token_seconds(request)) for request in seen]
         return [measured.work.decode_bytes(_context(request)) / seconds / 1e9 for request, seconds in timed if seconds]
 
 

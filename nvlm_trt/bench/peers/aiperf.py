@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nvlm_trt.bench.ask.served import STREAM_PATH
-from nvlm_trt.bench.peers.tool import PeerRequest, PeerTask, as_figures, run_tool
+from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, run_tool
 from nvlm_trt.client.request import MODEL
 from nvlm_trt.errors import ServerError
 from nvlm_trt.model.tokenizer import build_bpe, read_merges
@@ -21,8 +21,8 @@ from nvlm_trt.model.tokenizer import build_bpe, read_merges
 RECORDS: Final = "profile_export.jsonl"
 
 
-def run_aiperf(task: PeerTask) -> dict[str, float]:
-    """Run it; values by the name of our metric, in its unit.
+def run_aiperf(task: PeerTask) -> Figures:
+    """Run it; samples by the name of our metric, in its unit.
 
     Raises:
         ServerError: it failed, or left other records than those of 0.13.
@@ -50,7 +50,7 @@ def command(task: PeerTask, body: Path, inputs: Path, out: Path, tokenizer: Path
     ]
 
 
-def as_measured(records: str, task: PeerTask) -> dict[str, float]:
+def as_measured(records: str, task: PeerTask) -> Figures:
     """The figures of profile_export.jsonl: one record a request."""
     try:
         lines = [json.loads(line) for line in records.splitlines() if line]

@@ -11,14 +11,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from nvlm_trt.bench.peers.tool import PeerRequest, PeerTask, as_figures, run_tool
+from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, run_tool
 from nvlm_trt.bench.workload import Question
 from nvlm_trt.client.request import MODEL
 from nvlm_trt.errors import ServerError
 
 
-def run_perf_analyzer(task: PeerTask) -> dict[str, float]:
-    """Run it; values by the name of our metric, in its unit.
+def run_perf_analyzer(task: PeerTask) -> Figures:
+    """Run it; samples by the name of our metric, in its unit.
 
     Raises:
         ServerError: it failed, or left another export than the one of 2.51.
@@ -42,7 +42,7 @@ def command(task: PeerTask, data: Path, export: Path) -> list[str]:
     ]
 
 
-def as_measured(export: bytes, task: PeerTask) -> dict[str, float]:
+def as_measured(export: bytes, task: PeerTask) -> Figures:
     """The figures of a profile export.
 
     The file holds the requests' images as raw bytes inside JSON strings, hence latin-1.

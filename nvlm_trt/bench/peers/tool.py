@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from nvlm_trt.bench.metrics.load import ImageThroughput, InterTokenLatency, TimeToFirstToken, TokenThroughput
+from nvlm_trt.bench.metrics.load import (
+    ImageThroughput,
+    InterTokenLatency,
+    RequestLatency,
+    TimeToFirstToken,
+    TokenThroughput,
+)
 from nvlm_trt.bench.workload import Question
 from nvlm_trt.errors import ServerError
 
@@ -18,6 +23,9 @@ ToolName = Literal["perf_analyzer", "aiperf"]
 
 TRANSPORTS: Final[dict[ToolName, Literal["grpc", "http"]]] = {"perf_analyzer": "grpc", "aiperf": "http"}
 """Beside which of our own transports a tool stands: each streams over one of them only."""
+
+Figures = dict[str, tuple[float, ...]]
+"""Samples by the name of our metric, in its unit."""
 
 TIMEOUT_S: Final = 1800.0
 TAIL: Final = 400
@@ -86,7 +94,7 @@ def run_tool(command: Sequence[str], folder: Path, environment: Mapping[str, str
         raise ServerError(f"{name} did not end", seen=f"{TIMEOUT_S:g} s") from None
 
 
-def as_figures(requests: Sequence[PeerRequest], task: PeerTask) -> dict[str, float]:
+def as_figures(requests: Sequence[PeerRequest], task: PeerTask) -> Figures:
     """A tool's times in our metrics, by our formulas, in our units.
 
     The tools count tokens by chunks or with a tokenizer of their own; every answer has `max_tokens` of them, so their
@@ -102,11 +110,10 @@ def as_figures(requests: Sequence[PeerRequest], task: PeerTask) -> dict[str, flo
     tokens = task.max_tokens
     wall = (max(each.ended_ns for each in requests) - min(each.started_ns for each in requests)) / 1e9
     images = sum(len(question.images) for question in task.questions)
-    figures = {
-        TimeToFirstToken.name: statistics.median((each.first_ns - each.started_ns) / 1e6 for each in requests),
-        InterTokenLatency.name: statistics.median(
-            (each.ended_ns - each.first_ns) / 1e6 / (tokens - 1) for each in requests
-        ),
-        TokenThroughput.name: len(requests) * tokens / wall,
+    figures: Figures = {
+        TimeToFirstToken.name: tuple((each.first_ns - each.started_ns) / 1e6 for each in requests),
+        InterTokenLatency.name: tuple((each.ended_ns - each.first_ns) / 1e6 / (tokens - 1) for each in requests),
+        RequestLatency.name: tuple((each.ended_ns - each.started_ns) / 1e6 for each in requests),
+        TokenThroughput.name: (len(requests) * tokens / wall,),
     }
-    return {**figures, ImageThroughput.name: images / wall} if images else figures
+    return {**figures, ImageThroughput.name: (images / wall,)} if images else figures

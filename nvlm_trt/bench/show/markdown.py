@@ -16,6 +16,9 @@ HEADINGS: Final[dict[Section, str]] = {
     "warm-up": "Warm-up, which counts for nothing above",
 }
 
+NOTHING: Final = 1e-9
+"""Below this a number is what rounding left of zero."""
+
 READING: Final = (
     "A cell is the median (first to third quartile), or for accuracy the mean (95% interval), and its ratio to the "
     "baseline. An arrow says which way is better. `n` counts the samples."
@@ -46,7 +49,7 @@ def as_markdown(report: Report, plots: Sequence[str] = ()) -> str:
 def number(value: float) -> str:
     """Three digits that count: 0.0123, 1.23, 12.3, 1,234."""
     size = abs(value)
-    if size >= 100 or value == 0:
+    if size >= 100 or size < NOTHING:
         return f"{value:,.0f}"
     if size >= 10:
         return f"{value:.1f}"

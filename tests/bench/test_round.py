@@ -1,0 +1,147 @@
+"""One round for real, on tiny shapes: is everything there? How fast it was is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from PIL import Image
+
+from nvlm_trt.bench.accuracy import measure_accuracy
+from nvlm_trt.bench.ceilings import measure_ceilings
+from nvlm_trt.bench.child import Workers
+from nvlm_trt.bench.peers.tool import ToolName
+from nvlm_trt.bench.plan import Plan, Request, make_plan
+from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
+from nvlm_trt.bench.report import Report
+from nvlm_trt.bench.run import Benchmark
+from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.worker import RoundJob, measure_round
+from nvlm_trt.bench.workload import Workload
+from nvlm_trt.errors import FaultError
+
+WORKLOAD = Workload(max_tokens=3, concurrencies=(1, 2), requests=2, warmup=1, columns=1)
+
+
+class InThisProcess:
+    """Measures as the workers do, on small ceilings."""
+
+    def __init__(self, plan: Plan, scratch: Path) -> None:
+        self.plan, self.scratch = plan, scratch
+        self.records: dict[str, RoundRecord] = {}
+
+    def round(self, subject: Subject, number: int, tools: tuple[ToolName, ...] = ()) -> RoundRecord:
+        job = RoundJob(
+            subject=subject,
+            workload=WORKLOAD,
+            number=number,
+            tile_size=self.plan.tile_size,
+            tools=tools,
+            result=self.scratch / "unused",
+        )
+        self.records[subject.name] = measure_round(job)
+        return self.records[subject.name]
+
+    def ceilings(self, device: Device) -> tuple[Rate, ...]:
+        return measure_ceilings(device, side=32, read_bytes=1 << 16)
+
+    def accuracy(self, subject: Subject) -> AccuracyRecord:
+        assert self.plan.request.task is not None
+        return measure_accuracy(subject, self.plan.request.task, self.plan.request.task_limit)
+
+
+@pytest.fixture(scope="module")
+def task(photographs: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    photographs["chelsea"].resize((112, 112)).save(folder / "cat.png")
+    asked = {"question": "What is this?", "answers": ["a cat"], "metric": "exact", "max_tokens": 2}
+    lines = [{"id": str(number), "images": ["cat.png"] * number, **asked} for number in range(3)]
+    (folder / "task.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "task.jsonl"
+
+
+@pytest.fixture(scope="module")
+def plan(small_engine: Path, task: Path) -> Plan:
+    baselines: tuple[Literal["bf16", "fp32"], ...] = ("fp32",)
+    return make_plan(
+        Request(
+            engines=(small_engine,),
+            grpc_url=None,
+            http_url=None,
+            transports=("local",),
+            baselines=baselines,
+            checkpoint=None,
+            workload=WORKLOAD,
+            rounds=1,
+            task=task,
+            task_limit=None,
+            tools=(),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str, RoundRecord]]:
+    """The report of one round, and the raw records by subject."""
+    measurer = InThisProcess(plan, tmp_path_factory.mktemp("round"))
+    benchmark = Benchmark(plan, measurer, lambda _line: None, lambda _report: None)
+    assert benchmark.run()
+    return benchmark.report(), measurer.records
+
+
+def test_a_round_of_engine_and_reference_leaves_a_complete_report(measured: tuple[Report, object]) -> None:
+    report, _ = measured
+    assert report.complete
+    assert [subject.failure for subject in report.subjects] == [None, None]
+    assert {ceiling.name for ceiling in report.ceilings} == {"read", "fp32", "bf16", "int8"}
+    for subject in report.subjects:
+        once = {figure.metric for figure in subject.figures if figure.concurrency is None}
+        assert once == {name for name, made in report.metrics.items() if made.section != "load"}
+        loaded = [(figure.metric, figure.concurrency) for figure in subject.figures if figure.concurrency is not None]
+        metrics = [name for name, made in report.metrics.items() if made.section == "load"]
+        assert loaded == [(metric, level) for metric in metrics for level in (1, 2)]
+        counts = {figure.metric: figure.range.n for figure in subject.figures}
+        assert (counts["accuracy"], counts["tokens_per_s"], counts["ttft"]) == (3, 1, 2)
+    assert "small could not answer 1 questions of the task" in report.remarks  # two images, and the recipe allows one
+    assert report.machine.cores >= 1
+    assert report.machine.memory_bytes > 0
+    assert "python" in report.machine.versions
+
+
+def test_reference_and_engine_are_asked_for_the_same_tokens(
+    plan: Plan, measured: tuple[object, dict[str, RoundRecord]]
+) -> None:
+    _, records = measured
+    reference, engine = (records[subject.name] for subject in plan.subjects)
+    for ours, theirs in zip(engine.waves[0].requests, reference.waves[0].requests, strict=True):
+        assert ours.prompt_tokens == theirs.prompt_tokens == plan.prompt_tokens
+        assert ours.output_tokens == theirs.output_tokens == WORKLOAD.max_tokens
+        assert ours.tiles == theirs.tiles == 1
+        for request in (ours, theirs):
+            assert request.preprocess_s is not None
+            assert request.vision_s is not None
+            assert request.preprocess_s + request.vision_s < request.ttft_s < request.total_s
+    assert len(engine.warmup) == 1
+    assert [wave.concurrency for wave in engine.waves] == [1, 2]
+
+
+def test_a_worker_measures_in_a_process_of_its_own(plan: Plan) -> None:
+    record = Workers(WORKLOAD, plan.tile_size, timeout=300).round(plan.subjects[1], 0)
+    assert record.peak_bytes is not None
+    assert record.before_bytes is not None
+    assert record.peak_bytes > record.before_bytes > 10 << 20
+    assert record.load_s is not None
+    assert len(record.waves[1].requests) == 2
+
+
+def test_what_a_worker_cannot_do_comes_back_as_one_sentence(plan: Plan, tmp_path: Path) -> None:
+    gone = plan.subjects[1].model_copy(update={"engine": tmp_path / "gone"})
+    with pytest.raises(FaultError, match=r"the engine directory is incomplete; seen: no recipe\.yaml"):
+        Workers(WORKLOAD, plan.tile_size, timeout=300).round(gone, 0)
+
+
+def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
+    with pytest.raises(FaultError, match=r"took too long; seen: 0\.01 s"):
+        Workers(WORKLOAD, plan.tile_size, timeout=0.01).round(plan.subjects[1], 0)

@@ -1,0 +1,140 @@
+"""`nvlm-trt bench`, as far as nothing has to be timed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvlm_trt.bench.child import Workers
+from nvlm_trt.bench.record import Rate, RequestRecord, RoundRecord, WaveRecord
+from nvlm_trt.bench.report import read_report
+from nvlm_trt.bench.show import plots
+from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.errors import FaultError
+
+Run = Callable[..., Any]
+FEW = ("--max-tokens", 2, "--rounds", 2, "--columns", 1, "--concurrency", "1,2", "--no-plots")
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
+    """Workers that say made-up times; what is put in under a subject's name and round is raised there."""
+    raised: dict[str, BaseException] = {}
+
+    def measure(_: Workers, subject: Subject, number: int, tools: tuple[str, ...] = ()) -> RoundRecord:
+        if f"{subject.name} {number}" in raised:
+            raise raised[f"{subject.name} {number}"]
+        request = RequestRecord(ttft_s=0.5, total_s=1.0, prompt_tokens=300, output_tokens=2, images=1)
+        waves = tuple(WaveRecord(concurrency=level, wall_s=1.0, requests=(request,)) for level in (1, 2))
+        return RoundRecord(load_s=1.0, before_bytes=1 << 20, peak_bytes=3 << 20, warmup=(request,), waves=waves)
+
+    monkeypatch.setattr(Workers, "round", measure)
+    monkeypatch.setattr(Workers, "ceilings", lambda _, device: (Rate(name="read", by="torch", per_s=1e10),))
+    return raised
+
+
+def test_a_dry_run_shows_who_would_be_measured(nvlm_trt: Run, small_engine: Path) -> None:
+    shown = nvlm_trt("bench", small_engine, *FEW, "--dry-run")
+    assert shown.code == 0
+    assert "torch bf16" in shown.out
+    assert "baseline" in shown.out
+    facts = nvlm_trt("bench", small_engine, *FEW, "--dry-run", "--json", "--baseline", "none").json
+    assert facts["subjects"] == [{"name": "small", "kind": "engine", "transport": "local"}]
+    assert (facts["rounds"], facts["output_tokens"], facts["concurrencies"]) == (2, 2, [1, 2])
+    assert facts["prompt_tokens"] > 16
+
+
+def test_the_report_is_written_and_shown(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
+) -> None:
+    shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path / "out")
+    assert shown.code == 0
+    report = read_report(tmp_path / "out" / "report.json")
+    assert report.complete
+    assert [subject.name for subject in report.subjects] == ["torch bf16", "small"]
+    assert shown.out == (tmp_path / "out" / "report.md").read_text() + "\n"
+    assert "round 1 of 2: small" in shown.err
+    assert f"written to {tmp_path / 'out'}" in shown.err
+    assert str(tmp_path) not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_json_is_the_report_and_nothing_else(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
+) -> None:
+    shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path, "--json")
+    assert shown.json == json.loads((tmp_path / "report.json").read_text())
+    assert shown.err == ""
+
+
+def test_a_failed_engine_is_told_by_the_exit_code_and_the_others_stand(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
+) -> None:
+    made_up["small 1"] = FaultError("the engine broke")
+    shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path)
+    assert shown.code == 1
+    reference, engine = read_report(tmp_path / "report.json").subjects
+    assert (reference.rounds, engine.rounds, engine.failure) == (2, 1, "the engine broke")
+    assert "small failed and is measured no more: the engine broke" in shown.err
+
+
+def test_an_interruption_leaves_a_report_of_the_rounds_until_then(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
+) -> None:
+    made_up["torch bf16 1"] = KeyboardInterrupt()
+    shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path)
+    assert shown.code == 130
+    report = read_report(tmp_path / "report.json")
+    assert (report.complete, report.rounds_done) == (False, 1)
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_two_reports_are_compared(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
+) -> None:
+    nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path)
+    path = tmp_path / "report.json"
+    shown = nvlm_trt("bench", "--compare", path, path)
+    assert shown.code == 0
+    assert "within spread" in shown.out
+    facts = nvlm_trt("bench", "--compare", path, path, "--json").json
+    assert {each["verdict"] for each in facts["differences"]} == {"within spread"}
+    assert nvlm_trt("bench", "--compare", path, tmp_path / "none.json").code == 2
+
+
+def test_without_matplotlib_nothing_is_measured(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "find_spec", lambda _name: None)
+    shown = nvlm_trt("bench", small_engine, "--output", tmp_path / "out")
+    assert shown.code == 2
+    assert "--no-plots" in shown.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--transport", "pigeon"), "--transport has no such choice; seen: pigeon"),
+        (("--baseline", "int8"), "--baseline has no such choice; seen: int8"),
+        (("--peer-tools", "ab"), "--peer-tools has no such choice; seen: ab"),
+        (("--concurrency", "1,,2"), "--concurrency is a list of numbers"),
+        (("--concurrency", "0"), "--concurrency is a list of numbers"),
+        (("--task", "nowhere.jsonl"), "the task cannot be read"),
+    ],
+)
+def test_a_wrong_choice_names_the_right_ones(
+    words: tuple[str, str], message: str, nvlm_trt: Run, small_engine: Path
+) -> None:
+    shown = nvlm_trt("bench", small_engine, *FEW, *words)
+    assert shown.code == 2
+    assert message in shown.err
+
+
+def test_nothing_to_measure_is_said(nvlm_trt: Run) -> None:
+    shown = nvlm_trt("bench", "--no-plots")
+    assert shown.code == 2
+    assert "give engine directories, --url or --http-url" in shown.err
