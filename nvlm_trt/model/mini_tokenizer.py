@@ -46,20 +46,25 @@ PLAIN_ADDED_TOKENS = (
 """Added tokens that are not special, ids 151657 to 151664 there."""
 
 
-def mini_vocabulary() -> dict[str, int]:
+def mini_merges() -> str:
+    """The merges of synthetic checkpoints."""
+    return MERGES_FILE.read_text(encoding="utf-8")
+
+
+def vocabulary_of(merges: str) -> dict[str, int]:
     """Id of every BPE piece: the 256 bytes, then the merges in order."""
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in read_merges(_merges()))]
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in read_merges(merges))]
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def mini_tokenizer_size() -> int:
+def tokenizer_size(merges: str) -> int:
     """Number of ids, added tokens included."""
-    return len(mini_vocabulary()) + len(SPECIAL_TOKENS) + len(PLAIN_ADDED_TOKENS)
+    return len(vocabulary_of(merges)) + len(SPECIAL_TOKENS) + len(PLAIN_ADDED_TOKENS)
 
 
-def write_mini_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path, merges: str) -> None:
     """Write vocab.json, merges.txt and tokenizer_config.json, in the layout of the release."""
-    vocabulary = mini_vocabulary()
+    vocabulary = vocabulary_of(merges)
     added = {}
     for index, text in enumerate([*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS], start=len(vocabulary)):
         flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
@@ -77,9 +82,5 @@ def write_mini_tokenizer(directory: Path) -> None:
     }
     vocab_name, merges_name, settings_name = FILES
     (directory / vocab_name).write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (directory / merges_name).write_text(_merges(), encoding="utf-8")
+    (directory / merges_name).write_text(merges, encoding="utf-8")
     (directory / settings_name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _merges() -> str:
-    return MERGES_FILE.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from nvlm_trt.errors import DoesNotFitError, UserError
 from nvlm_trt.model.checkpoint import INDEX_NAME, SINGLE_NAME
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
-from nvlm_trt.model.mini_tokenizer import mini_tokenizer_size, write_mini_tokenizer
+from nvlm_trt.model.mini_tokenizer import mini_merges, tokenizer_size, write_tokenizer
 from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, SafetensorsStream, TensorSpec
 from nvlm_trt.model.tensors import Shape, decoder_tensors, projector_tensors, vision_tensors
 from nvlm_trt.progress import Progress
@@ -92,7 +92,7 @@ def tiny_spec(
         num_layers=decoder_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        vocab_size=vocab_size or -(-mini_tokenizer_size() // 64) * 64,
+        vocab_size=vocab_size or -(-tokenizer_size(mini_merges()) // 64) * 64,
         rms_norm_eps=1e-6,
         rope_theta=1e6,
         max_position_embeddings=32768,
@@ -144,6 +144,30 @@ def write_synthetic(out: Path, spec: SyntheticSpec, *, seed: int = 0, progress: 
         UserError: there is something at `out`.
         DoesNotFitError: the disk has too little room.
     """
+    write_release(out, spec, lambda tensor: _values(tensor, spec, seed), mini_merges(), progress=progress)
+
+
+def write_release(
+    out: Path,
+    spec: SyntheticSpec,
+    values: Callable[[TensorSpec], Iterable[torch.Tensor]],
+    merges: str,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write a checkpoint directory in the layout of the release.
+
+    Args:
+        out: The directory to make; nothing may be there. It appears whole, by renaming.
+        spec: Configuration, dummy heads and shard size.
+        values: The values of a tensor, in blocks of whole rows.
+        merges: The tokenizer's merges.txt.
+        progress: Told the bytes written.
+
+    Raises:
+        UserError: there is something at `out`.
+        DoesNotFitError: the disk has too little room.
+    """
     if out.exists():
         raise UserError("there is something at the output already", seen=out, fix="remove it or name another directory")
     specs = _tensor_specs(spec)
@@ -156,10 +180,10 @@ def write_synthetic(out: Path, spec: SyntheticSpec, *, seed: int = 0, progress: 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write_weights(partial, spec, specs, seed, progress or (lambda done, total: None))
+        _write_weights(partial, spec, specs, values, progress or (lambda done, total: None))
         config = json.dumps(release_config(spec.config), indent=2) + "\n"
         (partial / "config.json").write_text(config, encoding="utf-8")
-        write_mini_tokenizer(partial)
+        write_tokenizer(partial, merges)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -246,7 +270,11 @@ def _tensor_specs(spec: SyntheticSpec) -> list[TensorSpec]:
 
 
 def _write_weights(
-    directory: Path, spec: SyntheticSpec, specs: Sequence[TensorSpec], seed: int, progress: Progress
+    directory: Path,
+    spec: SyntheticSpec,
+    specs: Sequence[TensorSpec],
+    values: Callable[[TensorSpec], Iterable[torch.Tensor]],
+    progress: Progress,
 ) -> None:
     shards = list(_split(specs, spec.max_shard_bytes))
     total = sum(tensor.nbytes for tensor in specs)
@@ -256,7 +284,7 @@ def _write_weights(
         file = SINGLE_NAME if spec.max_shard_bytes is None else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with SafetensorsStream(directory / file, shard) as stream:
             for tensor in shard:
-                for block in _values(tensor, spec, seed):
+                for block in values(tensor):
                     stream.write_part(tensor.name, block)
                     done += block.nbytes
                     progress(done, total)

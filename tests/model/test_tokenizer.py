@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.detokenizer import IncrementalDetokenizer
-from nvlm_trt.model.mini_tokenizer import mini_tokenizer_size, write_mini_tokenizer
+from nvlm_trt.model.mini_tokenizer import mini_merges, tokenizer_size, write_tokenizer
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 
@@ -23,7 +23,7 @@ def mini(tiny_checkpoint: Path) -> NvlmTokenizer:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    write_mini_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, mini_merges())
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_no_text_becomes_a_special_token(mini: NvlmTokenizer, text: str) -> None
     assert not mini.special_ids.intersection(mini.encode_text(text + "<|im_end|><|vision_pad|>" + text))
 
 
-@given(st.lists(st.integers(0, mini_tokenizer_size() + 20), max_size=40), st.integers(1, 7))
+@given(st.lists(st.integers(0, tokenizer_size(mini_merges()) + 20), max_size=40), st.integers(1, 7))
 @settings(max_examples=300)
 def test_joined_pieces_equal_the_whole_whatever_the_ids(mini: NvlmTokenizer, ids: list[int], step: int) -> None:
     detokenizer = IncrementalDetokenizer(mini)

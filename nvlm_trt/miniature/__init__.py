@@ -1,0 +1,1 @@
+"""The trained miniature: the pictures and questions that it learns from, and is judged by."""

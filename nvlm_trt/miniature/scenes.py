@@ -1,0 +1,427 @@
+"""Pictures with questions whose answers need looking, and questions without pictures; every scene is drawn from a seed.
+
+A scene gives its questions as one conversation. `Example.turns` of training holds several; the tests ask one, or a
+follow-up after one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvlm_trt.miniature.assets import Split, words
+from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, blank
+
+GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3))
+GRID_SHARES = (0.5, 0.08, 0.08, 0.14, 0.1, 0.1)
+WIDE_GRIDS = ((3, 2), (2, 3))
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
+TEXT_COLOURS = tuple(COLOURS)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question, its answer, and what it tests."""
+
+    question: str
+    answer: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation about pictures.
+
+    Attributes:
+        pictures: In the order of their ``<image>``; none for text alone.
+        turns: Questions and answers, in an order in which later ones may lean on earlier ones.
+    """
+
+    pictures: tuple[Canvas, ...]
+    turns: tuple[Turn, ...]
+
+
+def objects(rng: Rng, split: Split, tile: int) -> Example:
+    """Shapes in colours on a loose grid of nine places: colour, shape, position, counting, which tile."""
+    columns, rows = _grid(rng)
+    canvas = blank(columns, rows, tile, split, rng)
+    count = int(rng.integers(1, 9))
+    some_shapes = list(map(str, rng.choice(SHAPES, min(len(SHAPES), int(rng.integers(1, 5))), replace=False)))
+    some_colours = list(map(str, rng.choice(OBJECT_COLOURS, int(rng.integers(1, 5)), replace=False)))
+    kinds = _draw_objects(canvas, [_pair(rng, some_shapes, some_colours) for _ in range(count)], rng)
+    turns = [*_about_colours(kinds, rng), *_about_places(canvas, kinds, rng), *_about_counts(kinds, rng)]
+    return Example((canvas,), tuple(_some(turns, 5, rng)))
+
+
+def signs(rng: Rng, split: Split, tile: int) -> Example:
+    """A number, a word or both, large enough to read in the thumbnail, beside shapes."""
+    columns, rows = _grid(rng)
+    canvas = blank(columns, rows, tile, split, rng)
+    width, height = canvas.size
+    both = bool(rng.random() < 0.5)
+    kinds = ["number", "word"] if both else [str(rng.choice(["number", "word"]))]
+    rng.shuffle(kinds)
+    turns = []
+    bands = [0.27, 0.73] if both else [float(rng.uniform(0.3, 0.7))]
+    for kind, band in zip(kinds, bands, strict=True):
+        text = number(rng) if kind == "number" else word(rng, split)
+        most = min(height * (0.3 if both else 0.4), width * 0.92 / (0.95 * len(text)))
+        least = max(height / tile, width / tile) * 10.5
+        tall = float(rng.uniform(min(least, most), most)) * 0.85
+        room = max(0.0, width - tall * 1.05 * len(text)) / 2
+        x, y = width / 2 + float(rng.uniform(-room, room)) * 0.9, height * (band + float(rng.uniform(-0.06, 0.06)))
+        colour = _write(canvas, text, x, y, tall, rng, pitch=max(height / tile, width / tile) * 7.5)
+        turns.append(_asked_text(kind, text, rng))
+        turns.append(Turn(f"What colour is the {kind}?", colour, "colour"))
+        if both:
+            turns.append(
+                Turn(f"Is the {kind} at the top or at the bottom?", "top" if band < 0.5 else "bottom", "position")
+            )
+    if not both and rng.random() < 0.5:
+        turns.append(Turn("Is there a number or a word?", kinds[0], "shape"))
+    return Example((canvas,), tuple(_some(turns, 4, rng)))
+
+
+def tiny(rng: Rng, split: Split, tile: int) -> Example:
+    """A number too small for the thumbnail, on a picture of six tiles with larger things."""
+    columns, rows = WIDE_GRIDS[rng.integers(2)]
+    canvas = blank(columns, rows, tile, split, rng)
+    kinds = _draw_objects(canvas, [_pair(rng, SHAPES, OBJECT_COLOURS) for _ in range(int(rng.integers(0, 4)))], rng)
+    text = "".join(str(rng.integers(10)) for _ in range(int(rng.integers(3, 5))))
+    scale = canvas.scale
+    tall = scale * float(rng.uniform(11, 13.5))
+    pitch = scale * float(rng.uniform(8.5, 10))
+    half = pitch * len(text) / 2 + 4 * scale
+    for _ in range(40):
+        column, row = int(rng.integers(columns)), int(rng.integers(rows))
+        x = (column + float(rng.uniform(0, 1))) * tile * scale
+        y = (row + float(rng.uniform(0, 1))) * tile * scale
+        x = float(np.clip(x, column * tile * scale + half, (column + 1) * tile * scale - half))
+        y = float(np.clip(y, row * tile * scale + tall, (row + 1) * tile * scale - tall))
+        if all(np.hypot(x - item.x, y - item.y) > item.radius * 1.2 + half for item in canvas.items):
+            break
+    _write(canvas, text, x, y, tall, rng, pitch=pitch)
+    question = str(
+        rng.choice(["What is the tiny number?", "Read the tiny number.", "Which tiny number is written here?"])
+    )
+    turns = [Turn(question, text, "tiny")]
+    others = [Turn("Which tile holds the tiny number?", f"tile {row * columns + column + 1}", "tile")]
+    others += [*_about_colours(kinds, rng), *_about_places(canvas, kinds, rng)]
+    turns += _some(others, 2, rng)
+    order = rng.permutation(len(turns))
+    return Example((canvas,), tuple(turns[index] for index in order))
+
+
+def chart(rng: Rng, split: Split, tile: int) -> Example:
+    """A bar chart: letters below, values above the bars."""
+    columns, rows = _grid(rng)
+    canvas = blank(columns, rows, tile, split, rng, busy=False)
+    width, height = canvas.size
+    count = int(rng.integers(2, 5))
+    letters = (
+        LETTERS[:count] if rng.random() < 0.5 else "".join(sorted(rng.choice(list(LETTERS), count, replace=False)))
+    )
+    values = rng.choice(np.arange(1, 21), count, replace=False)
+    colours = rng.choice(OBJECT_COLOURS, count, replace=False)
+    tall = min(height * 0.095, width / count * 0.3)
+    tall = max(tall, max(height, width) / tile * 8 if columns * rows == 1 else tall)
+    bottom, top = height * 0.97 - tall * 1.7, height * 0.03 + tall * 1.6
+    unit = (bottom - top) / max(values)
+    for index, (letter, value, colour) in enumerate(zip(letters, values, colours, strict=True)):
+        x = width * (index + 0.5) / count
+        half = width / count * 0.28
+        canvas.bar(str(colour), (x - half, bottom - unit * value, x + half, bottom), rng)
+        ink = canvas.readable(x, bottom + tall * 0.9, tall / 2, rng, ("black", "white", "blue", "red"))
+        canvas.text(letter, x, bottom + tall * 0.9, tall, ink, rng)
+        value_y = bottom - unit * value - tall * 0.8
+        canvas.text(str(value), x, value_y, tall, canvas.readable(x, value_y, tall / 2, rng, ("black", "white")), rng)
+    pick, other = (int(index) for index in rng.choice(count, 2, replace=False))
+    most, least = int(np.argmax(values)), int(np.argmin(values))
+    turns = [
+        Turn(f"What is the value of bar {letters[pick]}?", str(values[pick]), "chart"),
+        Turn(f"What is the value of the {colours[other]} bar?", str(values[other]), "chart"),
+        Turn("Which bar is the highest?", letters[most], "chart"),
+        Turn("Which bar is the lowest?", letters[least], "chart"),
+        Turn(f"What colour is bar {letters[other]}?", str(colours[other]), "chart"),
+        Turn("How many bars are there?", str(count), "chart"),
+    ]
+    return Example((canvas,), tuple(_some(turns, 4, rng)))
+
+
+def compare(rng: Rng, split: Split, tile: int) -> Example:
+    """Two pictures: which one holds, has more, or says what."""
+    if rng.random() < 0.5:
+        return _compare_objects(rng, split, tile)
+    pictures, texts = [], []
+    for _ in range(2):
+        canvas = blank(1, 1, tile, split, rng)
+        width, height = canvas.size
+        text = str(rng.integers(1, 100)) if rng.random() < 0.7 else number(rng)
+        tall = min(height * 0.4, width * 0.85 / len(text)) * float(rng.uniform(0.6, 1))
+        _write(canvas, text, width / 2, height * float(rng.uniform(0.35, 0.65)), tall, rng, pitch=canvas.scale * 8)
+        pictures.append(canvas)
+        texts.append(text)
+    turns = [
+        Turn("What number is in the first picture?", texts[0], "compare"),
+        Turn("What number is in the second picture?", texts[1], "compare"),
+    ]
+    if texts[0] != texts[1]:
+        larger = "first" if int(texts[0]) > int(texts[1]) else "second"
+        turns.append(Turn("Which picture shows the larger number?", larger, "compare"))
+    return Example(tuple(pictures), tuple(_some(turns, 3, rng)))
+
+
+def follow_up(rng: Rng, split: Split, tile: int) -> Example:
+    """Questions that lean on the one before."""
+    columns, rows = _grid(rng)
+    canvas = blank(columns, rows, tile, split, rng)
+    count = int(rng.integers(2, 6))
+    shapes = rng.permutation(SHAPES)[:count]
+    colours = rng.permutation(OBJECT_COLOURS)[:count]
+    kinds = _draw_objects(canvas, list(zip(map(str, shapes), map(str, colours), strict=True)), rng)
+    shape, colour, place = kinds[rng.integers(count)]
+    if rng.random() < 0.5:
+        first = Turn(f"Which shape is {colour}?", shape, "shape")
+        then = [
+            Turn("Where is it?", place, "follow-up"),
+            Turn("And how many shapes are there?", str(count), "follow-up"),
+        ]
+    else:
+        first = Turn(f"Where is the {shape}?", place, "position")
+        then = [
+            Turn("What colour is it?", colour, "follow-up"),
+            Turn("And how many shapes are there?", str(count), "follow-up"),
+        ]
+    return Example((canvas,), (first, *_some(then, 2, rng)))
+
+
+def arithmetic(rng: Rng, split: Split, tile: int) -> Example:
+    """Sums and differences."""
+    turns = []
+    for _ in range(3):
+        left, right = int(rng.integers(0, 21)), int(rng.integers(0, 21))
+        if rng.random() < 0.5:
+            turns.append(Turn(f"What is {left} plus {right}?", str(left + right), "text"))
+        else:
+            turns.append(Turn(f"What is {max(left, right)} minus {min(left, right)}?", str(abs(left - right)), "text"))
+    return Example((), tuple(turns))
+
+
+def copying(rng: Rng, split: Split, tile: int) -> Example:
+    """Words and numbers to be repeated."""
+    turns = []
+    for _ in range(3):
+        said = " ".join(word(rng, split) if rng.random() < 0.5 else number(rng) for _ in range(int(rng.integers(1, 3))))
+        turns.append(Turn(f"Repeat: {said}", said, "text"))
+    return Example((), tuple(turns))
+
+
+def dense(rng: Rng, split: Split, tile: int) -> Canvas:
+    """A picture full of text and shapes of every size, which nobody asks about: the vision encoder learns from it."""
+    columns, rows = _grid(rng)
+    canvas = blank(columns, rows, tile, split, rng)
+    width, height = canvas.size
+    y = 0.0
+    while y < height - 16 * canvas.scale:
+        tall = min(canvas.scale * float(np.exp(rng.uniform(np.log(9), np.log(34)))), height - y)
+        x = float(rng.uniform(0, 20)) * canvas.scale
+        while x < width:
+            kind = rng.random()
+            if kind < 0.3:
+                radius = max(tall * 0.7, 7 * canvas.scale)
+                colour = canvas.readable(x + radius, y + tall * 0.8, radius, rng, OBJECT_COLOURS)
+                canvas.shape(str(rng.choice(SHAPES)), colour, x + radius, y + max(tall * 0.8, radius), radius, rng)
+                x += 2 * radius
+            elif kind < 0.85:
+                text = number(rng) if rng.random() < 0.5 else word(rng, split)
+                pitch = 8 * canvas.scale
+                span = max(tall * 0.95, pitch) * len(text)
+                if x + span < width + span / 2:  # at most half of it beyond the border
+                    _write(canvas, text, x + span / 2, y + tall * 0.8, tall, rng, pitch=pitch)
+                x += span
+            x += float(rng.uniform(4, 30)) * canvas.scale
+        y += tall * 1.6 + float(rng.uniform(0, 8)) * canvas.scale
+    return canvas
+
+
+Scene = Callable[[Rng, Split, int], Example]
+Shares = tuple[tuple[Scene, float], ...]
+SCENES: Shares = (
+    (objects, 0.28),
+    (signs, 0.24),
+    (tiny, 0.12),
+    (chart, 0.1),
+    (compare, 0.09),
+    (follow_up, 0.07),
+    (arithmetic, 0.06),
+    (copying, 0.04),
+)
+
+
+def draw(rng: Rng, split: Split, tile: int, scenes: Shares = SCENES) -> Example:
+    """A scene of one of some kinds, in their shares."""
+    kinds, shares = zip(*scenes, strict=True)
+    kind: Scene = kinds[rng.choice(len(kinds), p=shares)]
+    return kind(rng, split, tile)
+
+
+SEEN: tuple[tuple[Scene | Callable[[Rng, Split, int], Canvas], float], ...] = (
+    (dense, 0.5),
+    (objects, 0.14),
+    (signs, 0.14),
+    (tiny, 0.1),
+    (chart, 0.08),
+    (compare, 0.04),
+)
+"""What the vision encoder is shown."""
+
+
+def number(rng: Rng) -> str:
+    """Two to five digits, the first one not 0."""
+    return str(rng.integers(1, 10)) + "".join(str(rng.integers(10)) for _ in range(int(rng.integers(1, 5))))
+
+
+def word(rng: Rng, split: Split) -> str:
+    """A word of the split; in training half are letters at random, so that letters are read and not guessed."""
+    if split == "train" and rng.random() < 0.5:
+        return "".join(rng.choice(list(LETTERS), int(rng.integers(3, 7))))
+    return str(rng.choice(words(split)))
+
+
+def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
+    pictures, found = [], []
+    for _ in range(2):
+        canvas = blank(1, 1, tile, split, rng)
+        found.append(
+            _draw_objects(canvas, [_pair(rng, SHAPES, OBJECT_COLOURS) for _ in range(int(rng.integers(1, 7)))], rng)
+        )
+        pictures.append(canvas)
+    turns = []
+    if len(found[0]) != len(found[1]):
+        turns.append(Turn("Which picture has more shapes?", _which(len(found[0]) > len(found[1])), "compare"))
+    shapes = [{shape for shape, _, _ in kinds} for kinds in found]
+    for shape in sorted(shapes[0] ^ shapes[1])[:3]:
+        turns.append(Turn(f"Which picture shows a {shape}?", _which(shape in shapes[0]), "compare"))
+    colours = [{colour for _, colour, _ in kinds} for kinds in found]
+    for colour in sorted(colours[0] ^ colours[1])[:2]:
+        turns.append(Turn(f"In which picture is something {colour}?", _which(colour in colours[0]), "compare"))
+    index = int(rng.integers(2))
+    name = ("first", "second")[index]
+    turns.append(Turn(f"How many shapes are in the {name} picture?", str(len(found[index])), "compare"))
+    return Example(tuple(pictures), tuple(_some(turns, 4, rng)))
+
+
+def _which(first: bool) -> str:
+    return "first" if first else "second"
+
+
+Kind = tuple[str, str, str]
+"""Shape, colour and place."""
+
+
+def _draw_objects(canvas: Canvas, pairs: Sequence[tuple[str, str]], rng: Rng) -> list[Kind]:
+    """Draw objects in different places of nine; a colour that would not be seen there makes way for another place."""
+    width, height = canvas.size
+    side = min(width, height)
+    places = list(rng.permutation(9))
+    kinds = []
+    for shape, colour in pairs:
+        radius = side * float(rng.uniform(0.085, 0.14))
+        place = int(places.pop())
+        x = width * (1 + 2 * (place % 3)) / 6 + width * float(rng.uniform(-0.05, 0.05))
+        y = height * (1 + 2 * (place // 3)) / 6 + height * float(rng.uniform(-0.05, 0.05))
+        canvas.shape(shape, colour, x, y, radius, rng)
+        kinds.append((shape, colour, PLACES[place]))
+    return kinds
+
+
+def _about_colours(kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
+    turns = []
+    for shape, colour, _ in kinds:
+        if sum(other == shape for other, _, _ in kinds) == 1:
+            turns.append(Turn(f"What colour is the {shape}?", colour, "colour"))
+        if sum(other == colour for _, other, _ in kinds) == 1:
+            turns.append(Turn(str(rng.choice([f"Which shape is {colour}?", f"What is {colour}?"])), shape, "shape"))
+    return _some(turns, 3, rng)
+
+
+def _about_places(canvas: Canvas, kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
+    turns = []
+    for (shape, colour, place), item in zip(kinds, canvas.items, strict=False):
+        if sum(other[:2] == (shape, colour) for other in kinds) > 1:
+            continue
+        alone = sum(other == shape for other, _, _ in kinds) == 1
+        name = shape if alone and rng.random() < 0.6 else f"{colour} {shape}"
+        turns.append(Turn(f"Where is the {name}?", place, "position"))
+        turns.append(Turn(f"What shape is at the {place}?", shape, "shape"))
+        tile = _tile_of(canvas, item.x, item.y, item.radius)
+        if tile is not None:
+            turns.append(Turn(f"Which tile holds the {name}?", f"tile {tile}", "tile"))
+    return _some(turns, 4, rng)
+
+
+def _about_counts(kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
+    turns = [Turn("How many shapes are there?", str(len(kinds)), "count")]
+    shape, colour, _ = kinds[rng.integers(len(kinds))]
+    if rng.random() < 0.15:
+        shape = str(rng.choice(SHAPES))
+    if rng.random() < 0.15:
+        colour = str(rng.choice(OBJECT_COLOURS))
+    turns.append(Turn(f"How many {_plural(shape)} are there?", str(sum(kind[0] == shape for kind in kinds)), "count"))
+    turns.append(Turn(f"How many {colour} shapes are there?", str(sum(kind[1] == colour for kind in kinds)), "count"))
+    return _some(turns, 2, rng)
+
+
+def _tile_of(canvas: Canvas, x: float, y: float, radius: float) -> int | None:
+    """Number of the tile that holds a place well inside, from 1; None near a border or when there is one tile."""
+    if canvas.columns * canvas.rows == 1:
+        return None
+    width, height = canvas.size
+    across, down = x / width * canvas.columns, y / height * canvas.rows
+    margin = 0.12
+    if min(across % 1, 1 - across % 1, down % 1, 1 - down % 1) < margin:
+        return None
+    return int(down) * canvas.columns + int(across) + 1
+
+
+def _asked_text(kind: str, text: str, rng: Rng) -> Turn:
+    questions = {
+        "number": ("What number is shown?", "Read the number.", "Which number is written here?"),
+        "word": ("What word is shown?", "Read the word.", "What does the sign say?"),
+    }[kind]
+    return Turn(str(rng.choice(questions)), text, "ocr")
+
+
+def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng, *, pitch: float) -> str:
+    """Write text in a colour that stands out, half the time on a sign of its own; returns the colour."""
+    half = len(text) * max(tall * 0.85, pitch) / 2
+    if rng.random() < 0.4:
+        margin = tall * 0.45
+        canvas.plate((x - half - margin, y - tall / 2 - margin, x + half + margin, y + tall / 2 + margin), rng)
+    colour = canvas.readable(x, y, max(half * 0.7, tall / 2), rng, TEXT_COLOURS)
+    canvas.text(text, x, y, tall, colour, rng, pitch=pitch)
+    return colour
+
+
+def _pair(rng: Rng, shapes: Sequence[str], colours: Sequence[str]) -> tuple[str, str]:
+    return str(rng.choice(shapes)), str(rng.choice(colours))
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape == "cross" else f"{shape}s"
+
+
+def _some(turns: Sequence[Turn], count: int, rng: Rng) -> list[Turn]:
+    """At most `count` of the turns, in their order."""
+    if len(turns) <= count:
+        return list(turns)
+    return [turns[index] for index in sorted(rng.choice(len(turns), count, replace=False))]
+
+
+def _grid(rng: Rng) -> tuple[int, int]:
+    return GRIDS[rng.choice(len(GRIDS), p=GRID_SHARES)]

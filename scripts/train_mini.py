@@ -1,0 +1,473 @@
+#!/usr/bin/env python
+"""Train nvlm-d-mini, the miniature of NVLM-D that ships with this project, from nothing, on the project's own pictures.
+
+    python scripts/train_mini.py --work DIR           # all phases; stopped at any time, it goes on where it was
+    python scripts/train_mini.py --work DIR --until projector
+
+Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language model that first have to be made:
+
+    tokenizer   merges learned on the project's questions
+    pictures    tiles with labels of every patch, rendered once
+    vision      the encoder learns, through heads that are thrown away, what every patch shows; frozen ever after
+    text        the decoder learns the template, sums and copying
+    projector   the projector alone, decoder and encoder frozen
+    together    decoder and projector
+    export      a checkpoint in the release's layout: names, F32 and BF16, dummy heads, shards, index, tokenizer
+
+State lies in DIR as safetensors, curves as log.jsonl and curves.png. Products are in bfloat16, weights in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own short name
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from nvlm_trt.miniature.assets import Split
+from nvlm_trt.miniature.conversations import Conversation, batches
+from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, SHAPE_NAMES, SLOTS, label
+from nvlm_trt.miniature.scenes import SCENES, SEEN, arithmetic, copying
+from nvlm_trt.miniature.vocabulary import learn_merges
+from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
+from nvlm_trt.model.mini_tokenizer import tokenizer_size, write_tokenizer
+from nvlm_trt.model.reference.decoder import rope_table, rotate
+from nvlm_trt.model.reference.vision import PROJECTOR_NORM_EPS, normalise, pixel_shuffle
+from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, TensorSpec
+from nvlm_trt.model.synthetic import SyntheticSpec, write_release
+from nvlm_trt.model.tensors import (
+    DECODER_PREFIX,
+    PROJECTOR_PREFIX,
+    VISION_PREFIX,
+    decoder_layer,
+    decoder_tensors,
+    projector_tensors,
+    vision_layer,
+    vision_tensors,
+)
+from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+Weights = Mapping[str, torch.Tensor]
+Batch = Mapping[str, torch.Tensor]
+
+CONFIG = NvlmConfig(
+    vision=VisionConfig(192, 768, 5, 6, image_size=112, patch_size=14, layer_norm_eps=1e-6),
+    decoder=DecoderConfig(256, 768, 4, 8, 4, 640, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=32768),
+    downsample_ratio=0.5,
+    min_tiles=1,
+    max_tiles=6,
+    use_thumbnail=True,
+)
+DUMMY_HEADS = 2
+MAX_MERGES = 700
+SHARDS, SHARD_SCENES = 4, 9000
+HEADS = {
+    "characters": 1 + len(CHARACTERS),
+    "text_colours": 1 + len(COLOUR_NAMES),
+    "shapes": 1 + len(SHAPE_NAMES),
+    "object_colours": 1 + len(COLOUR_NAMES),
+}
+"""Classes of the heads that the encoder is trained through, 0 being nothing."""
+NOTHING_KEPT = 0.2
+"""Share of the patches that show nothing which count in the loss."""
+TEXT_ALONE = ((arithmetic, 0.6), (copying, 0.4))
+SAVE_EVERY, LOG_EVERY = 250, 50
+MUON_FACTOR = 20.0
+"""Muon's learning rate to AdamW's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase: steps, peak learning rate, tiles (vision) or conversations a step, the seed of its data."""
+
+    name: str
+    steps: int
+    rate: float
+    batch: int
+    seed: int
+
+
+PHASES = (
+    Phase("vision", 5000, 1e-3, 64, 1),
+    Phase("text", 400, 1e-3, 48, 2),
+    Phase("projector", 300, 1e-3, 24, 3),
+    Phase("together", 8000, 1e-3, 24, 4),
+)
+
+
+# The model, batched: the same products as nvlm_trt.model.reference, which the tests compare it with.
+
+
+def encode(weights: Weights, tiles: torch.Tensor) -> torch.Tensor:
+    """Pixels [n, 3, s, s] to pixel-shuffled patches [n, tokens_per_tile, projector_in]; no dummy heads."""
+    vision, side = CONFIG.vision, CONFIG.vision.patches_per_side
+    count, patch, hidden = len(tiles), vision.patch_size, vision.hidden_size
+    patches = tiles.reshape(count, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(count, side**2, -1)
+    names = f"{VISION_PREFIX}embeddings."
+    kernel = weights[f"{names}patch_embedding.weight"].reshape(hidden, -1)
+    x = F.linear(patches, kernel, weights[f"{names}patch_embedding.bias"])
+    x = torch.cat([weights[f"{names}class_embedding"].expand(count, 1, hidden), x], dim=1)
+    x = x + weights[f"{names}position_embedding"]
+    for index in range(vision.num_layers):
+        x = _vision_block(weights, vision_layer(index), x)
+    return pixel_shuffle(x[:, 1:], CONFIG.shuffle)
+
+
+def _vision_block(weights: Weights, layer: str, x: torch.Tensor) -> torch.Tensor:
+    vision, (count, length, hidden) = CONFIG.vision, x.shape
+    normed = F.rms_norm(x, (hidden,), weights[f"{layer}norm1.weight"], vision.layer_norm_eps)
+    q, k, v = F.linear(normed, weights[f"{layer}attn.qkv.weight"]).chunk(3, dim=-1)
+    q = F.rms_norm(q, (hidden,), weights[f"{layer}attn.q_norm.weight"], vision.layer_norm_eps)
+    k = F.rms_norm(k, (hidden,), weights[f"{layer}attn.k_norm.weight"], vision.layer_norm_eps)
+    q, k, v = (part.view(count, length, -1, vision.head_dim).transpose(1, 2) for part in (q, k, v))
+    # plain products: the fused attention's backward is several times slower on short sequences on CPUs
+    mixed = ((q * vision.head_dim**-0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    mixed = mixed.transpose(1, 2).reshape(count, length, hidden)
+    back = F.linear(mixed, weights[f"{layer}attn.proj.weight"], weights[f"{layer}attn.proj.bias"])
+    x = torch.addcmul(x, back, weights[f"{layer}ls1"])
+    normed = F.rms_norm(x, (hidden,), weights[f"{layer}norm2.weight"], vision.layer_norm_eps)
+    wide = F.gelu(F.linear(normed, weights[f"{layer}mlp.fc1.weight"], weights[f"{layer}mlp.fc1.bias"]))
+    back = F.linear(wide, weights[f"{layer}mlp.fc2.weight"], weights[f"{layer}mlp.fc2.bias"])
+    return torch.addcmul(x, back, weights[f"{layer}ls2"])
+
+
+def project(weights: Weights, shuffled: torch.Tensor) -> torch.Tensor:
+    """Pixel-shuffled patches to rows of the prompt table: [n, tokens_per_tile, decoder hidden size]."""
+    scale, shift = weights[f"{PROJECTOR_PREFIX}0.weight"], weights[f"{PROJECTOR_PREFIX}0.bias"]
+    normed = F.layer_norm(shuffled, (CONFIG.projector_in,), scale, shift, PROJECTOR_NORM_EPS)
+    return F.linear(
+        F.gelu(F.linear(normed, weights[f"{PROJECTOR_PREFIX}1.weight"])), weights[f"{PROJECTOR_PREFIX}3.weight"]
+    )
+
+
+def decode(weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Embedded sequences [n, t, hidden], padded on the right, to normalised hidden states of the same shape."""
+    decoder, (count, length, hidden) = CONFIG.decoder, x.shape
+    cos, sin = rope_table(decoder.head_dim, decoder.rope_theta, 0, length, x.dtype)
+    future = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
+    for index in range(decoder.num_layers):
+        layer = decoder_layer(index)
+        names = f"{layer}self_attn."
+        normed = F.rms_norm(x, (hidden,), weights[f"{layer}input_layernorm.weight"], decoder.rms_norm_eps)
+        q, k, v = (
+            F.linear(normed, weights[f"{names}{part}_proj.weight"], weights[f"{names}{part}_proj.bias"])
+            .view(count, length, -1, decoder.head_dim)
+            .transpose(1, 2)
+            for part in "qkv"
+        )
+        q, k = rotate(q, cos, sin) * decoder.head_dim**-0.5, rotate(k, cos, sin)
+        group = decoder.num_heads // decoder.num_kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        mixed = (q @ k.transpose(-1, -2) + future).softmax(dim=-1) @ v
+        x = x + F.linear(mixed.transpose(1, 2).reshape(count, length, -1), weights[f"{names}o_proj.weight"])
+        normed = F.rms_norm(x, (hidden,), weights[f"{layer}post_attention_layernorm.weight"], decoder.rms_norm_eps)
+        gate = F.silu(F.linear(normed, weights[f"{layer}mlp.gate_proj.weight"]))
+        wide = gate * F.linear(normed, weights[f"{layer}mlp.up_proj.weight"])
+        x = x + F.linear(wide, weights[f"{layer}mlp.down_proj.weight"])
+    return F.rms_norm(x, (hidden,), weights[f"{DECODER_PREFIX}model.norm.weight"], decoder.rms_norm_eps)
+
+
+def initial(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """First values: norms 1, LayerScale 1/2, biases 0, ids 0.02, positions waves, matrices 1 / sqrt(inputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        if name.endswith(("ls1", "ls2")):
+            value = torch.full(shape, 0.5)
+        elif name.endswith("bias"):
+            value = torch.zeros(shape)
+        elif "norm" in name or name == f"{PROJECTOR_PREFIX}0.weight":
+            value = torch.ones(shape)
+        elif name.endswith("position_embedding"):
+            value = waves(CONFIG.vision.patches_per_side, CONFIG.vision.hidden_size)
+        else:
+            small = name.endswith(("class_embedding", "embed_tokens.weight"))
+            value = torch.randn(shape, generator=generator) * (0.02 if small else math.prod(shape[1:]) ** -0.5)
+        weights[name] = value
+    return weights
+
+
+def waves(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of a patch's column and row, zeros for the class token: [1, 1 + side * side, width].
+
+    From small random values a patch learns to look at its neighbours several times later.
+    """
+    quarter = width // 4
+    angles = torch.arange(side)[:, None] * math.pi / 2 / 20.0 ** (torch.arange(quarter) / quarter)
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([along[:, None].expand(side, side, -1), along[None].expand(side, side, -1)], dim=-1)
+    return torch.cat([torch.zeros(1, width), grid.reshape(side * side, width)])[None]
+
+
+# Losses. Each gets weights in bfloat16 and a batch, and gives the loss and figures for the log.
+
+
+def vision_loss(weights: Weights, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of what every patch shows; of the patches that show nothing a share counts."""
+    generator = torch.Generator().manual_seed(int(batch["step"]))
+    features = encode(weights, normalise(batch["tiles"].numpy()).bfloat16())
+    features = F.layer_norm(features, features.shape[-1:])
+    loss, figures = torch.zeros(()), {}
+    for name, classes in HEADS.items():
+        logits = F.linear(features, weights[f"head.{name}.weight"], weights[f"head.{name}.bias"])
+        wanted = _as_tokens(batch[name].long()).flatten()
+        counted = (wanted > 0) | ((wanted == 0) & (torch.rand(wanted.shape, generator=generator) < NOTHING_KEPT))
+        logits, wanted = logits.reshape(-1, classes)[counted].float(), wanted[counted]
+        loss = loss + F.cross_entropy(logits, wanted) * (2 if name == "characters" else 1)
+        right, there = logits.argmax(dim=-1) == wanted, wanted > 0
+        figures[name] = float((right & there).sum() / there.sum().clamp(min=1))
+        figures[f"{name}_false"] = float((~right & ~there).sum() / (~there).sum().clamp(min=1))
+    return loss, figures
+
+
+def _as_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of patches [n, p, p, ...] in the order of pixel-shuffled tokens: [n, tokens, 4, ...]."""
+    count, side, _, *rest = labels.shape
+    flat = labels.reshape(count, side * side, -1)
+    return pixel_shuffle(flat, CONFIG.shuffle).reshape(count, -1, CONFIG.shuffle**2, *rest)
+
+
+def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the tokens of all answers."""
+    longest = max(len(each.ids) for each in batch)
+    ids, learned = (
+        torch.zeros(len(batch), longest, dtype=torch.long),
+        torch.zeros(len(batch), longest, dtype=torch.bool),
+    )
+    for row, each in enumerate(batch):
+        ids[row, : len(each.ids)] = torch.from_numpy(each.ids)
+        learned[row, : len(each.ids)] = torch.from_numpy(each.answers)
+    visual = ids >= CONFIG.decoder.vocab_size
+    x = F.embedding(ids.masked_fill(visual, 0), weights[f"{DECODER_PREFIX}model.embed_tokens.weight"])
+    if bool(visual.any()):
+        tiles = np.concatenate([each.tiles for each in batch])
+        with torch.no_grad():
+            features = torch.cat([encode(weights, part.bfloat16()) for part in normalise(tiles).split(64)])
+        x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features))
+    before = learned[:, 1:].nonzero(as_tuple=True)
+    logits = F.linear(decode(weights, x)[before], weights[f"{DECODER_PREFIX}lm_head.weight"]).float()
+    wanted = ids[before[0], before[1] + 1]
+    right = logits.argmax(dim=-1) == wanted
+    return F.cross_entropy(logits, wanted), {"token_accuracy": float(right.float().mean())}
+
+
+# Data.
+
+
+def render(work: Path, split: Split, number: int, scenes: int) -> Path:
+    """One shard of labelled tiles, rendered if it is not there: equal numbers give equal bytes."""
+    path = work / "pictures" / f"{split}_{number:02d}.safetensors"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds, shares = zip(*SEEN, strict=True)
+    parts = []
+    for index in range(scenes):
+        rng = np.random.default_rng([100 + number, index])
+        drawn = kinds[rng.choice(len(kinds), p=shares)](rng, split, CONFIG.tile_size)
+        for canvas in getattr(drawn, "pictures", (drawn,)):
+            parts.append(label(canvas, CONFIG.tile_size, CONFIG.vision.patch_size))
+        if index % 1000 == 999:
+            print(f"pictures {split} {number}: {index + 1} of {scenes} scenes", flush=True)
+    names = ("tiles", *HEADS)
+    beside = path.with_suffix(".partial")
+    save_file(
+        {name: torch.from_numpy(np.concatenate([getattr(part, name) for part in parts])) for name in names}, beside
+    )
+    beside.rename(path)
+    return path
+
+
+def shard_batches(files: list[Path], size: int, seed: int, first: int) -> Iterator[Batch]:
+    """Random tiles, as many of each shard; files stay mapped. Batch i is the same whatever `first` was."""
+    shards = [load_file(file) for file in files]
+    share = size // len(shards)
+    for step in itertools.count(first):
+        rng = np.random.default_rng([seed, step])
+        parts = []
+        for shard in shards:
+            rows = torch.from_numpy(rng.choice(len(shard["tiles"]), share, replace=False))
+            parts.append({name: values[rows] for name, values in shard.items()})
+        yield {"step": torch.tensor(step)} | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Stream(torch.utils.data.IterableDataset[list[Conversation]]):
+    """Batches of conversations, rendered in a process of their own."""
+
+    def __init__(self, phase: Phase, first: int, tokenizer: NvlmTokenizer) -> None:
+        self._arguments = phase, first, tokenizer
+
+    def __iter__(self) -> Iterator[list[Conversation]]:
+        phase, first, tokenizer = self._arguments
+        scenes = TEXT_ALONE if phase.name == "text" else SCENES
+        yield from batches(
+            phase.seed, first, size=phase.batch, split="train", tokenizer=tokenizer, config=CONFIG, scenes=scenes
+        )
+
+
+# The loop.
+
+
+def train(
+    work: Path,
+    phase: Phase,
+    weights: dict[str, torch.Tensor],
+    learned: list[str],
+    loss_of: Callable[[Weights, object], tuple[torch.Tensor, dict[str, float]]],
+    data: Callable[[int], Iterator[object]],
+) -> dict[str, torch.Tensor]:
+    """Train the weights named in `learned` and return all of them; state is kept in `work` and taken up again."""
+    state = work / f"{phase.name}.safetensors"
+    parameters = {name: weights[name].clone().requires_grad_() for name in learned}
+    flat = [name for name in learned if parameters[name].ndim == 2 and ".layers." in name]
+    rest = [name for name in learned if name not in set(flat)]
+    rates = [(torch.optim.AdamW([parameters[name] for name in rest], betas=(0.9, 0.98), weight_decay=0.01), 1.0)]
+    if flat:
+        muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
+        rates.append((muon, MUON_FACTOR))
+    first = _restore(state, parameters, rates)
+    frozen = {name: value.bfloat16() for name, value in weights.items() if name not in parameters}
+    stream, started, total = data(first), time.monotonic(), {}
+    for step in range(first, phase.steps):
+        share = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps))
+        for optimiser, factor in rates:
+            for group in optimiser.param_groups:
+                group["lr"] = phase.rate * factor * max(share, 0.01)
+            optimiser.zero_grad()
+        used = frozen | {name: value.bfloat16() for name, value in parameters.items()}
+        loss, figures = loss_of(used, next(stream))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        for optimiser, _ in rates:
+            optimiser.step()
+        for name, value in {"loss": float(loss), **figures}.items():
+            total[name] = total.get(name, 0.0) + value / LOG_EVERY
+        if (step + 1) % LOG_EVERY == 0:
+            pace = (time.monotonic() - started) / (step + 1 - first)
+            row = {"phase": phase.name, "step": step + 1, **{name: round(value, 4) for name, value in total.items()}}
+            with (work / "log.jsonl").open("a") as file:
+                print(json.dumps(row | {"seconds_a_step": round(pace, 3)}), file=file)
+            print(
+                f"{phase.name} {step + 1} of {phase.steps}: loss {total['loss']:.3f}, {pace:.2f} s a step", flush=True
+            )
+            total = {}
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == phase.steps:
+            _save(state, parameters, rates, step + 1)
+    return weights | {name: value.detach() for name, value in parameters.items()}
+
+
+def _save(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int) -> None:
+    """Weights and moments of the optimisers, beside and renamed: a kill leaves the state before or after."""
+    tensors = {f"weight {name}": value.detach() for name, value in parameters.items()}
+    for name, value in parameters.items():
+        for optimiser, _ in rates:
+            tensors |= {f"{key} {name}": moment for key, moment in optimiser.state.get(value, {}).items()}
+    beside = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, {"step": str(step)})
+    beside.rename(path)
+
+
+def _restore(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]]) -> int:
+    """Take up a saved state; the number of steps done."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for saved in file.keys():  # noqa: SIM118 - no mapping
+            key, name = saved.split(" ")
+            if key == "weight":
+                parameters[name].copy_(file.get_tensor(saved))
+                continue
+            for optimiser, _ in rates:
+                if any(parameters[name] is value for group in optimiser.param_groups for value in group["params"]):
+                    optimiser.state[parameters[name]][key] = file.get_tensor(saved)
+        return int(file.metadata()["step"])
+
+
+def main() -> None:
+    """Run the phases in order."""
+    names = ("tokenizer", "pictures", *(phase.name for phase in PHASES), "export")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="directory of the state")
+    parser.add_argument("--until", choices=names, default="export", help="the last phase to run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the products")
+    parser.add_argument("--output", type=Path, help="the checkpoint directory to make; default: WORK/nvlm-d-mini")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work, todo = options.work, names[: names.index(options.until) + 1]
+    work.mkdir(parents=True, exist_ok=True)
+
+    merges = learn_merges(MAX_MERGES)
+    assert tokenizer_size(merges) <= CONFIG.decoder.vocab_size
+    write_tokenizer(work, merges)
+    tokenizer = NvlmTokenizer.load(work)
+    files = [render(work, "train", number, SHARD_SCENES) for number in range(SHARDS)] if "pictures" in todo else []
+    vision, text, projector, together = PHASES
+    width = CONFIG.projector_in
+    heads = {}
+    for name, classes in HEADS.items():
+        slots = SLOTS if name == "characters" else 1
+        heads |= {f"head.{name}.weight": (classes * slots * CONFIG.shuffle**2, width)}
+        heads |= {f"head.{name}.bias": (classes * slots * CONFIG.shuffle**2,)}
+    shapes = vision_tensors(CONFIG, 0) | heads
+    weights = initial(shapes, 11)
+    if vision.name in todo:
+        weights = train(
+            work,
+            vision,
+            weights,
+            list(shapes),
+            vision_loss,
+            lambda first: shard_batches(files, vision.batch, vision.seed, first),
+        )
+    weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    decoder, projecting = decoder_tensors(CONFIG), projector_tensors(CONFIG)
+    weights |= initial(decoder | projecting, 13)
+    for phase, learned in ((text, decoder), (projector, projecting), (together, decoder | projecting)):
+        if phase.name in todo:
+            weights = train(
+                work,
+                phase,
+                weights,
+                list(learned),
+                answer_loss,
+                lambda first, phase=phase: iter(
+                    torch.utils.data.DataLoader(
+                        Stream(phase, first, tokenizer), batch_size=None, num_workers=1, prefetch_factor=8
+                    )
+                ),
+            )
+    if "export" in todo:
+        export(options.output or work / "nvlm-d-mini", weights, merges)
+
+
+def export(out: Path, weights: Weights, merges: str) -> None:
+    """Write the checkpoint: dummy heads appended as zeros, dtypes and shards of the release."""
+    spec = SyntheticSpec(CONFIG, DUMMY_HEADS, 4_000_000)
+    write_release(
+        out, spec, lambda tensor: [padded(weights[tensor.name], tensor).to(TORCH_DTYPES[tensor.dtype])], merges
+    )
+
+
+def padded(value: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
+    """A tensor of the vision encoder with its dummy heads, zeros behind the real ones (of q, k and v each)."""
+    if value.shape == tensor.shape:
+        return value
+    if tensor.name.endswith("attn.qkv.weight"):
+        parts = value.chunk(3)
+        return torch.cat([F.pad(part, (0, 0, 0, tensor.shape[0] // 3 - len(part))) for part in parts])
+    return F.pad(value, (0, tensor.shape[-1] - value.shape[-1]))
+
+
+if __name__ == "__main__":
+    main()
