@@ -71,6 +71,8 @@ class Benchmark:
         """
         try:
             for number in range(self._plan.request.rounds):
+                if all(column.failure for column in self._columns):
+                    break
                 self._round(number)
                 self._rounds_done += 1
                 self._save(self.report())

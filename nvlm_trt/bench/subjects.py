@@ -12,6 +12,7 @@ from nvlm_trt.model.config import NvlmConfig, load_config
 from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
 from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.serving.config_gpu import ENGINE_PATH, PLAN
 
 Transport = Literal["local", "grpc", "http"]
 Dtype = Literal["bf16", "fp32"]
@@ -19,7 +20,7 @@ Kind = Literal["engine", "server", "reference"]
 
 ENGINE_PARTS: dict[str, tuple[str, ...]] = {
     "cpu": ("config.json", "tokenizer", "vision/cpu", "decoder/cpu"),
-    "gpu": ("config.json", "tokenizer", "vision", "decoder/engine"),
+    "gpu": ("config.json", "tokenizer", f"vision/{PLAN}", ENGINE_PATH),
 }
 """What serving reads of an engine directory, besides its model repository."""
 
@@ -83,7 +84,7 @@ class OpenedEngine:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files that serving reads; on the cpu target without what they were compiled from."""
+        """Bytes of the files that serving reads, without what they were compiled from."""
         return sum(size_of(self.directory / name) for name in self._parts)
 
     @property

@@ -104,12 +104,19 @@ def test_engines_of_the_gpu_target_are_asked_through_a_server(
     request_of: Request, small_engine: Path, tmp_path: Path
 ) -> None:
     gpu = copied(small_engine, tmp_path / "gpu", target="gpu", decoder_precision="fp8")
-    (gpu / "decoder").unlink()
+    for part in ("vision", "decoder"):
+        (gpu / part).unlink()
     (gpu / "decoder" / "engine").mkdir(parents=True)
+    (gpu / "decoder" / "engine" / "rank0.engine").write_bytes(b"engine")
+    (gpu / "vision").mkdir()
+    (gpu / "vision" / "model.plan").write_bytes(b"plan")
+    (gpu / "vision" / "vision.onnx").write_bytes(b"what the plan was compiled from")
     with pytest.raises(UserError, match="run inside a server"):
         make_plan(dataclasses.replace(request_of, engines=(gpu,)))
     plan = make_plan(dataclasses.replace(request_of, engines=(gpu,), transports=("grpc",), baselines=()))
     assert plan.device == "cuda"
+    rest = size_of(gpu / "config.json") + size_of(gpu / "tokenizer")
+    assert plan.engines[gpu].size_bytes == rest + len(b"engine") + len(b"plan")
     both = dataclasses.replace(request_of, engines=(gpu, small_engine), transports=("grpc",), baselines=())
     with pytest.raises(UserError, match="two targets"):
         make_plan(both)

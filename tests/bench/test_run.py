@@ -135,6 +135,14 @@ def test_a_baseline_that_fails_at_once_leaves_figures_without_ratios(benchmark: 
     assert small.ratio is None
 
 
+def test_when_everybody_has_failed_nothing_more_is_measured(benchmark: Benchmark, measurer: Measurer) -> None:
+    for name in NAMES:
+        measurer.at[f"0 {name}"] = raiser(FaultError("no memory"))
+    assert benchmark.run()
+    assert measurer.calls == ["ceilings cpu", *(f"0 {name}" for name in NAMES)]
+    assert not benchmark.report().complete
+
+
 def test_without_ceilings_everything_else_is_measured(benchmark: Benchmark, measurer: Measurer) -> None:
     measurer.at["ceilings cpu"] = raiser(FaultError("torch is missing"))
     benchmark.run()

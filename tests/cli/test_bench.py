@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,11 @@ def test_nothing_to_measure_is_said(nvlm_trt: Run) -> None:
     shown = nvlm_trt("bench", "--no-plots")
     assert shown.code == 2
     assert "give engine directories, --url or --http-url" in shown.err
+
+
+def test_every_option_on_the_page_about_benchmarks_is_one(nvlm_trt: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    named = {*re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)} - {"--no-deps"}
+    shown = nvlm_trt("bench", "--help").out
+    assert named
+    assert {option for option in named if option not in shown} == set()
