@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -117,12 +118,12 @@ def _reason(code: int, words: str) -> str:
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker that runs, first as Ctrl-C does, so that it stops its server; then all of its processes."""
+    """End a worker that runs, first as Ctrl-C does, so that it stops its server; then what is left of its session."""
     if worker.poll() is not None:
         return
     worker.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         worker.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
+    with suppress(ProcessLookupError):  # a tool of others may leave processes behind
         os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+    worker.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
 from nvlm_trt.bench.record import RequestRecord, WaveRecord
@@ -28,21 +28,17 @@ def run_wave(asker: Asker, questions: Sequence[Question], concurrency: int) -> W
     waiting = iter(questions)
     lock = threading.Lock()
     done: list[RequestRecord] = []
-    failed = threading.Event()
+    stopped = threading.Event()
     start = threading.Barrier(concurrency + 1)
 
     def call() -> None:
         start.wait()
-        while not failed.is_set():
+        while not stopped.is_set():
             with lock:
                 question = next(waiting, None)
             if question is None:
                 return
-            try:
-                record = asker.ask(question)
-            except BaseException:
-                failed.set()
-                raise
+            record = asker.ask(question)
             with lock:
                 done.append(record)
 
@@ -50,7 +46,10 @@ def run_wave(asker: Asker, questions: Sequence[Question], concurrency: int) -> W
         calls = [callers.submit(call) for _ in range(concurrency)]
         start.wait()
         started = time.perf_counter()
-        for each in calls:
-            each.result()
-        wall = time.perf_counter() - started
+        try:
+            for each in as_completed(calls):
+                each.result()
+            wall = time.perf_counter() - started
+        finally:
+            stopped.set()  # after a failure, or where this thread is interrupted, nobody asks again
     return WaveRecord(concurrency=concurrency, wall_s=wall, requests=tuple(done))

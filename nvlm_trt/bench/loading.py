@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nvlm_trt.bench.memory import resident_bytes
+from nvlm_trt.bench.memory import forget_peak, resident_bytes
 from nvlm_trt.bench.record import RequestRecord
 from nvlm_trt.bench.subjects import Subject
 from nvlm_trt.bench.workload import Question
@@ -53,6 +53,7 @@ def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
     if subject.transport != "local":
         return _served(subject, max_tokens, stack)
     make = _reference(subject, max_tokens) if subject.kind == "reference" else _engine(subject, max_tokens)
+    forget_peak()  # of what made the requests
     before, started = resident_bytes(), time.perf_counter()
     asker = make()
     seconds = time.perf_counter() - started
@@ -86,6 +87,7 @@ def _served(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
         asker = kind(subject.url, max_tokens)
         stack.callback(asker.close)
         return Loaded(asker, None, None, subject.url)
+    forget_peak()
     before, started = resident_bytes(), time.perf_counter()
     server = stack.enter_context(TritonServer(_given(subject.engine), ports=Ports(0, 0, 0)))
     seconds = time.perf_counter() - started

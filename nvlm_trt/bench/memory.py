@@ -18,6 +18,11 @@ def peak_bytes() -> int:
     return sum(_status(process.pid, PEAK) for process in (own, *own.children(recursive=True)))
 
 
+def forget_peak() -> None:
+    """Let the largest resident set of this process begin anew at what it holds now (proc_pid_clear_refs(5), "5")."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def resident_bytes() -> int:
     """Resident set of this process now."""
     return _status(psutil.Process().pid, NOW)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from pydantic import Field, field_validator
 
@@ -18,6 +21,9 @@ from nvlm_trt.client.request import image_bytes
 from nvlm_trt.verify.cases import make_picture
 
 JPEG_QUALITY = 90
+DIGITS = 8
+"""Of the number in front of a text: the number tells it from the others, and all are of one length."""
+
 MARGIN = 32
 """Pixels by which a made picture is larger than its tiles: a photograph never fits exactly."""
 
@@ -86,15 +92,22 @@ class Workload(Frozen):
             ImageRejected: an image of the user's cannot be read.
         """
         if self.text_only:
-            return Question(f"{number}: {self.prompt}", ())
+            return Question(f"{number:0{DIGITS}}: {self.prompt}", ())
         if self.images:
             return Question(self.prompt, (image_bytes(self.images[number % len(self.images)]),))
         width, height = (side * tile_size + MARGIN for side in (self.columns, self.rows))
-        return Question(self.prompt, (jpeg(make_picture(width, height, seed=number)),))
+        return Question(self.prompt, (shifted_picture(width, height, number),))
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """A picture as a camera would leave it."""
+def shifted_picture(width: int, height: int, number: int) -> bytes:
+    """The JPEG file of a picture that is moved by `number` pixels: cheap, and each differs from all others everywhere."""
+    pixels = np.roll(_pixels(width, height), (number // width, number % width), axis=(0, 1))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
+
+
+@cache
+def _pixels(width: int, height: int) -> npt.NDArray[np.uint8]:
+    """uint8 [height, width, 3]."""
+    return np.asarray(make_picture(width, height, seed=0))

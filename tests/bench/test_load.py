@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from nvlm_trt.bench import load
 from nvlm_trt.bench.load import run_wave
 from nvlm_trt.bench.record import RequestRecord
 from nvlm_trt.bench.workload import Question
@@ -59,3 +60,23 @@ def test_a_request_that_fails_ends_the_wave() -> None:
     with pytest.raises(ServerError, match="the server died"):
         run_wave(Failing(), [Question(str(number), ()) for number in range(9)], 1)
     assert asked == ["0", "1"]
+
+
+def test_an_interruption_stops_the_callers_after_their_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    interrupted = threading.Event()
+
+    class Waiting:
+        def ask(self, question: Question) -> RequestRecord:
+            asked.append(question.text)
+            interrupted.wait(timeout=60)
+            return made_request()
+
+    def interrupt(_calls: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load, "as_completed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_wave(Waiting(), [Question(str(number), ()) for number in range(10_000)], 2)
+    assert len(asked) < 10_000

@@ -20,6 +20,7 @@ def test_no_two_requests_are_alike_and_every_subject_gets_the_same_ones() -> Non
     texts = [Workload(text_only=True).question(number, 28) for number in range(3)]
     assert len({question.text for question in texts}) == 3
     assert all(question.images == () for question in texts)
+    assert len({len(question.text) for question in texts}) == 1
 
 
 def test_a_made_picture_has_the_tiles_that_are_asked_for() -> None:
