@@ -351,7 +351,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         for optimiser, _ in rates:
             optimiser.step()
-        for name, value in {"loss": float(loss), **figures}.items():
+        for name, value in {"loss": float(loss.detach()), **figures}.items():
             total[name] = total.get(name, 0.0) + value / LOG_EVERY
         if (step + 1) % LOG_EVERY == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)

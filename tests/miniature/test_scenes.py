@@ -1,0 +1,146 @@
+"""Scenes: answers follow from what was drawn, equal seeds draw equal pictures, the test shows what is unseen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from nvlm_trt.miniature import scenes
+from nvlm_trt.miniature.assets import Split, fonts, photographs, words
+from nvlm_trt.miniature.canvas import SHAPES, luma
+from nvlm_trt.miniature.scenes import PLACES, Example, Scene
+from nvlm_trt.model.tiling import plan_grid
+
+TILE = 112
+SEEDS = range(25)
+
+
+def drawn(scene: Scene, seed: int, split: Split = "train") -> Example:
+    return scene(np.random.default_rng([5, seed]), split, TILE)
+
+
+def written(example: Example, picture: int = 0) -> str:
+    return "".join(glyph.char for glyph in example.pictures[picture].glyphs)
+
+
+@pytest.mark.parametrize("scene", [scene for scene, _ in scenes.SCENES])
+def test_equal_seeds_give_equal_pictures_and_questions(scene: Scene) -> None:
+    first, again, other = drawn(scene, 1), drawn(scene, 1), drawn(scene, 2)
+    assert first.turns == again.turns
+    assert [a.image.tobytes() for a in first.pictures] == [b.image.tobytes() for b in again.pictures]
+    assert first.turns != other.turns
+
+
+@pytest.mark.parametrize("scene", [scene for scene, _ in scenes.SCENES])
+def test_a_picture_is_cut_into_the_grid_that_it_was_drawn_for(scene: Scene) -> None:
+    for seed in SEEDS:
+        for picture in drawn(scene, seed).pictures:
+            grid = plan_grid(*picture.size, max_tiles=6, tile_size=TILE)
+            assert (grid.columns, grid.rows) == (picture.columns, picture.rows)
+
+
+def test_counts_colours_shapes_and_places_are_those_of_the_marks() -> None:
+    checked = Counter()
+    for seed in range(80):
+        example = drawn(scenes.objects, seed)
+        items = example.pictures[0].items
+        width, height = example.pictures[0].size
+        places = [PLACES[int(3 * item.y / height) * 3 + int(3 * item.x / width)] for item in items]
+        for turn in example.turns:
+            words_said = turn.question.rstrip("?").split()
+            if turn.question == "How many shapes are there?":
+                assert turn.answer == str(len(items))
+            elif turn.category == "colour":
+                assert [item.colour for item in items if item.shape == words_said[-1]] == [turn.answer]
+            elif turn.question.startswith(("Which shape is", "What is")):
+                assert [item.shape for item in items if item.colour == words_said[-1]] == [turn.answer]
+            elif turn.question.startswith("Where is the"):
+                named = [
+                    place
+                    for item, place in zip(items, places, strict=True)
+                    if item.shape == words_said[-1] and (len(words_said) == 4 or item.colour == words_said[-2])
+                ]
+                assert named == [turn.answer]
+            else:
+                continue
+            checked[turn.category] += 1
+    assert min(checked[name] for name in ("colour", "shape", "position", "count")) > 10
+
+
+def test_signs_are_read_as_written() -> None:
+    for seed in SEEDS:
+        example = drawn(scenes.signs, seed)
+        for turn in example.turns:
+            if turn.category == "ocr":
+                assert turn.answer in written(example)
+
+
+def test_a_tiny_number_is_too_small_for_the_thumbnail_and_lies_within_one_tile() -> None:
+    for seed in SEEDS:
+        example = drawn(scenes.tiny, seed)
+        (picture,) = example.pictures
+        (answer,) = [turn.answer for turn in example.turns if turn.category == "tiny"]
+        assert answer == written(example)
+        width, height = picture.size
+        glyphs = picture.glyphs
+        advance, tall = glyphs[0].advance * TILE / width, glyphs[0].height * TILE / height
+        assert advance < 5.5 or tall < 5  # the thumbnail of a wide picture is narrow, of a tall one flat
+        assert tall < 7
+        columns = {int(glyph.x * picture.columns / width) for glyph in glyphs}
+        rows = {int(glyph.y * picture.rows / height) for glyph in glyphs}
+        assert len(columns) == len(rows) == 1
+
+
+def test_the_highest_bar_has_the_largest_value() -> None:
+    for seed in SEEDS:
+        example = drawn(scenes.chart, seed)
+        bars = example.pictures[0].items
+        tops = [bar.y for bar in bars]  # all stand on one line, so the middle of the highest lies highest
+        letters = [glyph.char for glyph in example.pictures[0].glyphs if glyph.char.isalpha()]
+        for turn in example.turns:
+            if turn.question == "Which bar is the highest?":
+                assert turn.answer == letters[int(np.argmin(tops))]
+
+
+def test_follow_ups_lean_on_the_first_turn() -> None:
+    for seed in SEEDS:
+        first, *rest = drawn(scenes.follow_up, seed).turns
+        assert rest
+        assert first.category != "follow-up"
+        assert {turn.category for turn in rest} == {"follow-up"}
+
+
+def test_sums_are_right() -> None:
+    for seed in SEEDS:
+        for turn in drawn(scenes.arithmetic, seed).turns:
+            left, operator, right = turn.question.removeprefix("What is ").rstrip("?").split()
+            expected = int(left) + int(right) if operator == "plus" else int(left) - int(right)
+            assert turn.answer == str(expected)
+
+
+def test_the_sealed_split_shows_fonts_words_and_photographs_that_training_has_not_seen() -> None:
+    assert not set(fonts("train")) & set(fonts("test"))
+    assert not set(words("train")) & set(words("test"))
+    assert len(words("test")) > 50
+    seen = {picture.tobytes() for picture in photographs("train")}
+    assert not seen & {picture.tobytes() for picture in photographs("test")}
+    assert fonts("validation") == fonts("train")
+
+
+def test_text_stands_out_from_what_lies_under_it() -> None:
+    grey = np.random.default_rng(3)
+    for seed in SEEDS:
+        canvas = scenes.blank(1, 1, TILE, "train", np.random.default_rng(seed))
+        chosen = canvas.readable(60, 60, 10, grey, ("black", "white"))
+        base = luma(canvas.under(60, 60, 10))
+        assert (chosen == "white") == (base < 128) or abs(base - 128) < 68
+
+
+def test_every_shape_and_place_is_asked_for() -> None:
+    answers = Counter(
+        turn.answer for seed in range(150) for turn in drawn(scenes.objects, seed).turns if turn.category != "count"
+    )
+    assert set(SHAPES) <= set(answers)
+    assert set(PLACES) <= set(answers)

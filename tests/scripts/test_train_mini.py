@@ -1,0 +1,129 @@
+"""The training script: its batched model is the released one, a stopped run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.model.reference.vision import VisionReference, normalise
+from nvlm_trt.model.tensors import decoder_tensors, projector_tensors, vision_tensors
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_mini.py"
+
+
+@pytest.fixture(scope="module")
+def train_mini() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_mini", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_mini"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(train_mini: ModuleType) -> dict[str, torch.Tensor]:
+    """Random weights, biases and norms too, that bfloat16 holds exactly: exporting rounds nothing."""
+    config = train_mini.CONFIG
+    drawn = train_mini.initial(vision_tensors(config, 0) | projector_tensors(config) | decoder_tensors(config), 3)
+    generator = torch.Generator().manual_seed(4)
+    return {
+        name: (value + 0.1 * torch.randn(value.shape, generator=generator)).bfloat16().float()
+        for name, value in drawn.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(train_mini: ModuleType, weights: dict[str, torch.Tensor], tmp_path_factory) -> Checkpoint:
+    out = tmp_path_factory.mktemp("exported") / "mini"
+    train_mini.export(out, weights, train_mini.learn_merges(train_mini.MAX_MERGES))
+    return Checkpoint.open(out)
+
+
+def test_the_exported_checkpoint_has_the_layout_of_the_release(train_mini: ModuleType, exported: Checkpoint) -> None:
+    assert exported.config == train_mini.CONFIG
+    assert exported.dummy_heads == train_mini.DUMMY_HEADS
+    assert {info.dtype for info in exported.tensors.values()} == {"F32", "BF16"}
+    assert len({info.file for info in exported.tensors.values()}) > 1
+    files = next(iter(exported.tensors.values())).file.parent.iterdir()
+    assert sum(file.stat().st_size for file in files) < 40_000_000
+
+
+def test_what_is_trained_computes_what_the_reference_computes(
+    train_mini: ModuleType, weights: dict[str, torch.Tensor], exported: Checkpoint
+) -> None:
+    tiles = np.random.default_rng(0).integers(0, 255, (3, 112, 112, 3), dtype=np.uint8)
+    rows = VisionReference(exported)(tiles)
+    mine = train_mini.project(weights, train_mini.encode(weights, normalise(tiles)))
+    assert torch.allclose(mine, rows, atol=1e-4)
+    table = rows.reshape(-1, rows.shape[-1])
+    ids = np.r_[5:20, 640 : 640 + len(table), 7:30]
+    reference = DecoderReference(exported)
+    hidden = train_mini.decode(weights, reference.embed(ids, table)[None])[0]
+    logits = hidden @ weights["language_model.lm_head.weight"].T
+    assert torch.allclose(logits, reference.logits(ids, table), atol=1e-4)
+
+
+def test_padding_on_the_right_changes_no_loss(
+    train_mini: ModuleType, weights: dict[str, torch.Tensor], tmp_path
+) -> None:
+    from nvlm_trt.miniature.conversations import tokenise
+    from nvlm_trt.miniature.scenes import arithmetic, objects
+    from nvlm_trt.model.mini_tokenizer import write_tokenizer
+    from nvlm_trt.model.tokenizer import NvlmTokenizer
+
+    write_tokenizer(tmp_path, train_mini.learn_merges(train_mini.MAX_MERGES))
+    tokenizer = NvlmTokenizer.load(tmp_path)
+    examples = [scene(np.random.default_rng(2), "train", 112) for scene in (arithmetic, objects)]
+    batch = [tokenise(example, tokenizer, train_mini.CONFIG) for example in examples]
+    used = {name: value.bfloat16() for name, value in weights.items()}
+    together, _ = train_mini.answer_loss(used, batch)
+    apart = [train_mini.answer_loss(used, [each])[0] * each.answers.sum() for each in batch]
+    assert float(together) == pytest.approx(float(sum(apart)) / sum(each.answers.sum() for each in batch), rel=0.01)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
+    train_mini: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_mini, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train_mini, "LOG_EVERY", 2)
+    first = {"a.layers.0.w": torch.ones(4, 3), "b": torch.ones(3), "c": torch.ones(3)}
+    phase = train_mini.Phase("toy", 8, 0.01, 1, 1)
+
+    def data(start: int, stop: int = 99) -> Iterator[int]:
+        for step in range(start, 99):
+            if step == stop:
+                raise KeyboardInterrupt
+            yield step
+
+    def loss(used, step):
+        return (used["a.layers.0.w"] @ (used["b"] * used["c"]) - step).square().sum().float(), {}
+
+    def run(work: Path, stop: int = 99) -> dict[str, torch.Tensor]:
+        work.mkdir(exist_ok=True)
+        return train_mini.train(work, phase, first, ["a.layers.0.w", "b"], loss, lambda start: data(start, stop))
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop=5)
+    resumed = run(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in first)
+    assert torch.equal(resumed["c"], first["c"])
+    assert not torch.equal(resumed["b"], first["b"])
+
+
+def test_labels_are_asked_in_the_order_of_the_tokens(train_mini: ModuleType) -> None:
+    patches = torch.arange(64).reshape(1, 8, 8)
+    tokens = train_mini._as_tokens(patches)
+    assert tokens.shape == (1, 16, 4)
+    assert tokens[0, 1].tolist() == [2, 3, 10, 11]  # the second token: two patches of the first row, two below
