@@ -68,7 +68,7 @@ def test_the_graph_is_as_near_to_torch_as_float32_allows(report: dict[str, Any])
 
 
 def test_what_cannot_run_is_told_with_its_reason(report: dict[str, Any]) -> None:
-    """onnxruntime has no bfloat16 on the CPU."""
+    """There is no bfloat16 in onnxruntime on the CPU."""
     missing = [row for row in report["parts"]["vision"] if "not_run" in row]
     assert [row["precision"] for row in missing] == ["bf16"]
     assert "NOT_IMPLEMENTED" in missing[0]["not_run"]
@@ -179,6 +179,6 @@ def test_without_a_gpu_the_script_says_how_to_try_it(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="torch sees no GPU.*--device cpu --tiny"):
+    with pytest.raises(UserError, match=r"torch sees no GPU.*--device cpu --tiny"):
         bench.main([str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
