@@ -143,9 +143,9 @@ def _smaller_limits(deployment: Deployment, workload: Workload) -> Iterator[list
 def _with_cache(deployment: Deployment, name: str) -> Change:
     """A KV cache of that precision, and without what trtllm-build would refuse beside it."""
     words, changed = f"decoder_engine.kv_cache_precision {name}", _with_engine(deployment, kv_cache_precision=name)
-    if pages_context(changed.precision):
-        return words, changed
     off = {field: False for field in PAGED_CONTEXT_FIELDS if getattr(deployment.recipe.decoder_engine, field)}
+    if pages_context(changed.precision) or not off:
+        return words, changed
     return f"{words} with {' and '.join(off)} false", _with_engine(changed, **off)
 
 

@@ -131,6 +131,10 @@ def test_only_what_is_on_has_to_be_turned_off(deploy: Deploy, one_image: Workloa
     plan = deploy(tp=8, decoder_engine={"kv_cache_precision": "fp8", "kv_cache_reuse": False})
     named = remedies(judge(plan, one_image), None)
     assert "decoder_engine.kv_cache_precision fp8 with chunked_context false" in named
+    engine = {"kv_cache_reuse": False, "chunked_context": False}
+    unpaged = deploy(tp=4, max_batch_size=64, max_input_len=16_384, decoder_engine=engine)
+    short = judge(unpaged, dataclasses.replace(one_image, concurrency=60))
+    assert "decoder_engine.kv_cache_precision fp8" in remedies(short, None)
 
 
 def test_no_remedy_names_chunks_that_the_build_would_refuse(deploy: Deploy, one_image: Workload) -> None:
