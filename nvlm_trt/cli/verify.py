@@ -18,6 +18,15 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="Where the checkpoint lies now, if it was moved.")] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Prompts to compare; default: the recipe's.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of each; default: the recipe's.")] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="JSONL of questions and right answers; default: the recipe's.")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show the errors of all layers, not only of a failure.")
+    ] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what each layer costs when it is quantised alone.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
 ) -> None:
@@ -35,6 +44,7 @@ def verify(
     from nvlm_trt.pipeline.progress import reporter_for
     from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
     from nvlm_trt.recipe import load_recipe
+    from nvlm_trt.verify.plot import leave_plot
     from nvlm_trt.verify.report import short
 
     if not (engine_dir / "recipe.yaml").is_file():
@@ -42,12 +52,16 @@ def verify(
     recipe = load_recipe(engine_dir / "recipe.yaml")
     asked = {"verify_prompts": prompts, "verify_tokens": tokens}
     recipe = recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    if task is not None:
+        recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"task": str(task)})})
     made = engine_dir / CHECKPOINT_FOLDER
     recorded = made if made.is_dir() else Path(str(load_manifest(engine_dir).checkpoint.get("path", made)))
     reporter = reporter_for(silent=quiet or json)
     with locked(engine_dir, wait=False):
-        report = _judge(engine_dir, checkpoint or recorded, recipe, reporter)
+        report = _judge(engine_dir, checkpoint or recorded, recipe, reporter, sensitivity=sensitivity)
         write_atomic(engine_dir / "verify.json", report.encoded())
+        for line in leave_plot(report, engine_dir):
+            reporter.line(line)
     if json:
         print_json(report.as_json())
     else:
@@ -58,26 +72,28 @@ def verify(
                     check.part,
                     check.gate.figure,
                     short(check.value),
-                    f"{check.gate.limit:g}",
+                    f"{check.sign.strip()} {check.gate.limit:g}",
                     "ok" if check.ok else "FAILED",
                     check.gate.reason,
                 )
                 for check in report.checks
             ],
         )
-        for remark in report.remarks:
-            typer.echo(remark)
+        for line in [*(report.layer_lines() if layers or sensitivity or not report.ok else []), *report.remarks]:
+            typer.echo(line)
     if not report.ok:
         raise typer.Exit(1)
 
 
-def _judge(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter) -> VerifyReport:
+def _judge(
+    engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter, *, sensitivity: bool
+) -> VerifyReport:
     """The gates of the recipe's target; only those of cpu need OpenVINO."""
     if recipe.target == "cpu":
         from nvlm_trt.verify.engine import verify_engine
 
-        return verify_engine(engine, checkpoint, recipe, log=reporter.line)
+        return verify_engine(engine, checkpoint, recipe, log=reporter.line, sensitivity=sensitivity)
     from nvlm_trt.verify.trtllm import verify_trtllm
 
     with reporter.task("verify") as progress:
-        return verify_trtllm(engine, checkpoint, recipe, log=reporter.line, progress=progress)
+        return verify_trtllm(engine, checkpoint, recipe, log=reporter.line, progress=progress, sensitivity=sensitivity)

@@ -29,6 +29,7 @@ from nvlm_trt.verify.gates import (
     VISION_GATES,
     Check,
     answer_gates,
+    cost_ratio,
     judge_parts,
 )
 from nvlm_trt.verify.golden import (
@@ -43,12 +44,15 @@ from nvlm_trt.verify.golden import (
     with_excess,
     worst,
 )
+from nvlm_trt.verify.layer_errors import LayerCost, LayerError
+from nvlm_trt.verify.layers_cpu import decoder_layers, vision_layers
 from nvlm_trt.verify.report import VerifyReport
+from nvlm_trt.verify.sensitivity import layer_costs, with_advice
 from nvlm_trt.verify.sharded import verify_sharded
 from nvlm_trt.verify.shown import Shown, right_tables, show
 from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
 from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
-from nvlm_trt.verify.yardstick import reduced_decoder
+from nvlm_trt.verify.yardstick import cpu_roundings, reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
 
 Figures = dict[str, float]
@@ -62,6 +66,7 @@ def verify_engine(
     *,
     log: Log = lambda _line: None,
     work: Path | None = None,
+    sensitivity: bool = False,
 ) -> VerifyReport:
     """Compare tokenizer, vision, decoder, whole engine and converted ranks with the reference.
 
@@ -71,6 +76,7 @@ def verify_engine(
         recipe: The recipe as built: precisions, limits, bounds and the amount of work.
         log: Told what is being compared.
         work: Where the answers to the recipe's task are kept, for a run that is started again; None keeps none.
+        sensitivity: Measure what each layer costs when it is quantised alone, also if no gate on that fails.
 
     Raises:
         EngineError: a part is missing, or the engine is too small for the shortest question.
@@ -99,6 +105,7 @@ def verify_engine(
     reference = DecoderReference(checkpoint)
     goldens = make_goldens(reference, shown.everything, right_tables(expected), recipe.verify_tokens)
     own = goldens[: len(shown.cases)]
+    layers = run.layer_errors(own, reference)
     session = run.session(goldens)
     figures["decoder"] = run.compare_decoder(session, own)
     if asked := shown.questions(goldens, tokenizer.eos_id, expected, seen):
@@ -121,7 +128,12 @@ def verify_engine(
     log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
     figures["sharded"] = _compare_sharded(engine, checkpoint, own)
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
-    return VerifyReport(precisions, tuple(_judge_all(figures, recipe)), figures, tuple(remarks))
+    checks = tuple(_judge_all(figures, recipe))
+    report, ratio = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers)), cost_ratio(checks)
+    if ratio is None and not sensitivity:
+        return report
+    log("sensitivity: each layer quantised alone")
+    return with_advice(report, run.costs(goldens, tokenizer.eos_id, reference), ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +170,30 @@ class _Run:
                 if rounded is not None:
                     yardsticks.append(closeness(rounded, theirs.right))
         return with_excess(figures, yardsticks) if figures else {}
+
+    def layer_errors(self, goldens: Sequence[Golden], reference: DecoderReference) -> list[LayerError]:
+        """Of both engines, each layer given what enters it in the reference: on a prompt, and on one of its tiles."""
+        golden = max(goldens, key=lambda each: len(each.case.tiles))
+        embedded = reference.embed(golden.ids, golden.table)
+        directory, threads = self.engine / "decoder" / "cpu", self.recipe.cpu_threads
+        errors = decoder_layers(directory, self.decoder, self.checkpoint, embedded, threads)
+        if not len(golden.case.tiles):
+            return errors
+        precision, tile = self.recipe.vision_precision, golden.case.tiles[:1]
+        return [*vision_layers(self.engine / "vision" / "cpu", precision, self.checkpoint, tile), *errors]
+
+    def costs(self, goldens: Sequence[Golden], stop_id: int, reference: DecoderReference) -> list[LayerCost]:
+        """What each layer costs when it is quantised alone."""
+        precision = self.recipe.decoder_precision
+        return layer_costs(
+            self.checkpoint,
+            reference,
+            goldens,
+            stop_id,
+            vision=self.recipe.vision_precision,
+            calibration=self.engine / "vision" / "calibration.safetensors",
+            roundings=None if precision == "fp32" else cpu_roundings(precision),
+        )
 
     def session(self, goldens: Sequence[Golden]) -> DecoderSession:
         """The compiled decoder with room for the longest request and its answer."""

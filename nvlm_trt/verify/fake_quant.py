@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from nvlm_trt.decoder.precision import KvCacheAlgo, Precision, QuantAlgo
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, KvCache, Table
+from nvlm_trt.model.tensors import decoder_layer
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,6 +38,11 @@ class Roundings:
     def of(cls, precision: Precision) -> Roundings:
         """Those of a precision."""
         return cls(_weights(precision), _inputs(precision), _cache(precision))
+
+
+def to_bfloat16(values: torch.Tensor) -> torch.Tensor:
+    """The nearest bfloat16 values."""
+    return values.to(torch.bfloat16).to(values.dtype)
 
 
 def _weights(precision: Precision) -> Rounding:
@@ -113,6 +119,32 @@ class FakeQuantized(DecoderReference):
             return self._head(self._forward(self.embed(ids, table), _RoundedCache(self._cache)))
 
 
+class OneLayerQuantized(DecoderReference):
+    """The float32 reference with one layer quantised, all others left alone; weights are shared with the reference.
+
+    Args:
+        reference: The reference in float32.
+        roundings: Those of the precision.
+        layer: Which one.
+    """
+
+    def __init__(self, reference: DecoderReference, roundings: Roundings, layer: int) -> None:
+        self.config, self.dtype = reference.config, reference.dtype
+        own = [
+            name for name in reference._weights if name.startswith(decoder_layer(layer)) and name.endswith(QUANTISED)
+        ]
+        rounded = {name: roundings.weights(reference._weights[name]) for name in own}
+        self._weights = {**reference._weights, **rounded}
+        self._cache_rounding, self._layer = roundings.cache, layer
+        self._inputs = _RoundedInputs({id(weight) for weight in rounded.values()}, roundings.inputs)
+
+    def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
+        """As the reference's."""
+        with torch.inference_mode(), self._inputs:
+            cache = _RoundedCache(self._cache_rounding, self._layer)
+            return self._head(self._forward(self.embed(ids, table), cache))
+
+
 class _RoundedInputs(TorchFunctionMode):
     """Rounds the input of every F.linear whose weight is one of these."""
 
@@ -129,14 +161,15 @@ class _RoundedInputs(TorchFunctionMode):
 
 
 class _RoundedCache(KvCache):
-    """A cache that rounds what is put into it, keys and values of a layer with one scale."""
+    """A cache that rounds what is put into it, keys and values of a layer with one scale, of all layers or of one."""
 
-    def __init__(self, rounding: Rounding) -> None:
+    def __init__(self, rounding: Rounding, only: int | None = None) -> None:
         super().__init__()
-        self._rounding = rounding
+        self._rounding, self._only = rounding, only
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        k, v = self._rounding(torch.stack([k, v]))
+        if self._only in (None, layer):
+            k, v = self._rounding(torch.stack([k, v]))
         return super().extend(layer, k, v)
 
 

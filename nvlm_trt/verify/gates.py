@@ -14,7 +14,8 @@ A figure beyond its gate is a defect, or a precision that does not suit the chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -54,6 +55,13 @@ class Check:
     def ok(self) -> bool:
         """Whether the figure passes; NaN does not."""
         return self.value >= self.gate.limit if self.gate.at_least else self.value <= self.gate.limit
+
+    @property
+    def sign(self) -> str:
+        """How the value stands to the limit, two characters."""
+        if self.gate.at_least:
+            return ">=" if self.ok else "< "
+        return "<=" if self.ok else "> "
 
 
 _EXCESS = Gate("excess", 2.0, "mean distance over that of torch in this precision")
@@ -221,6 +229,25 @@ def bounded(part: str, gates: tuple[Gate, ...], fields: GateFields) -> tuple[Gat
 def _bounded(gate: Gate, field: str | None, fields: GateFields) -> Gate:
     limit = None if field is None else getattr(fields, field)
     return gate if limit is None else replace(gate, limit=float(limit), reason=f"the recipe's gates.{field}")
+
+
+def cost_ratio(checks: Sequence[Check]) -> float | None:
+    """By what factor the cost of quantisation would have to fall; None where no gate on it failed.
+
+    Returns:
+        The smallest bound over figure of the failed gates whose bounds the recipe sets, canaries aside; of a share
+        that has to be large, what is missing to 1. 0 where a figure is no number.
+    """
+    failed = [check for check in checks if not check.ok and check.part != "canary"]
+    ratios = [_ratio(check) for check in failed if (check.part, check.gate.figure) in _FIELDS]
+    return min(ratios, default=None)
+
+
+def _ratio(check: Check) -> float:
+    limit, value = check.gate.limit, check.value
+    if check.gate.at_least:
+        limit, value = 1 - limit, 1 - value
+    return limit / value if math.isfinite(value) else 0.0
 
 
 def judge(part: str, gates: tuple[Gate, ...], figures: Mapping[str, float]) -> list[Check]:

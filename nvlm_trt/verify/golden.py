@@ -76,7 +76,8 @@ def closeness(engine: Floats, reference: Floats) -> dict[str, float]:
         `max_rel_error`: largest difference over the largest magnitude of the reference;
         `max_cosine_distance`: the largest 1 - cosine of a row; `mean_cosine_distance`: its mean. NaN in, NaN out.
     """
-    ours, theirs = torch.from_numpy(engine).double(), torch.from_numpy(reference).double().reshape(engine.shape)
+    ours, theirs = (torch.from_numpy(np.ascontiguousarray(rows)).double() for rows in (engine, reference))
+    theirs = theirs.reshape(ours.shape)
     distance = cosine_distances(ours, theirs)
     return {
         "max_rel_error": float((ours - theirs).abs().max() / theirs.abs().max()),

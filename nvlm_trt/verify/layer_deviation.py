@@ -112,7 +112,7 @@ class ConvertedLayer:
             else:
                 seen = self._column_linear(name, x, self.config.decoder.intermediate_size // self.config.tp)
                 expected, rounded = (F.pad(each, (0, seen.shape[1] - each.shape[1])) for each in (expected, rounded))
-            yield Deviation(source.index, name, _error(seen, expected), _error(rounded, expected))
+            yield Deviation(source.index, name, output_error(seen, expected), output_error(rounded, expected))
 
     def cache_deviations(self, source: SourceLayer, roundings: Roundings) -> Iterator[Deviation]:
         """One if the KV cache is quantised."""
@@ -127,7 +127,7 @@ class ConvertedLayer:
         ]
         parts = (torch.cat(seen, dim=1), entering[:, torch.cat(heads)], rounded[:, torch.cat(heads)])
         ranks, expected, yardstick = (part.permute(2, 0, 1, 3).flatten(1) for part in parts)
-        yield Deviation(source.index, CACHE, _error(ranks, expected), _error(yardstick, expected))
+        yield Deviation(source.index, CACHE, output_error(ranks, expected), output_error(yardstick, expected))
 
     def differing(self, source: SourceLayer) -> Iterator[str]:
         """Norms and biases that are no copies of the source's."""
@@ -172,6 +172,6 @@ class ConvertedLayer:
         return torch.cat([each for own, heads in parts for each in (own, k[:, heads], v[:, heads])], dim=1).flatten(1)
 
 
-def _error(seen: torch.Tensor, expected: torch.Tensor) -> float:
+def output_error(seen: torch.Tensor, expected: torch.Tensor) -> float:
     """As `Deviation.error`, of [t, outputs] each."""
     return float((seen - expected).norm(dim=0).max() / expected.norm(dim=0).square().mean().sqrt())

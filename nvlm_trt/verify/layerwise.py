@@ -31,6 +31,7 @@ from nvlm_trt.progress import Progress
 from nvlm_trt.verify.emulate import BLOCK_VALUES, COMPUTE, RankTensors
 from nvlm_trt.verify.fake_quant import Roundings
 from nvlm_trt.verify.layer_deviation import ConvertedLayer, Deviation, SourceLayer
+from nvlm_trt.verify.layer_errors import LayerError
 from nvlm_trt.verify.sharded import Prompt
 
 BLOCK_ROWS = 4096
@@ -66,6 +67,14 @@ class LayerwiseReport:
         if self.caches:
             figures["cache_excess"] = worst(self.caches).excess
         return figures
+
+    def layer_errors(self) -> list[LayerError]:
+        """The worst linear layer of every layer."""
+        by_layer: dict[int, list[LayerError]] = defaultdict(list)
+        for each in self.linears:
+            error = LayerError("decoder", each.layer, each.name, each.error, each.yardstick or None)
+            by_layer[each.layer].append(error)
+        return [max(errors, key=lambda error: error.badness) for errors in by_layer.values()]
 
     @property
     def quantises_linears(self) -> bool:

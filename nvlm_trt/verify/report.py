@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nvlm_trt.errors import VerificationError
 from nvlm_trt.verify.gates import Check
+from nvlm_trt.verify.layer_errors import LayerCost, LayerError, said_worst, table
 
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -23,12 +24,18 @@ class VerifyReport:
         checks: Every gate with its figure.
         figures: Everything that was measured, by part.
         remarks: What was found besides, or could not be done in full, one sentence each.
+        layers: Errors layer by layer.
+        costs: What each layer costs when it is quantised alone; empty where that was not measured.
+        excluded: Layers to leave out of quantisation, by the costs.
     """
 
     precisions: Mapping[str, str]
     checks: tuple[Check, ...]
     figures: Figures
     remarks: tuple[str, ...]
+    layers: tuple[LayerError, ...] = ()
+    costs: tuple[LayerCost, ...] = ()
+    excluded: tuple[LayerCost, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -49,6 +56,9 @@ class VerifyReport:
             "precisions": dict(self.precisions),
             "checks": checks,
             "figures": figures,
+            "layers": [_rounded(each) for each in self.layers],
+            "sensitivity": [_rounded(each) for each in self.costs],
+            "exclude": [each.name for each in self.excluded],
             "remarks": list(self.remarks),
         }
 
@@ -57,12 +67,21 @@ class VerifyReport:
         return (json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def lines(self) -> list[str]:
-        """One line a gate: part, figure, value, limit, verdict."""
-        return [
+        """One line a gate: part, figure, value, limit, verdict; where one failed the layers too, one line each."""
+        gates = [
             f"{check.part:<9} {check.gate.figure:<20} {short(check.value):>10} "
-            f"{'<=' if check.ok else '> '} {check.gate.limit:<7g} {'ok' if check.ok else 'FAILED'}"
+            f"{check.sign} {check.gate.limit:<7g} {'ok' if check.ok else 'FAILED'}"
             for check in self.checks
-        ] + list(self.remarks)
+        ]
+        return [*gates, *([] if self.ok else self.layer_lines()), *self.remarks]
+
+    def layer_lines(self) -> list[str]:
+        """The errors of all layers, and what they cost where that was measured, one line each."""
+        costs = [f"{each.name:<20} {short(each.kl):>10} nats" for each in self.costs]
+        return [
+            *(table(self.layers) if self.layers else []),
+            *(["each layer quantised alone", *costs] if costs else []),
+        ]
 
     def require_ok(self) -> None:
         """Insist on it.
@@ -72,10 +91,27 @@ class VerifyReport:
         """
         failed = [f"{check.part} {check.gate.figure} {short(check.value)}" for check in self.checks if not check.ok]
         if failed:
-            limits = [f"{check.gate.limit:g}" for check in self.checks if not check.ok]
+            limits = [
+                f"{'at least' if check.gate.at_least else 'at most'} {check.gate.limit:g}"
+                for check in self.checks
+                if not check.ok
+            ]
+            advice = [f"worst: {said_worst(self.layers)}"] if self.layers else []
+            if self.excluded:
+                advice.append(f"leave out of quantisation: {', '.join(each.name for each in self.excluded)}")
             raise VerificationError(
-                "the engine differs from the reference", seen=", ".join(failed), expected="at most " + ", ".join(limits)
+                "the engine differs from the reference",
+                seen=", ".join(failed),
+                expected=", ".join(limits),
+                fix="; ".join(advice) or None,
             )
+
+
+def _rounded(each: LayerError | LayerCost) -> dict[str, object]:
+    """As JSON holds it."""
+    return {
+        name: finite(value) if isinstance(value, float) else value for name, value in dataclasses.asdict(each).items()
+    }
 
 
 def finite(value: float) -> float | None:

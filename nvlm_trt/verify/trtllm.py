@@ -7,9 +7,7 @@ layer by layer, and, where memory allows, the ranks together in torch. What Tens
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,20 +16,17 @@ from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.precision import Precision, decoder_precision
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import EngineError
-from nvlm_trt.eval.emulate import emulated_decoder
-from nvlm_trt.eval.reference import ReferenceAnswerer
-from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig
-from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify import layerwise
-from nvlm_trt.verify.answers import Tables, judge_answers
+from nvlm_trt.verify.answers import Tables
 from nvlm_trt.verify.cases import Limits, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
+from nvlm_trt.verify.emulated import TIMEOUT, Asked, EmulatedAnswers
 from nvlm_trt.verify.gates import (
     CACHE_GATES,
     COPY_GATES,
@@ -43,22 +38,20 @@ from nvlm_trt.verify.gates import (
     Check,
     Gate,
     answer_gates,
+    cost_ratio,
     judge_parts,
 )
-from nvlm_trt.verify.golden import closeness, make_goldens
+from nvlm_trt.verify.golden import closeness
 from nvlm_trt.verify.golden import worst as worst_figures
 from nvlm_trt.verify.layerwise import LayerwiseReport, compare_layers, worst
 from nvlm_trt.verify.report import VerifyReport
+from nvlm_trt.verify.sensitivity import with_advice
 from nvlm_trt.verify.sharded import Prompt, precision_distance
 from nvlm_trt.verify.shown import Shown, right_tables, show
-from nvlm_trt.verify.subjects import RanksSubject, ReferenceSubject
-from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
+from nvlm_trt.verify.task import task_samples
 
 MAX_TOKENS = 256
 """Tokens of a prompt that the decoder is compared on: text, and most rows of a tile."""
-
-TIMEOUT = 3600.0
-"""Seconds for the ranks in torch."""
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, how much may be taken for the whole decoder."""
@@ -78,6 +71,7 @@ def verify_trtllm(
     log: Log = lambda _line: None,
     progress: Progress | None = None,
     work: Path | None = None,
+    sensitivity: bool = False,
 ) -> VerifyReport:
     """Judge tokenizer, template, vision and converted decoder of an engine directory of the gpu target, without a GPU.
 
@@ -90,6 +84,8 @@ def verify_trtllm(
         log: Told what is being compared.
         progress: Told bytes of the source's decoder that were compared layer by layer, and in all.
         work: Where the answers to the recipe's task are kept, for a run that is started again; None keeps none.
+        sensitivity: Measure what each layer costs when it is quantised alone, also if no gate on that fails; it takes
+            a decoder that can be run here as a whole.
 
     Raises:
         EngineError: a part is missing, the decoder is not what the recipe asks for, or no question fits its limits.
@@ -127,28 +123,26 @@ def verify_trtllm(
     layers = compare_layers(checkpoint, converted.path, prompts, progress=progress)
     figures["layers"] = layers.figures()
     remarks += _layer_remarks(layers)
+    answers: EmulatedAnswers | None = None
     if reason:
         remarks.append(f"The ranks were not run together, so no answers were judged: {reason}.")
     else:
         log(f"decoder: {converted.config.world_size} ranks together over gloo")
         figures["ranks"] = precision_distance(checkpoint, converted.path, prompts=prompts, timeout=TIMEOUT).figures()
-        reference = DecoderReference(checkpoint)
-        goldens = make_goldens(reference, shown.everything, right_tables(expected), recipe.verify_tokens)
-        if asked := shown.questions(goldens, tokenizer.eos_id, expected, seen):
-            log("answers: prompts with images, and with other images in their place, emulated")
-            subject = RanksSubject(converted.path, TIMEOUT)
-            found, more = judge_answers(subject, ReferenceSubject(reference), asked)
-            figures |= found
-            remarks += more
-        if samples:
-            log(f"task: {len(samples)} samples, each answered by the emulation and by the reference")
-            figures["task"], more = _judge_task(
-                _Task(checkpoint, checkpoint_dir, engine, recipe, samples), vision, reference, log, work
-            )
-            remarks += more
+        answers = EmulatedAnswers(checkpoint, engine, recipe, converted.config.precision, vision)
+        asked = Asked(shown, expected, seen, answers.goldens(shown, expected), tokenizer.eos_id)
+        found, more = answers.judge(asked, samples, log, work)
+        figures |= found
+        remarks += more
     remarks.append("Engines were not run, that needs their GPU: figures of vision and answers are an emulation's.")
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
-    return VerifyReport(precisions, tuple(_judge_all(figures, converted, layers, recipe)), figures, tuple(remarks))
+    checks = tuple(_judge_all(figures, converted, layers, recipe))
+    errors = tuple(layers.layer_errors())
+    report, ratio = VerifyReport(precisions, checks, figures, tuple(remarks), errors), cost_ratio(checks)
+    if answers is None or (ratio is None and not sensitivity):
+        return report
+    log("sensitivity: each layer quantised alone")
+    return with_advice(report, answers.costs(asked), ratio)
 
 
 def _precision(recipe: BuildRecipe) -> Precision:
@@ -190,42 +184,6 @@ def _prompts(shown: Shown, vocab_size: int, expected: Sequence[Tables | None]) -
     """The beginnings of the cases' prompts, with the reference's prompt tables."""
     ids = (case.prompt.decoder_ids(vocab_size)[:MAX_TOKENS] for case in shown.cases)
     return list(zip(ids, right_tables(expected), strict=False))
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Samples, and what answers them."""
-
-    checkpoint: Checkpoint
-    checkpoint_dir: Path
-    engine: Path
-    recipe: BuildRecipe
-    samples: Sequence[Sample]
-
-
-def _judge_task(
-    task: _Task, vision: VisionArithmetic, reference: DecoderReference, log: Log, work: Path | None
-) -> tuple[Figures, list[str]]:
-    """Figures of the part `task`, and remarks.
-
-    The decoder that answers is converted once more, to one rank: its arithmetic is that of all ranks together, which
-    `layers` and `ranks` judge on the files themselves.
-    """
-    recipe, options = task.recipe, task_options(task.recipe)
-    with tempfile.TemporaryDirectory(prefix="nvlm-trt-emulated-") as folder:
-        decoder = emulated_decoder(
-            task.checkpoint,
-            _precision(recipe),
-            Path(folder),
-            calibration=task.engine / "decoder" / "calibration",
-            column_blocks=recipe.tp,
-        )
-        subject = ReferenceAnswerer(
-            task.checkpoint_dir, options=options, recipe=recipe, vision=vision.encoder(), decoder=decoder
-        )
-        ours = answered("emulation", subject, task.samples, log, work)
-    whole = ReferenceAnswerer(task.checkpoint_dir, options=options, recipe=recipe, decoder=reference)
-    return task_figures(ours, answered("reference", whole, task.samples, log, work))
 
 
 def peak_bytes(config: NvlmConfig, recipe: BuildRecipe) -> int:

@@ -35,3 +35,22 @@ def test_an_engine_directory_of_the_gpu_target_is_judged_without_a_gpu(nvlm_trt:
     assert "Engines were not run" in shown.out
     written = json.loads((gpu_engine / "verify.json").read_text())
     assert {check["part"] for check in written["checks"]} >= {"prompt", "layers", "ranks"}
+
+
+def test_layers_and_what_they_cost_are_shown_when_asked_for(nvlm_trt: Run, small_engine: Path) -> None:
+    plain = nvlm_trt("verify", small_engine, "--prompts", 2, "--tokens", 3)
+    assert "<- worst" not in plain.out
+    assert ">= 1" in plain.out  # top1_agreement of fp32
+    shown = nvlm_trt("verify", small_engine, "--prompts", 2, "--tokens", 3, "--layers")
+    assert shown.out.count("<- worst") == 2
+
+
+def test_a_task_can_be_named(nvlm_trt: Run, small_engine: Path, photograph: Path, tmp_path: Path) -> None:
+    line = {"id": "1", "images": [str(photograph)], "question": "What?", "answers": ["a"], "metric": "exact"}
+    (tmp_path / "task.jsonl").write_text(json.dumps(line | {"max_tokens": 2}))
+    words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json")
+    facts = nvlm_trt(*words, "--task", tmp_path / "task.jsonl").json
+    assert facts["figures"]["task"]["samples"] == 1
+    shown = nvlm_trt(*words, "--task", tmp_path / "absent.jsonl")
+    assert shown.code == 2
+    assert "the task cannot be read" in shown.err

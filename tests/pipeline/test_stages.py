@@ -6,20 +6,23 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nvlm_trt.errors import UserError
+from nvlm_trt.errors import UserError, VerificationError
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.pipeline.build import BuildRequest, build, plan_build
+from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stages import build_plan
+from nvlm_trt.pipeline.stages.finish import gate_parts
 from nvlm_trt.plan.shapes import planned_shapes
-from nvlm_trt.recipe import load_recipe
+from nvlm_trt.recipe import load_recipe, parse_recipe
 
 RECIPES = sorted(Path("build/recipes").glob("nvlm-d-72b-*.yaml"))
 GOLDEN = Path("tests/golden/stages")
@@ -91,6 +94,53 @@ def test_a_gpu_recipe_is_calibrated_converted_and_verified_without_a_gpu(
     assert json.loads((engine / "verify.json").read_text())["ok"]
     with pytest.raises(UserError, match="cannot run here: it needs TensorRT"):
         build(BuildRequest(str(recipe), aligned, engine), Silent())
+
+
+def test_a_failing_gate_stops_packaging_and_leaves_its_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe, engine = tmp_path / "small.yaml", tmp_path / "engine"
+    fields = (
+        "target: cpu\ndecoder_precision: int8_wo\nmax_input_len: 512\nmax_output_len: 32\ncpu_threads: 1\n"
+        "verify_prompts: 2\nverify_tokens: 4\ngates: "
+    )
+    request = BuildRequest(str(recipe), tiny_checkpoint, engine)
+    recipe.write_text(fields + "{logit_kl: 0.000001}\n")
+    with pytest.raises(VerificationError, match=r"logits mean_kl_divergence.*worst: vision layer \d.*, decoder layer"):
+        build(request, Silent())
+    assert load_manifest(engine).stages["verify"].state == "failed"
+    assert not (engine / "triton_repo").exists()
+    written = json.loads((engine / "verify.json").read_text())
+    assert not written["ok"]
+    assert [f"{row['part']} {row['layer']}" for row in written["sensitivity"]] == [f"decoder {i}" for i in range(3)]
+    assert {row["part"] for row in written["layers"]} == {"vision", "decoder"}
+    assert (engine / "sensitivity.png").is_file() == (find_spec("matplotlib") is not None)
+
+    recipe.write_text(fields + "{}\n")
+    _, manifest = build(request, Silent())
+    assert json.loads((engine / "verify.json").read_text())["ok"]
+    assert manifest.stages["package"].basis["inputs"].keys() >= {"verify"}
+    recipe.write_text(fields + "{top1_agreement: 1, logit_kl: 0.000001}\n")
+    with pytest.raises(VerificationError):
+        build(request, Silent())
+    assert load_manifest(engine).stages["verify"].state == "failed"
+
+
+def test_the_verdict_depends_on_the_bounds_and_on_what_the_task_asks(tmp_path: Path) -> None:
+    line = {"id": "1", "images": [], "question": "What?", "answers": ["1"], "metric": "exact"}
+    task = tmp_path / "task.jsonl"
+    recipe = parse_recipe({"name": "x", "target": "cpu", "gates": {"task": str(task)}}, "x")
+
+    def parts(**changes: object) -> object:
+        task.write_text(json.dumps(line | changes))
+        return gate_parts(recipe)
+
+    assert parts() == parts()
+    assert parts() != parts(answers=["2"])
+    assert parts() != parts(question="Why?")
+    others = recipe.gates.model_copy(update={"task_accuracy_drop": 3.0})
+    assert parts() != gate_parts(recipe.model_copy(update={"gates": others}))
+    task.unlink()
+    with pytest.raises(UserError, match="the task cannot be read"):
+        gate_parts(recipe)
 
 
 def test_widths_that_no_kernel_takes_are_refused_before_a_build(tiny_checkpoint: Path, tmp_path: Path) -> None:

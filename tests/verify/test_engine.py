@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.errors import EngineError, VerificationError
+from nvlm_trt.eval.answer import AnswerOptions
+from nvlm_trt.eval.reference import ReferenceAnswerer
+from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
-from nvlm_trt.recipe import load_recipe, parse_recipe
+from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
 from nvlm_trt.verify.engine import verify_engine
+from nvlm_trt.verify.report import short
 from nvlm_trt.verify.yardstick import reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
 
-FIELDS = {"target": "cpu", "max_batch_size": 2, "max_input_len": 512, "max_output_len": 64, "tp": 2}
+FIELDS = {"target": "cpu", "max_batch_size": 2, "max_input_len": 512, "max_output_len": 64, "tp": 2, "cpu_threads": 1}
 WORK = {"verify_prompts": 3, "verify_tokens": 6}
 
 
@@ -93,6 +99,98 @@ def test_tiles_in_another_order_are_noticed(
     assert ("vision", "max_rel_error") in failed
     assert ("answer", "tokens_differing") in failed
     assert ("decoder", "max_rel_error") not in failed  # it was given the reference's own tables
+
+
+@pytest.fixture(scope="session")
+def task(tiny_checkpoint: Path, photographs: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about photographs whose right answers are what the random reference says to them."""
+    folder = tmp_path_factory.mktemp("task")
+    recipe = parse_recipe({"name": "task", **FIELDS}, "task")
+    answerer = ReferenceAnswerer(tiny_checkpoint, options=AnswerOptions(max_tokens=4), recipe=recipe)
+    lines = []
+    for number, name in enumerate(("chelsea", "coffee", "astronaut")):
+        photographs[name].resize((120, 100 + 40 * number)).save(folder / f"{name}.png")
+        line = {"id": name, "images": [f"{name}.png"], "question": "What?", "answers": ["?"], "metric": "exact"}
+        file = folder / "task.jsonl"
+        file.write_text(json.dumps(line | {"max_tokens": 4}))
+        lines.append({**line, "max_tokens": 4, "answers": [answerer.answer(read_tasks(file)[0]).text]})
+    (folder / "task.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder / "task.jsonl"
+
+
+def with_gates(engine: Path, **gates: object) -> BuildRecipe:
+    recipe = load_recipe(engine / "recipe.yaml")
+    return recipe.model_copy(update={"gates": recipe.gates.model_copy(update=gates)})
+
+
+def test_a_task_is_answered_by_engine_and_reference_and_its_images_are_canaries(
+    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, task: Path, tmp_path: Path
+) -> None:
+    engine = engine_of("fp32", "fp32")
+    report = verify_engine(engine, tiny_checkpoint, with_gates(engine, task=str(task)), work=tmp_path)
+    report.require_ok()
+    assert report.figures["task"] == {
+        "samples": 3,
+        "accuracy": 1.0,
+        "reference_accuracy": 1.0,
+        "accuracy_drop": 0.0,
+        "answers_differing": 0,
+        "samples_refused": 0,
+    }
+    assert report.figures["canary"]["canaries"] == 2 + 3
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", "reference"}  # a killed run goes on from these
+
+
+def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
+    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("bf16", "bf16")
+    encode = VisionRunner.encode
+    monkeypatch.setattr(VisionRunner, "encode", lambda self, tiles: encode(self, tiles)[:, ::-1])
+    report = verify_engine(engine, tiny_checkpoint, with_gates(engine, task=str(task)))
+    failed = {(check.part, check.gate.figure) for check in report.checks if not check.ok}
+    assert ("task", "accuracy_drop") in failed
+    assert ("logits", "mean_kl_divergence") in failed
+    assert report.figures["task"]["accuracy_drop"] >= 33.3
+
+
+def test_a_layer_with_a_defect_is_named(
+    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(engine_of("fp32", "fp32"), engine)
+    file = engine / "decoder" / "cpu" / "model.bin"
+    weight = Checkpoint.open(tiny_checkpoint).read("language_model.model.layers.1.mlp.up_proj.weight", torch.float32)
+    stored = weight.numpy().tobytes()
+    content = file.read_bytes()
+    assert content.count(stored) == 1
+    file.write_bytes(content.replace(stored, weight.flip(0).numpy().tobytes()))
+    report = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"))
+    with pytest.raises(VerificationError, match=r"worst: .*decoder layer 1 \(after"):
+        report.require_ok()
+    decoder = [each for each in report.layers if each.part == "decoder"]
+    assert decoder[1].error > 0.1
+    assert all(each.error < 1e-4 for each in report.layers if each is not decoder[1])
+    assert "<- worst" in "\n".join(report.lines())
+    row = {"part": "decoder", "layer": 1, "worst": "after", "error": short(decoder[1].error), "yardstick": None}
+    assert row in json.loads(report.encoded())["layers"]
+
+
+def test_a_precision_that_costs_too_much_names_the_layers_to_leave_out(
+    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path
+) -> None:
+    engine = engine_of("bf16", "int8_wo")
+    sound = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"), sensitivity=True)
+    assert [each.name for each in sound.costs] == [f"decoder layer {index}" for index in range(3)]
+    assert all(each.kl > 1e-5 for each in sound.costs)
+    assert sound.excluded == ()
+    kl = sound.figures["logits"]["mean_kl_divergence"]
+    report = verify_engine(engine, tiny_checkpoint, with_gates(engine, logit_kl=0.7 * kl))
+    costs = sorted(report.costs, key=lambda each: -each.kl)
+    assert report.excluded == (costs[0],)
+    assert any(f"Leave out of quantisation: {costs[0].name}." in remark for remark in report.remarks)
+    with pytest.raises(VerificationError, match=f"mean_kl_divergence.*leave out of quantisation: {costs[0].name}"):
+        report.require_ok()
 
 
 def test_engines_of_the_gpu_target_and_engines_without_room_are_refused(

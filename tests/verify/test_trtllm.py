@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from nvlm_trt.calibration.prompts import build_prompts
@@ -20,6 +23,8 @@ from nvlm_trt.decoder.calibrate import calibrate_decoder
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.errors import CheckpointError, EngineError
+from nvlm_trt.eval.reference import ReferenceAnswerer
+from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.plan.shapes import planned_shapes
@@ -27,6 +32,7 @@ from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.verify import sharded, trtllm
 from nvlm_trt.verify.sharded import Prompt
 from nvlm_trt.verify.trtllm import verify_trtllm
+from nvlm_trt.vision.quantize import calibrate_vision
 
 from .thread_ranks import emulated
 
@@ -128,6 +134,56 @@ def test_a_sound_quantised_engine_passes_every_gate(
     assert report.figures["canary"]["canaries"] == 1
     assert any("an emulation's" in remark for remark in report.remarks)
     assert "decoder: 2 ranks together over gloo" in told
+
+
+@pytest.fixture(scope="module")
+def task(tiny_checkpoint: Path, photographs: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A question about a photograph whose right answer is what the random reference says to it."""
+    folder = tmp_path_factory.mktemp("task")
+    photographs["coffee"].resize((120, 112)).save(folder / "a.png")
+    line = {"id": "1", "images": ["a.png"], "question": "What?", "answers": ["?"], "metric": "exact", "max_tokens": 3}
+    (folder / "task.jsonl").write_text(json.dumps(line))
+    answerer = ReferenceAnswerer(tiny_checkpoint, recipe=recipe_of("bf16"))
+    line["answers"] = [answerer.answer(read_tasks(folder / "task.jsonl")[0]).text]
+    (folder / "task.jsonl").write_text(json.dumps(line))
+    return folder / "task.jsonl"
+
+
+def test_quantised_vision_and_answers_to_a_task_are_emulated(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path, threads: None, task: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(engine_of("int8_wo"), engine)
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    tiles = np.random.default_rng(4).integers(0, 256, (4, 112, 112, 3)).astype(np.uint8)
+    (engine / "vision").mkdir()
+    calibrate_vision(checkpoint, tiles, engine / "vision" / "calibration.safetensors", work_dir=tmp_path / "work")
+    gates = {"task": str(task), "task_accuracy_drop": 0}
+    recipe = recipe_of("int8_wo", vision_precision="int8", gates=gates)
+    report = verify_trtllm(engine, tiny_checkpoint, recipe, sensitivity=True)
+    assert report.figures["task"]["reference_accuracy"] == 1.0
+    assert report.figures["task"]["samples"] == 1
+    assert 1e-4 < report.figures["vision"]["mean_cosine_distance"] < 5e-3
+    assert {check.part for check in report.checks} >= {"vision", "logits", "canary", "task"}
+    assert [each.name for each in report.costs] == [
+        *(f"vision layer {index}" for index in range(checkpoint.config.vision.num_layers)),
+        "projector",
+        *(f"decoder layer {index}" for index in range(3)),
+    ]
+    assert all(each.kl > 0 for each in report.costs)
+    assert len(report.layers) == 3
+
+
+def test_a_precision_that_costs_too_much_names_layers_or_says_that_none_will_do(
+    engine_of: Callable[[str], Path], tiny_checkpoint: Path, threads: None
+) -> None:
+    report = verify_trtllm(engine_of("int4_wo"), tiny_checkpoint, recipe_of("int4_wo"))
+    assert {(check.part, check.gate.figure) for check in report.checks if not check.ok} >= {
+        ("logits", "mean_kl_divergence")
+    }
+    assert len(report.costs) == 3
+    assert report.excluded or any("take a precision with more bits" in remark for remark in report.remarks)
+    assert any("each layer quantised alone" in line for line in report.lines())
 
 
 def double_a_scale(rank: dict[str, torch.Tensor]) -> None:

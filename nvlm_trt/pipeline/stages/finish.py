@@ -38,8 +38,12 @@ def judge(context: StageContext, report: VerifyReport) -> None:
     Raises:
         VerificationError: naming every gate that failed.
     """
+    from nvlm_trt.verify.plot import leave_plot
+
     if not report.ok:
         write_atomic(context.engine / "verify.json", report.encoded())
+        for line in leave_plot(report, context.engine):
+            context.log(line)
     leave_report(context, report)
 
 

@@ -1,0 +1,148 @@
+"""What each layer costs when it is quantised alone, and which ones to leave out of quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.verify.cases import Case
+from nvlm_trt.verify.emulate_vision import VisionArithmetic
+from nvlm_trt.verify.fake_quant import OneLayerQuantized, Roundings
+from nvlm_trt.verify.golden import Golden
+from nvlm_trt.verify.layer_errors import PROJECTOR, LayerCost
+from nvlm_trt.verify.measures import kl_divergences
+from nvlm_trt.verify.report import VerifyReport, short
+from nvlm_trt.verify.subjects import Forced, ReferenceSubject
+from nvlm_trt.vision.scales import PROJECTOR_LINEARS, linear_names
+
+
+def layer_costs(
+    checkpoint: Checkpoint,
+    reference: DecoderReference,
+    goldens: Sequence[Golden],
+    stop_id: int,
+    *,
+    vision: str,
+    calibration: Path,
+    roundings: Roundings | None,
+) -> list[LayerCost]:
+    """What each layer of both parts costs when it is quantised alone, on the requests with images.
+
+    Args:
+        checkpoint: The source.
+        reference: Its decoder in float32.
+        goldens: Requests with the reference's answers; without images among them nothing is measured.
+        stop_id: What ends an answer.
+        vision: Precision of vision.
+        calibration: What the stage vision-calibrate leaves; of fp8 and int8 only.
+        roundings: Those of the decoder's precision; None where it is not quantised.
+    """
+    asked = [
+        (golden.case, Forced(golden.ids, golden.table, golden.said(stop_id)))
+        for golden in goldens
+        if golden.table is not None
+    ]
+    if not asked:
+        return []
+    costs = list(vision_costs(checkpoint, vision, calibration, reference, asked))
+    if roundings is not None:
+        costs += decoder_costs(reference, roundings, [request for _, request in asked])
+    return costs
+
+
+def decoder_costs(reference: DecoderReference, roundings: Roundings, requests: Sequence[Forced]) -> Iterator[LayerCost]:
+    """One a layer, as they are measured.
+
+    Args:
+        reference: The decoder in float32; one layer more is held in memory.
+        roundings: Those of the precision.
+        requests: At least one, with the reference's tables and answers.
+    """
+    theirs = torch.cat(ReferenceSubject(reference).logits(requests))
+    for layer in range(reference.config.num_layers):
+        alone = OneLayerQuantized(reference, roundings, layer)
+        yield LayerCost("decoder", layer, _kl(torch.cat(ReferenceSubject(alone).logits(requests)), theirs))
+
+
+def vision_costs(
+    checkpoint: Checkpoint,
+    precision: str,
+    calibration: Path,
+    reference: DecoderReference,
+    requests: Sequence[tuple[Case, Forced]],
+) -> Iterator[LayerCost]:
+    """One a ViT block and one for the projector, as they are measured; none in a precision that is not quantised.
+
+    Args:
+        checkpoint: The source.
+        precision: Of vision.
+        calibration: What the stage vision-calibrate leaves.
+        reference: The decoder in float32, through which rows become logits.
+        requests: At least one case with images, and its request.
+    """
+    if precision not in ("fp8", "int8"):
+        return
+
+    def logits(linears: Sequence[str]) -> torch.Tensor:
+        tables = VisionArithmetic(checkpoint, precision, calibration, linears=linears).tables(
+            [case.tiles for case, _ in requests]
+        )
+        asked = [Forced(each.ids, rows, each.answer) for (_, each), rows in zip(requests, tables, strict=True)]
+        return torch.cat(ReferenceSubject(reference).logits(asked))
+
+    theirs = logits(())
+    for layer in (*range(checkpoint.config.vision.num_layers), PROJECTOR):
+        prefix = f"vision/layer_{layer:02d}/"
+        own = [name for name in linear_names(checkpoint.config) if name.startswith(prefix)]
+        chosen = PROJECTOR_LINEARS if layer == PROJECTOR else own
+        yield LayerCost("vision", layer, _kl(logits(chosen), theirs))
+
+
+def to_exclude(costs: Sequence[LayerCost], ratio: float) -> list[LayerCost] | None:
+    """The fewest layers without whose quantisation a figure comes within its bound, if costs add up.
+
+    Args:
+        costs: What every quantised layer costs alone.
+        ratio: The bound over the figure, below 1.
+
+    Returns:
+        The most costly ones, in the order of their costs; None where all together would not do.
+    """
+    left = total = sum(each.kl for each in costs)
+    chosen: list[LayerCost] = []
+    for each in sorted(costs, key=lambda cost: -cost.kl):
+        if left <= ratio * total:
+            break
+        chosen.append(each)
+        left -= each.kl
+    return chosen if len(chosen) < len(costs) else None
+
+
+def with_advice(report: VerifyReport, costs: Sequence[LayerCost], ratio: float | None) -> VerifyReport:
+    """The report with the costs, and what to leave out of quantisation if a gate on its cost failed.
+
+    Args:
+        report: The report.
+        costs: Of every quantised layer; none where they could not be measured.
+        ratio: See `nvlm_trt.verify.gates.cost_ratio`.
+    """
+    report = replace(report, costs=tuple(costs))
+    if ratio is None or not costs:
+        return report
+    excluded = to_exclude(costs, ratio)
+    if excluded is None:
+        remark = "Leaving out single layers will not do: take a precision with more bits for vision or decoder."
+        return replace(report, remarks=(*report.remarks, remark))
+    share = sum(each.kl for each in excluded) / sum(each.kl for each in costs)
+    names = ", ".join(each.name for each in excluded)
+    remark = f"Leave out of quantisation: {names}. Alone they cost {short(100 * share):g}% of what all layers cost."
+    return replace(report, excluded=tuple(excluded), remarks=(*report.remarks, remark))
+
+
+def _kl(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(kl_divergences(ours, theirs).mean())
