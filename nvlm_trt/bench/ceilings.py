@@ -1,7 +1,7 @@
 """What this machine can do at best, measured beside the engines: reading memory, and products of matrices.
 
 A product is timed through torch and, where it is installed, through OpenVINO, because neither library is the faster
-one everywhere (fp32 on the machine of docs/benchmarks.md: torch 232, OpenVINO 452 GFLOP/s); the better one counts.
+one everywhere (fp32 on two cores of an AMD EPYC: torch 232, OpenVINO 452 GFLOP/s); the better one counts.
 """
 
 from __future__ import annotations

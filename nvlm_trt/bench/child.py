@@ -96,7 +96,7 @@ class Workers:
                 worker.communicate(job.model_dump_json().encode(), timeout=self._timeout)
             except subprocess.TimeoutExpired:
                 raise FaultError(
-                    "the round took too long", seen=f"{self._timeout:g} s", fix="--round-timeout"
+                    "the round took too long", seen=f"{self._timeout:g} s", fix="give a longer --round-timeout"
                 ) from None
             finally:
                 _end(worker)

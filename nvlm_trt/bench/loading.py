@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nvlm_trt.bench.load import Asker
 from nvlm_trt.bench.memory import forget_peak, resident_bytes
-from nvlm_trt.bench.record import RequestRecord
 from nvlm_trt.bench.subjects import Subject
-from nvlm_trt.bench.workload import Question
 from nvlm_trt.recipe import load_recipe
 
 
-class ClosingAsker(Protocol):
+class ClosingAsker(Asker, Protocol):
     """Whoever is asked, until it is closed."""
-
-    def ask(self, question: Question) -> RequestRecord:
-        """Ask and wait for the whole answer."""
 
     def close(self) -> None:
         """End it."""

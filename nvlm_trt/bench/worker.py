@@ -6,9 +6,9 @@ JSON on stdin; what is measured goes to the file that the job names, because lib
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -23,7 +23,7 @@ from nvlm_trt.bench.memory import peak_bytes
 from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
 from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
 from nvlm_trt.bench.subjects import Subject
-from nvlm_trt.bench.workload import Question, Workload
+from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import NvlmTrtError
 
 TOLD: Final = 3
@@ -123,7 +123,7 @@ def measure_round(job: RoundJob) -> RoundRecord:
             waves.append(run_wave(loaded.asker, questions[begin:end], level))
             begin = end
         peak = None if loaded.load_s is None else peak_bytes()
-        peers = _peers(job, loaded.url, questions[workload.warmup :]) if loaded.url else ()
+        peers = _peers(job, loaded.url) if loaded.url else ()
     return RoundRecord(
         load_s=loaded.load_s,
         before_bytes=loaded.before_bytes,
@@ -134,15 +134,19 @@ def measure_round(job: RoundJob) -> RoundRecord:
     )
 
 
-def _peers(job: RoundJob, url: str, questions: Sequence[Question]) -> tuple[PeerRecord, ...]:
-    """Every tool at every concurrency, right after our own waves."""
+def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:
+    """Every tool at every concurrency, right after our own waves, with requests of negative numbers: nobody else's."""
     records, engine = [], job.subject.engine
+    asked = sum(map(job.workload.count, job.workload.concurrencies)) * len(job.tools)
+    numbers = itertools.count(-1 - job.number * asked, -1)
     for name in job.tools:
         for level in job.workload.concurrencies:
+            few = itertools.islice(numbers, job.workload.count(level))
+            questions = [job.workload.question(number, job.tile_size) for number in few]
             with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as scratch:
                 task = PeerTask(
                     url=url,
-                    questions=questions[: job.workload.count(level)],
+                    questions=questions,
                     concurrency=level,
                     max_tokens=job.workload.max_tokens,
                     tokenizer=engine / "tokenizer" if engine else None,

@@ -85,7 +85,7 @@ class Workload(Frozen):
         """Request number `number`, counted over all rounds.
 
         Args:
-            number: From 0 on.
+            number: From 0 on, over all rounds; from -1 downwards for tools of others.
             tile_size: Side of a tile of the model, in pixels.
 
         Raises:
@@ -100,7 +100,7 @@ class Workload(Frozen):
 
 
 def shifted_picture(width: int, height: int, number: int) -> bytes:
-    """The JPEG file of a picture that is moved by `number` pixels: cheap, and each differs from all others everywhere."""
+    """The JPEG file of a picture moved by `number` pixels: cheap, and each differs from all others everywhere."""
     pixels = np.roll(_pixels(width, height), (number // width, number % width), axis=(0, 1))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)

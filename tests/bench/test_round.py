@@ -9,18 +9,23 @@ from typing import Literal
 import pytest
 from PIL import Image
 
+from nvlm_trt.bench import worker
 from nvlm_trt.bench.accuracy import measure_accuracy
 from nvlm_trt.bench.ceilings import measure_ceilings
 from nvlm_trt.bench.child import Workers
+from nvlm_trt.bench.loading import Loaded
+from nvlm_trt.bench.peers import RUN, PeerTask
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan, Request, make_plan
-from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
+from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RequestRecord, RoundRecord
 from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.run import Benchmark
 from nvlm_trt.bench.subjects import Subject
 from nvlm_trt.bench.worker import RoundJob, measure_round
-from nvlm_trt.bench.workload import Workload
-from nvlm_trt.errors import FaultError
+from nvlm_trt.bench.workload import Question, Workload
+from nvlm_trt.errors import FaultError, ServerError
+
+from .made_up import made_request
 
 WORKLOAD = Workload(max_tokens=3, concurrencies=(1, 2), requests=2, warmup=1, columns=1)
 
@@ -145,3 +150,41 @@ def test_what_a_worker_cannot_do_comes_back_as_one_sentence(plan: Plan, tmp_path
 def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
     with pytest.raises(FaultError, match=r"took too long; seen: 0\.01 s"):
         Workers(WORKLOAD, plan.tile_size, timeout=0.01).round(plan.subjects[1], 0)
+
+
+def test_tools_of_others_get_requests_that_nobody_else_had(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, list[Question]]] = []
+
+    def run(task: PeerTask) -> dict[str, tuple[float, ...]]:
+        asked.append((task.concurrency, list(task.questions)))
+        if task.concurrency == 2:
+            raise ServerError("it crashed")
+        return {"ttft": (1.0,)}
+
+    class Silent:
+        def ask(self, question: Question) -> RequestRecord:
+            asked.append((0, [question]))
+            return made_request()
+
+        def close(self) -> None:
+            """Nothing is left to close."""
+
+    monkeypatch.setitem(RUN, "perf_analyzer", run)
+    monkeypatch.setattr(worker, "load", lambda *_: Loaded(Silent(), 1.0, 0, "127.0.0.1:1"))
+    workload = WORKLOAD.model_copy(update={"text_only": True})
+    for number in range(2):
+        job = RoundJob(
+            subject=plan.subjects[1],
+            workload=workload,
+            number=number,
+            tile_size=112,
+            tools=("perf_analyzer",),
+            result=tmp_path / "unused",
+        )
+        done, failed = measure_round(job).peers
+        assert (done.concurrency, done.figures, done.error) == (1, {"ttft": (1.0,)}, None)
+        assert (failed.concurrency, failed.figures, failed.error) == (2, {}, "it crashed")
+    texts = [question.text for _, questions in asked for question in questions]
+    assert len(texts) == len(set(texts)) == 2 * (1 + 2 + 2 + 2 + 2)
