@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 
 from nvlm_trt.miniature.assets import Split
 from nvlm_trt.miniature.conversations import Conversation, batches
-from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, SHAPE_NAMES, SLOTS, label
+from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, PLACES, SHAPE_NAMES, SLOTS, label
 from nvlm_trt.miniature.scenes import SCENES, SEEN, arithmetic, copying
 from nvlm_trt.miniature.vocabulary import learn_merges
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
@@ -74,6 +74,7 @@ MAX_MERGES = 700
 SHARDS, SHARD_SCENES = 4, 9000
 HEADS = {
     "characters": 1 + len(CHARACTERS),
+    "ordinals": 1 + PLACES,
     "text_colours": 1 + len(COLOUR_NAMES),
     "shapes": 1 + len(SHAPE_NAMES),
     "object_colours": 1 + len(COLOUR_NAMES),
@@ -416,7 +417,7 @@ def main() -> None:
     width = CONFIG.projector_in
     heads = {}
     for name, classes in HEADS.items():
-        slots = SLOTS if name == "characters" else 1
+        slots = SLOTS if name in ("characters", "ordinals") else 1
         heads |= {f"head.{name}.weight": (classes * slots * CONFIG.shuffle**2, width)}
         heads |= {f"head.{name}.bias": (classes * slots * CONFIG.shuffle**2,)}
     shapes = vision_tensors(CONFIG, 0) | heads
@@ -449,6 +450,7 @@ def main() -> None:
             )
     if "export" in todo:
         export(options.output or work / "nvlm-d-mini", weights, merges)
+        plot(work)
 
 
 def export(out: Path, weights: Weights, merges: str) -> None:
@@ -467,6 +469,25 @@ def padded(value: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
         parts = value.chunk(3)
         return torch.cat([F.pad(part, (0, 0, 0, tensor.shape[0] // 3 - len(part))) for part in parts])
     return F.pad(value, (0, tensor.shape[-1] - value.shape[-1]))
+
+
+def plot(work: Path) -> None:
+    """Draw the curves of log.jsonl, one panel a phase, into curves.png; steps done twice count once."""
+    from matplotlib.figure import Figure
+
+    logged = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(4 * len(PHASES), 3.2), layout="constrained")
+    for axes, phase in zip(figure.subplots(1, len(PHASES)), PHASES, strict=True):
+        rows = sorted({row["step"]: row for row in logged if row["phase"] == phase.name}.items())
+        shares = sorted({key for _, row in rows for key in row if key == "token_accuracy" or key in HEADS})
+        axes.plot([step for step, _ in rows], [row["loss"] for _, row in rows], color="black", label="loss")
+        axes.set(title=phase.name, xlabel="step", ylabel="loss (nats)", ylim=(0, None))
+        right = axes.twinx()
+        for key in shares:
+            right.plot([step for step, _ in rows], [row[key] for _, row in rows], label=key, linewidth=1)
+        right.set(ylabel="share right", ylim=(0, 1))
+        right.legend(fontsize=6, loc="center right")
+    figure.savefig(work / "curves.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ MIN_CONTRAST = 60
 
 @dataclass(frozen=True, slots=True)
 class Glyph:
-    """A character: its centre, its advance and the height of a capital, in pixels of the picture."""
+    """A character: its middle, advance and capital height in pixels of the picture; its place in its text, from 0."""
 
     char: str
     x: float
@@ -41,6 +41,7 @@ class Glyph:
     advance: float
     height: float
     colour: str
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,11 @@ class Canvas:
         left = x - sum(advances) / 2
         draw = ImageDraw.Draw(self.image)
         fill = jittered(COLOURS[colour], 10, rng)
-        for char, advance in zip(text, advances, strict=True):
+        for place, (char, advance) in enumerate(zip(text, advances, strict=True)):
             centre = left + advance / 2
             draw.text((centre, y + height / 2), char, fill=fill, font=face, anchor="ms")
             if char != " ":
-                self.glyphs.append(Glyph(char, centre, y, advance, height, colour))
+                self.glyphs.append(Glyph(char, centre, y, advance, height, colour, place))
             left += advance
 
     def plate(self, box: tuple[float, float, float, float], rng: np.random.Generator) -> None:

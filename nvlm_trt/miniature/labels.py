@@ -1,4 +1,4 @@
-"""What a vision encoder can be asked about every patch of a tile: characters and their colour, shapes and theirs.
+"""What a vision encoder can be asked about every patch of a tile: characters, their colour and place, shapes.
 
 Labels are made from the marks of a picture, for its tiles and its thumbnail, so that the encoder learns each at the
 size at which the model meets it.
@@ -20,6 +20,8 @@ COLOUR_NAMES = tuple(COLOURS)
 SHAPE_NAMES = (*SHAPES, "bar")
 SLOTS = 2
 """Characters of a patch that are told apart: one centred in its left half, one in its right half."""
+PLACES = 6
+"""Places of a character in its text that are told apart; those beyond count as the last one."""
 UNKNOWN = -100
 """The label of what is there but too small or too cut to be judged: torch ignores it."""
 LEAST_ADVANCE, LEAST_HEIGHT = 5.5, 6.5
@@ -35,6 +37,7 @@ class TileLabels:
     Attributes:
         tiles: uint8 [n, s, s, 3].
         characters: int16 [n, p, p, SLOTS], 1 + index in CHARACTERS.
+        ordinals: int16 [n, p, p, SLOTS], 1 + place of the character in its text.
         text_colours: int16 [n, p, p], 1 + index in COLOUR_NAMES, where a character is centred.
         shapes: int16 [n, p, p], 1 + index in SHAPE_NAMES, where an object is centred.
         object_colours: int16 [n, p, p], as text_colours.
@@ -42,6 +45,7 @@ class TileLabels:
 
     tiles: npt.NDArray[np.uint8]
     characters: Labels
+    ordinals: Labels
     text_colours: Labels
     shapes: Labels
     object_colours: Labels
@@ -53,7 +57,9 @@ def label(canvas: Canvas, tile: int, patch: int) -> TileLabels:
     tiles = cut_tiles(canvas.image, grid, tile)
     side = tile // patch
     shape = (len(tiles), side, side)
-    labels = TileLabels(tiles, *(np.zeros(s, np.int16) for s in ((*shape, SLOTS), shape, shape, shape)))
+    labels = TileLabels(
+        tiles, *(np.zeros(s, np.int16) for s in ((*shape, SLOTS), (*shape, SLOTS), shape, shape, shape))
+    )
     for index, x0, y0, across, down in _windows(canvas, grid, tile):
         _label_glyphs(labels, index, canvas, (x0, y0, across, down), tile, patch)
         _label_items(labels, index, canvas, (x0, y0, across, down), tile, patch)
@@ -87,6 +93,7 @@ def _label_glyphs(labels: TileLabels, index: int, canvas: Canvas, window: Window
         known = clear and (row, column, slot) not in taken
         taken.add((row, column, slot))
         labels.characters[index, row, column, slot] = 1 + CHARACTERS.index(glyph.char) if known else UNKNOWN
+        labels.ordinals[index, row, column, slot] = 1 + min(glyph.place, PLACES - 1) if known else UNKNOWN
         labels.text_colours[index, row, column] = 1 + COLOUR_NAMES.index(glyph.colour) if height >= 5 else UNKNOWN
 
 

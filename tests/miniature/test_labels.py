@@ -18,16 +18,17 @@ def canvas(columns: int = 1, rows: int = 1, scale: int = 1) -> Canvas:
 
 def test_a_character_is_labelled_in_the_half_of_the_patch_where_its_middle_is() -> None:
     picture = canvas(scale=2)
-    picture.glyphs.append(Glyph("K", x=2 * 37, y=2 * 20, advance=20, height=24, colour="red"))
+    picture.glyphs.append(Glyph("K", x=2 * 37, y=2 * 20, advance=20, height=24, colour="red", place=3))
     labels = label(picture, 112, 14)
     assert labels.characters.shape == (1, 8, 8, 2)
     assert np.argwhere(labels.characters).tolist() == [[0, 1, 2, 1]]  # 37 is in patch 28..42, right of its middle
     assert labels.characters[0, 1, 2, 1] == 1 + CHARACTERS.index("K")
+    assert labels.ordinals[0, 1, 2, 1] == 4
 
 
 def test_what_the_thumbnail_shows_too_small_is_neither_a_character_nor_nothing() -> None:
     picture = canvas(3, 2)
-    picture.glyphs.append(Glyph("7", x=150, y=50, advance=9, height=12, colour="black"))
+    picture.glyphs.append(Glyph("7", x=150, y=50, advance=9, height=12, colour="black", place=0))
     labels = label(picture, 112, 14)
     assert len(labels.tiles) == 7
     assert labels.characters[1].max() == 1 + CHARACTERS.index("7")  # the second tile
@@ -46,7 +47,7 @@ def test_an_object_is_labelled_in_its_tile_and_in_the_thumbnail() -> None:
 def test_characters_that_share_a_place_are_not_judged() -> None:
     picture = canvas()
     picture.glyphs += [
-        Glyph(char, x=30 + step, y=30, advance=8, height=10, colour="red") for step, char in enumerate("AB")
+        Glyph(char, x=30 + step, y=30, advance=8, height=10, colour="red", place=step) for step, char in enumerate("AB")
     ]
     assert label(picture, 112, 14).characters[0, 2, 2, 0] == UNKNOWN
 
