@@ -118,6 +118,7 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
         typer.echo(as_markdown(report, pictures))
     say(f"written to {folder.path}")
     if not whole:
+        say(f"interrupted after {report.rounds_done} of {report.rounds_asked} rounds")
         raise KeyboardInterrupt
     if any(subject.failure for subject in report.subjects):
         raise typer.Exit(1)

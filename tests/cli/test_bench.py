@@ -88,6 +88,7 @@ def test_an_interruption_leaves_a_report_of_the_rounds_until_then(
     made_up["torch bf16 1"] = KeyboardInterrupt()
     shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path)
     assert shown.code == 130
+    assert "interrupted after 1 of 2 rounds" in shown.err
     report = read_report(tmp_path / "report.json")
     assert (report.complete, report.rounds_done) == (False, 1)
     assert (tmp_path / "report.md").is_file()
