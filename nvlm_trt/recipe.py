@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from nvlm_trt.errors import RecipeError
 
@@ -145,7 +145,8 @@ class BuildRecipe(BaseModel):
     """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests.
 
     `gpu` names the GPU model that the engines are for (a file of nvlm_trt/plan/hardware), so that what it cannot do is
-    refused before anything is built; None asks nothing before the build.
+    refused before anything is built; None asks nothing before the build. `exclude_layers` are layers of the decoder
+    that stay bf16 where weights are quantised; of the cpu target only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -157,6 +158,7 @@ class BuildRecipe(BaseModel):
     pp: Annotated[int, Field(ge=1, le=64)] = 1
     vision_precision: VisionPrecision = "bf16"
     decoder_precision: DecoderPrecision = "bf16"
+    exclude_layers: Annotated[frozenset[Annotated[int, Field(ge=0)]], PlainSerializer(sorted, list[int])] = frozenset()
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     max_tiles: Annotated[int, Field(ge=1, le=12)] = 6
     max_images: Annotated[int, Field(ge=1, le=64)] = 4
@@ -183,6 +185,8 @@ class BuildRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:
+        if self.exclude_layers and (self.target == "gpu" or self.decoder_precision in ("fp32", "bf16")):
+            raise ValueError(f"exclude_layers is for quantised decoders of cpu, seen: {sorted(self.exclude_layers)}")
         if self.target == "cpu":
             if self.vision_precision not in CPU_VISION:
                 raise ValueError(

@@ -61,3 +61,11 @@ def test_an_error_says_what_was_seen_what_was_expected_and_what_to_do() -> None:
     error = UserError("the pot is cold", seen=3, expected=95, fix="heat it")
     assert str(error) == "the pot is cold; seen: 3; expected: 95; heat it"
     assert (error.exit_code, NvlmTrtError("x").exit_code) == (2, 1)
+
+
+def test_layers_can_be_left_out_of_quantisation_only_where_something_is_quantised() -> None:
+    recipe = parse_recipe({"name": "x", "target": "cpu", "decoder_precision": "int8_wo", "exclude_layers": [3, 1]}, "x")
+    assert recipe.model_dump(mode="json")["exclude_layers"] == [1, 3]
+    for fields in ({"target": "cpu", "decoder_precision": "bf16"}, {"target": "gpu", "decoder_precision": "fp8"}):
+        with pytest.raises(RecipeError, match=r"exclude_layers is for quantised decoders of cpu, seen: \[1\]"):
+            parse_recipe({"name": "x", **fields, "exclude_layers": [1]}, "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import openvino as ov
@@ -25,6 +26,7 @@ def build_decoder_cpu(
     max_batch_size: int,
     max_seq_len: int,
     max_prompt_table_rows: int,
+    exclude: Collection[int] = (),
     progress: Progress | None = None,
 ) -> None:
     """Compile the checkpoint: out_dir gets model.xml, model.bin and config.json.
@@ -39,10 +41,11 @@ def build_decoder_cpu(
         max_batch_size: Sequences in one step at most.
         max_seq_len: Prompt and answer of one request at most, in tokens.
         max_prompt_table_rows: Rows of one request's prompt table at most (0 for text only).
+        exclude: Layers that stay bf16 where the precision quantises.
         progress: Called with (bytes done, bytes in all) of the engine's weights.
 
     Raises:
-        RecipeError: a limit or the precision is impossible.
+        RecipeError: a limit, the precision or a layer to exclude is impossible.
         CheckpointError: the checkpoint is incomplete or damaged.
         BuildError: a weight is not finite, or the model cannot be written.
     """
@@ -55,15 +58,21 @@ def build_decoder_cpu(
             seen=max_seq_len,
             expected=f"at most {decoder.max_position_embeddings}",
         )
+    if unknown := sorted(layer for layer in exclude if layer >= decoder.num_layers):
+        raise RecipeError(
+            "exclude_layers names layers that the decoder has not",
+            seen=unknown,
+            expected=f"0 to {decoder.num_layers - 1}",
+        )
     out_dir.mkdir(parents=True, exist_ok=True)
-    total = engine_bytes(decoder, precision)
+    total = engine_bytes(decoder, precision, exclude)
     layer_bytes = _layer_weights(decoder) * BYTES_PER_WEIGHT[precision]
 
     def on_layer(count: int) -> None:
         if progress is not None:
             progress(count * layer_bytes, total)
 
-    model = build_graph(checkpoint, precision=precision, max_seq_len=max_seq_len, on_layer=on_layer)
+    model = build_graph(checkpoint, precision=precision, max_seq_len=max_seq_len, exclude=exclude, on_layer=on_layer)
     try:
         ov.save_model(model, out_dir / MODEL_NAME, compress_to_fp16=False)
     except RuntimeError as error:
@@ -86,12 +95,13 @@ def build_decoder_cpu(
         progress(total, total)
 
 
-def engine_bytes(decoder: DecoderConfig, precision: str) -> int:
+def engine_bytes(decoder: DecoderConfig, precision: str, exclude: Collection[int] = ()) -> int:
     """Bytes of the weights of an engine, for the preflight of disk and memory (RoPE tables and scales left out)."""
-    each = BYTES_PER_WEIGHT[precision]
+    each, kept = BYTES_PER_WEIGHT[precision], BYTES_PER_WEIGHT["bf16"]
     vocabulary = decoder.vocab_size * decoder.hidden_size
-    embedding = vocabulary * max(each, BYTES_PER_WEIGHT["bf16"])
-    return embedding + vocabulary * each + decoder.num_layers * _layer_weights(decoder) * each
+    embedding = vocabulary * max(each, kept)
+    layers = (decoder.num_layers - len(exclude)) * each + len(exclude) * kept
+    return embedding + vocabulary * each + layers * _layer_weights(decoder)
 
 
 def _layer_weights(decoder: DecoderConfig) -> int:

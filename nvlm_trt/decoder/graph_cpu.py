@@ -21,7 +21,7 @@ biases on q, k, v and SwiGLU follow transformers' Qwen2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,12 @@ class _Rope:
 
 
 def build_graph(
-    checkpoint: TrtllmCheckpoint, *, precision: str, max_seq_len: int, on_layer: Callable[[int], None] | None = None
+    checkpoint: TrtllmCheckpoint,
+    *,
+    precision: str,
+    max_seq_len: int,
+    exclude: Collection[int] = (),
+    on_layer: Callable[[int], None] | None = None,
 ) -> ov.Model:
     """The decoder, cut at every attention.
 
@@ -55,6 +60,7 @@ def build_graph(
         checkpoint: The TensorRT-LLM checkpoint; its ranks are joined one tensor at a time.
         precision: "fp32", "bf16" or "int8_wo".
         max_seq_len: Positions of the RoPE tables.
+        exclude: Layers whose matrices stay bf16.
         on_layer: Called with the number of layers done, after each.
 
     Raises:
@@ -68,7 +74,8 @@ def build_graph(
     hidden = _embed(checkpoint.embedding(), precision, ids.output(0), table.output(0))
     parameters, results = [ids, positions, table, logit_rows], []
     for index in range(config.num_layers):
-        attention, cuts, hidden = _layer(config, index, checkpoint.layer(index), precision, rope, hidden)
+        kept = "bf16" if index in exclude else precision
+        attention, cuts, hidden = _layer(config, index, checkpoint.layer(index), kept, rope, hidden)
         parameters.append(attention)
         results.extend(cuts)
         if on_layer is not None:

@@ -193,6 +193,7 @@ class _Run:
             vision=self.recipe.vision_precision,
             calibration=self.engine / "vision" / "calibration.safetensors",
             roundings=None if precision == "fp32" else cpu_roundings(precision),
+            exclude=self.recipe.exclude_layers,
         )
 
     def session(self, goldens: Sequence[Golden]) -> DecoderSession:
@@ -203,7 +204,8 @@ class _Run:
 
     def compare_decoder(self, session: DecoderSession, goldens: Sequence[Golden]) -> Figures:
         """Figures of the decoder by itself, given the reference's tables and tokens."""
-        reduced = reduced_decoder(self.checkpoint, self.recipe.decoder_precision)
+        recipe = self.recipe
+        reduced = reduced_decoder(self.checkpoint, recipe.decoder_precision, recipe.exclude_layers)
         figures, yardsticks = [], []
         for golden in goldens:
             logits = forced_logits(session, golden.ids, golden.table, golden.answer, self.decoder.block_size)

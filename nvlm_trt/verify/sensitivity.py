@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def layer_costs(
     vision: str,
     calibration: Path,
     roundings: Roundings | None,
+    exclude: Collection[int] = (),
 ) -> list[LayerCost]:
     """What each layer of both parts costs when it is quantised alone, on the requests with images.
 
@@ -41,6 +42,7 @@ def layer_costs(
         vision: Precision of vision.
         calibration: What the stage vision-calibrate leaves; of fp8 and int8 only.
         roundings: Those of the decoder's precision; None where it is not quantised.
+        exclude: Layers of the decoder that are not quantised.
     """
     asked = [
         (golden.case, Forced(golden.ids, golden.table, golden.said(stop_id)))
@@ -51,20 +53,25 @@ def layer_costs(
         return []
     costs = list(vision_costs(checkpoint, vision, calibration, reference, asked))
     if roundings is not None:
-        costs += decoder_costs(reference, roundings, [request for _, request in asked])
+        costs += decoder_costs(reference, roundings, [request for _, request in asked], exclude)
     return costs
 
 
-def decoder_costs(reference: DecoderReference, roundings: Roundings, requests: Sequence[Forced]) -> Iterator[LayerCost]:
+def decoder_costs(
+    reference: DecoderReference, roundings: Roundings, requests: Sequence[Forced], exclude: Collection[int] = ()
+) -> Iterator[LayerCost]:
     """One a layer, as they are measured.
 
     Args:
         reference: The decoder in float32; one layer more is held in memory.
         roundings: Those of the precision.
         requests: At least one, with the reference's tables and answers.
+        exclude: Layers that are not quantised, and so cost nothing.
     """
     theirs = torch.cat(ReferenceSubject(reference).logits(requests))
     for layer in range(reference.config.num_layers):
+        if layer in exclude:
+            continue
         alone = OneLayerQuantized(reference, roundings, layer)
         yield LayerCost("decoder", layer, _kl(torch.cat(ReferenceSubject(alone).logits(requests)), theirs))
 

@@ -33,27 +33,29 @@ WORK = {"verify_prompts": 3, "verify_tokens": 6}
 
 
 @pytest.fixture(scope="session")
-def engine_of(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def engine_of(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Engines by vision and decoder precision, built up to decoder-compile with two ranks, once each."""
-    made: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[object, ...], Path] = {}
 
-    def build_once(vision: str, decoder: str) -> Path:
-        if (vision, decoder) not in made:
+    def build_once(vision: str, decoder: str, *exclude: int) -> Path:
+        key = (vision, decoder, *exclude)
+        if key not in made:
             folder = tmp_path_factory.mktemp("engines")
             recipe = folder / "small.yaml"
             fields = {**FIELDS, **WORK, "vision_precision": vision, "decoder_precision": decoder}
+            fields["exclude_layers"] = list(exclude)
             recipe.write_text(yaml.safe_dump(fields))
             engine = folder / "engine"
             build(BuildRequest(str(recipe), tiny_checkpoint, engine, Selection("decoder-compile")), Silent())
-            made[vision, decoder] = engine
-        return made[vision, decoder]
+            made[key] = engine
+        return made[key]
 
     return build_once
 
 
 @pytest.mark.parametrize(("vision", "decoder"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "int8_wo")])
 def test_a_sound_engine_passes_every_gate(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, vision: str, decoder: str
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, vision: str, decoder: str
 ) -> None:
     engine = engine_of(vision, decoder)
     told: list[str] = []
@@ -71,7 +73,7 @@ def test_a_sound_engine_passes_every_gate(
 
 
 def test_rounding_is_no_excuse_for_a_defect(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An int8 engine whose logits are a little off stays far below one bad token, and fails all the same."""
     engine = engine_of("bf16", "int8_wo")
@@ -89,7 +91,7 @@ def test_rounding_is_no_excuse_for_a_defect(
 
 
 def test_tiles_in_another_order_are_noticed(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("fp32", "fp32")
     encode = VisionRunner.encode
@@ -124,7 +126,7 @@ def with_gates(engine: Path, **gates: object) -> BuildRecipe:
 
 
 def test_a_task_is_answered_by_engine_and_reference_and_its_images_are_canaries(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, task: Path, tmp_path: Path
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, task: Path, tmp_path: Path
 ) -> None:
     engine = engine_of("fp32", "fp32")
     report = verify_engine(engine, tiny_checkpoint, with_gates(engine, task=str(task)), work=tmp_path)
@@ -142,7 +144,7 @@ def test_a_task_is_answered_by_engine_and_reference_and_its_images_are_canaries(
 
 
 def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, task: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("bf16", "bf16")
     encode = VisionRunner.encode
@@ -154,9 +156,7 @@ def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
     assert report.figures["task"]["accuracy_drop"] >= 33.3
 
 
-def test_a_layer_with_a_defect_is_named(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_layer_with_a_defect_is_named(engine_of: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(engine_of("fp32", "fp32"), engine)
     file = engine / "decoder" / "cpu" / "model.bin"
@@ -177,7 +177,7 @@ def test_a_layer_with_a_defect_is_named(
 
 
 def test_a_precision_that_costs_too_much_names_the_layers_to_leave_out(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path
+    engine_of: Callable[..., Path], tiny_checkpoint: Path
 ) -> None:
     engine = engine_of("bf16", "int8_wo")
     sound = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"), sensitivity=True)
@@ -191,10 +191,19 @@ def test_a_precision_that_costs_too_much_names_the_layers_to_leave_out(
     assert any(f"Leave out of quantisation: {costs[0].name}." in remark for remark in report.remarks)
     with pytest.raises(VerificationError, match=f"mean_kl_divergence.*leave out of quantisation: {costs[0].name}"):
         report.require_ok()
+    (layer,) = (each.layer for each in report.excluded)
+    without = engine_of("bf16", "int8_wo", layer)
+    better = verify_engine(without, tiny_checkpoint, load_recipe(without / "recipe.yaml"), sensitivity=True)
+    better.require_ok()
+    assert better.figures["decoder"]["mean_cosine_distance"] < sound.figures["decoder"]["mean_cosine_distance"]
+    assert [each.layer for each in better.costs] == [index for index in range(3) if index != layer]
+    errors = {each.layer: each.error for each in better.layers if each.part == "decoder"}
+    assert errors[layer] < 2**-8  # the rounding of bfloat16
+    assert all(error > 2**-8 for index, error in errors.items() if index != layer)
 
 
 def test_engines_of_the_gpu_target_and_engines_without_room_are_refused(
-    engine_of: Callable[[str, str], Path], tiny_checkpoint: Path, tmp_path: Path
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match="only engines of the cpu target"):
         verify_engine(tmp_path, tiny_checkpoint, parse_recipe({"name": "x", "target": "gpu"}, "x"))

@@ -41,6 +41,7 @@ def decoder_compile(sources: Sources) -> Stage:
         "max_batch_size": recipe.max_batch_size,
         "max_seq_len": sources.max_seq_len,
         "max_prompt_table_rows": sources.max_table_rows,
+        "exclude_layers": list(recipe.exclude_layers),
     }
 
     def run(context: StageContext) -> None:
@@ -53,6 +54,7 @@ def decoder_compile(sources: Sources) -> Stage:
             max_batch_size=recipe.max_batch_size,
             max_seq_len=sources.max_seq_len,
             max_prompt_table_rows=sources.max_table_rows,
+            exclude=recipe.exclude_layers,
             progress=context.progress,
         )
 
@@ -100,4 +102,5 @@ def verify(sources: Sources) -> Stage:
 def _engine_bytes(sources: Sources) -> int:
     from nvlm_trt.decoder.build_cpu import engine_bytes
 
-    return engine_bytes(sources.checkpoint.config.decoder, sources.recipe.decoder_precision)
+    recipe = sources.recipe
+    return engine_bytes(sources.checkpoint.config.decoder, recipe.decoder_precision, recipe.exclude_layers)
