@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.bench.record import AccuracyRecord
-from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject, ServerSubject, Subject
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
@@ -41,31 +41,34 @@ def measure_accuracy(subject: Subject, task: Path, limit: int | None) -> Accurac
 
 
 def _answerer(subject: Subject, stack: ExitStack) -> Answerer:
-    if subject.kind == "reference":
-        from nvlm_trt.bench.ask.reference import DTYPES
-        from nvlm_trt.eval.reference import ReferenceAnswerer
+    match subject:
+        case ReferenceSubject():
+            from nvlm_trt.bench.ask.reference import DTYPES
+            from nvlm_trt.eval.reference import ReferenceAnswerer
 
-        assert subject.checkpoint
-        assert subject.engine
-        assert subject.dtype
-        recipe = load_recipe(subject.engine / "recipe.yaml")
-        return ReferenceAnswerer(subject.checkpoint, DTYPES[subject.dtype], recipe=recipe)
-    if subject.transport == "local":
-        from nvlm_trt.local import LocalEngine
+            recipe = load_recipe(subject.engine / "recipe.yaml")
+            return ReferenceAnswerer(subject.checkpoint, DTYPES[subject.dtype], recipe=recipe)
+        case EngineSubject(transport="local"):
+            from nvlm_trt.local import LocalEngine
 
-        assert subject.engine
-        return EngineAnswerer(stack.enter_context(LocalEngine(subject.engine)))
-    if subject.transport == "http":
-        raise UserError("accuracy is measured over gRPC", seen=subject.name)
-    from nvlm_trt.client import NvlmClient
-
-    return ServerAnswerer(stack.enter_context(NvlmClient(subject.url or _served(subject, stack))))
+            return EngineAnswerer(stack.enter_context(LocalEngine(subject.engine)))
+        case EngineSubject(transport="grpc"):
+            return _server(_started(subject.engine, stack), stack)
+        case ServerSubject(transport="grpc"):
+            return _server(subject.url, stack)
+        case _:
+            raise UserError("accuracy is measured over gRPC", seen=subject.name)
 
 
-def _served(subject: Subject, stack: ExitStack) -> str:
+def _started(engine: Path, stack: ExitStack) -> str:
     """Start the server of an engine directory; ``host:port`` of its gRPC."""
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
 
-    assert subject.engine
-    return stack.enter_context(TritonServer(subject.engine, ports=Ports(0, 0, 0))).grpc_url
+    return stack.enter_context(TritonServer(engine, ports=Ports(0, 0, 0))).grpc_url
+
+
+def _server(url: str, stack: ExitStack) -> Answerer:
+    from nvlm_trt.client import NvlmClient
+
+    return ServerAnswerer(stack.enter_context(NvlmClient(url)))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from nvlm_trt.bench.load import Asker
 from nvlm_trt.bench.memory import forget_peak, resident_bytes
-from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject, ServerSubject, Subject, Transport
 from nvlm_trt.recipe import load_recipe
 
 
@@ -46,9 +46,20 @@ def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
         EngineError: the engines cannot be loaded here.
         ServerError: its server did not start.
     """
-    if subject.transport != "local":
-        return _served(subject, max_tokens, stack)
-    make = _reference(subject, max_tokens) if subject.kind == "reference" else _engine(subject, max_tokens)
+    match subject:
+        case ReferenceSubject():
+            return _loaded(_reference(subject, max_tokens), stack)
+        case EngineSubject(transport="local"):
+            return _loaded(_engine(subject, max_tokens), stack)
+        case EngineSubject(transport=transport):
+            return _served(subject.engine, transport, max_tokens, stack)
+        case ServerSubject():
+            asker = _client(subject.transport, subject.url, max_tokens, stack)
+            return Loaded(asker, None, None, subject.url)
+
+
+def _loaded(make: Callable[[], ClosingAsker], stack: ExitStack) -> Loaded:
+    """Make an asker of this process and take the time."""
     forget_peak()  # of what made the requests
     before, started = resident_bytes(), time.perf_counter()
     asker = make()
@@ -57,42 +68,35 @@ def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
     return Loaded(asker, seconds, before)
 
 
-def _engine(subject: Subject, max_tokens: int) -> Callable[[], ClosingAsker]:
+def _engine(subject: EngineSubject, max_tokens: int) -> Callable[[], ClosingAsker]:
     from nvlm_trt.bench.ask.local import LocalAsker
 
-    directory = _given(subject.engine)
-    return lambda: LocalAsker(directory, max_tokens)
+    return lambda: LocalAsker(subject.engine, max_tokens)
 
 
-def _reference(subject: Subject, max_tokens: int) -> Callable[[], ClosingAsker]:
+def _reference(subject: ReferenceSubject, max_tokens: int) -> Callable[[], ClosingAsker]:
     from nvlm_trt.bench.ask.reference import ReferenceAsker
 
-    recipe, checkpoint = load_recipe(_given(subject.engine) / "recipe.yaml"), _given(subject.checkpoint)
-    assert subject.dtype is not None
-    dtype = subject.dtype
-    return lambda: ReferenceAsker(checkpoint, dtype, recipe, max_tokens)
+    recipe = load_recipe(subject.engine / "recipe.yaml")
+    return lambda: ReferenceAsker(subject.checkpoint, subject.dtype, recipe, max_tokens)
 
 
-def _served(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
-    from nvlm_trt.bench.ask.served import GrpcAsker, HttpAsker
+def _served(engine: Path, transport: Transport, max_tokens: int, stack: ExitStack) -> Loaded:
+    """Start a server on free ports and take the time until it is ready."""
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
 
-    kind = GrpcAsker if subject.transport == "grpc" else HttpAsker
-    if subject.url is not None:
-        asker = kind(subject.url, max_tokens)
-        stack.callback(asker.close)
-        return Loaded(asker, None, None, subject.url)
     forget_peak()
     before, started = resident_bytes(), time.perf_counter()
-    server = stack.enter_context(TritonServer(_given(subject.engine), ports=Ports(0, 0, 0)))
+    server = stack.enter_context(TritonServer(engine, ports=Ports(0, 0, 0)))
     seconds = time.perf_counter() - started
-    url = server.grpc_url if subject.transport == "grpc" else server.http_url
-    asker = kind(url, max_tokens)
+    url = server.grpc_url if transport == "grpc" else server.http_url
+    return Loaded(_client(transport, url, max_tokens, stack), seconds, before, url)
+
+
+def _client(transport: Transport, url: str, max_tokens: int, stack: ExitStack) -> ClosingAsker:
+    from nvlm_trt.bench.ask.served import GrpcAsker, HttpAsker
+
+    asker = GrpcAsker(url, max_tokens) if transport == "grpc" else HttpAsker(url, max_tokens)
     stack.callback(asker.close)
-    return Loaded(asker, seconds, before, url)
-
-
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
+    return asker

@@ -10,7 +10,15 @@ from pathlib import Path
 from nvlm_trt.bench.peers.tool import TRANSPORTS, ToolName, found
 from nvlm_trt.bench.record import Device
 from nvlm_trt.bench.report import Task
-from nvlm_trt.bench.subjects import Dtype, OpenedEngine, Subject, Transport, choose_subjects
+from nvlm_trt.bench.subjects import (
+    Dtype,
+    OpenedEngine,
+    ReferenceSubject,
+    ServerSubject,
+    Subject,
+    Transport,
+    choose_subjects,
+)
 from nvlm_trt.bench.workload import Question, Workload
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.tasks import read_tasks
@@ -131,7 +139,7 @@ def _check_tools(tools: Sequence[ToolName], subjects: Sequence[Subject]) -> None
             raise UserError(
                 f"{tool} runs against a server over {TRANSPORTS[tool]}", fix=f"add --transport {TRANSPORTS[tool]}"
             )
-        if tool == "aiperf" and any(subject.engine is None for subject in beside):
+        if tool == "aiperf" and any(isinstance(subject, ServerSubject) for subject in beside):
             raise UserError("aiperf needs the tokenizer of the engine", fix="give the engine directory, not its URL")
 
 
@@ -193,7 +201,7 @@ def _task(path: Path, limit: int | None) -> Task:
 def _remarks(engines: Sequence[OpenedEngine], subjects: Sequence[Subject]) -> Iterator[str]:
     if len({engine.checkpoint_fingerprint for engine in engines}) > 1:
         yield "the engines were built from different checkpoints: accuracy and speed are not of one model"
-    if any(subject.kind == "reference" for subject in subjects):
+    if any(isinstance(subject, ReferenceSubject) for subject in subjects):
         yield "the torch reference answers one request at a time; further ones wait, and their wait counts"
     if any(subject.transport != "local" for subject in subjects):
         yield (

@@ -21,8 +21,8 @@ from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
 from nvlm_trt.bench.report import Report
-from nvlm_trt.bench.subjects import Subject, size_of
-from nvlm_trt.bench.work import Work, engine_work, reference_work
+from nvlm_trt.bench.subjects import ReferenceSubject, ServerSubject, Subject, size_of
+from nvlm_trt.bench.work import engine_work, reference_work
 from nvlm_trt.errors import NvlmTrtError
 
 
@@ -164,13 +164,10 @@ def _answering(columns: Sequence[Column]) -> list[Column]:
 
 
 def _column(plan: Plan, subject: Subject) -> Column:
-    if subject.kind == "server" or subject.engine is None:
+    if isinstance(subject, ServerSubject):
         return Column(subject, "of a server that ran already", None, None)
     engine = plan.engines[subject.engine]
-    work: Work
-    if subject.kind == "reference":
-        assert subject.dtype is not None
-        assert subject.checkpoint is not None
-        work, precision = reference_work(engine.config, subject.dtype), f"{subject.dtype} throughout"
-        return Column(subject, precision, work, size_of(subject.checkpoint))
+    if isinstance(subject, ReferenceSubject):
+        work = reference_work(engine.config, subject.dtype)
+        return Column(subject, f"{subject.dtype} throughout", work, size_of(subject.checkpoint))
     return Column(subject, engine.precision, engine_work(engine.config, engine.recipe), engine.size_bytes)

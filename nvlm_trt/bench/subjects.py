@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from nvlm_trt.bench.record import Frozen
 from nvlm_trt.errors import EngineError, UserError
@@ -25,26 +27,60 @@ ENGINE_PARTS: dict[str, tuple[str, ...]] = {
 """What serving reads of an engine directory, besides its model repository."""
 
 
-class Subject(Frozen):
-    """One column of the report.
+class EngineSubject(Frozen):
+    """An engine directory, loaded for each round.
 
     Attributes:
+        kind: What this is.
         name: Tells it from the others.
-        kind: An engine directory, a server that runs already, or the torch reference.
-        transport: How it is asked.
-        engine: The engine directory; of the reference, the one whose recipe says how images are cut.
-        checkpoint: What the reference reads.
-        dtype: Of the reference.
-        url: ``host:port`` of a server that runs already.
+        transport: In the worker's own process, or through a server that is started for it.
+        engine: The directory.
     """
 
+    kind: Literal["engine"] = "engine"
     name: str
-    kind: Kind
     transport: Transport
-    engine: Path | None = None
-    checkpoint: Path | None = None
-    dtype: Dtype | None = None
-    url: str | None = None
+    engine: Path
+
+
+class ServerSubject(Frozen):
+    """A server that runs already.
+
+    Attributes:
+        kind: What this is.
+        name: Tells it from the others.
+        transport: How it is asked.
+        url: ``host:port`` of that transport.
+    """
+
+    kind: Literal["server"] = "server"
+    name: str
+    transport: Literal["grpc", "http"]
+    url: str
+
+
+class ReferenceSubject(Frozen):
+    """The torch reference, loaded for each round.
+
+    Attributes:
+        kind: What this is.
+        name: Tells it from the others.
+        transport: In the worker's own process.
+        checkpoint: What it reads.
+        dtype: Of weights and arithmetic.
+        engine: The engine directory whose recipe says how images are cut.
+    """
+
+    kind: Literal["reference"] = "reference"
+    name: str
+    transport: Literal["local"] = "local"
+    checkpoint: Path
+    dtype: Dtype
+    engine: Path
+
+
+Subject = Annotated[EngineSubject | ServerSubject | ReferenceSubject, Field(discriminator="kind")]
+"""One column of the report."""
 
 
 class OpenedEngine:
@@ -134,7 +170,7 @@ def choose_subjects(
         UserError: there is nobody to measure, two of them have one name, one cannot be asked that way, or the
             reference's checkpoint is not there.
     """
-    subjects = [_reference(engines[0], dtype, checkpoint) for dtype in baselines] if engines else []
+    subjects: list[Subject] = [_reference(engines[0], dtype, checkpoint) for dtype in baselines] if engines else []
     for engine in engines:
         for transport in transports:
             if transport == "local" and engine.recipe.target == "gpu":
@@ -142,10 +178,11 @@ def choose_subjects(
                     "engines of the gpu target run inside a server", seen=engine.directory, fix="--transport grpc"
                 )
             name = engine.name if transport == "local" else f"{engine.name} ({transport})"
-            subjects.append(Subject(name=name, kind="engine", transport=transport, engine=engine.directory))
-    for transport, url in (("grpc", grpc_url), ("http", http_url)):
-        if url is not None:
-            subjects.append(Subject(name=f"{url} ({transport})", kind="server", transport=transport, url=url))
+            subjects.append(EngineSubject(name=name, transport=transport, engine=engine.directory))
+    if grpc_url is not None:
+        subjects.append(ServerSubject(name=f"{grpc_url} (grpc)", transport="grpc", url=grpc_url))
+    if http_url is not None:
+        subjects.append(ServerSubject(name=f"{http_url} (http)", transport="http", url=http_url))
     if not subjects:
         raise UserError("there is nothing to measure", fix="give engine directories, --url or --http-url")
     names = [subject.name for subject in subjects]
@@ -154,7 +191,7 @@ def choose_subjects(
     return tuple(subjects)
 
 
-def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> Subject:
+def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> ReferenceSubject:
     read = checkpoint or engine.checkpoint
     if not (read / "config.json").is_file():
         raise UserError(
@@ -162,11 +199,4 @@ def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> S
             seen=read,
             fix="give it with --checkpoint, or leave the baseline out with --baseline none",
         )
-    return Subject(
-        name=f"torch {dtype}",
-        kind="reference",
-        transport="local",
-        engine=engine.directory,
-        checkpoint=read,
-        dtype=dtype,
-    )
+    return ReferenceSubject(name=f"torch {dtype}", checkpoint=read, dtype=dtype, engine=engine.directory)

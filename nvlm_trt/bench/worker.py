@@ -22,7 +22,7 @@ from nvlm_trt.bench.loading import load
 from nvlm_trt.bench.memory import peak_bytes
 from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
 from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
-from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.subjects import ServerSubject, Subject
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import NvlmTrtError
 
@@ -136,7 +136,8 @@ def measure_round(job: RoundJob) -> RoundRecord:
 
 def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:
     """Every tool at every concurrency, right after our own waves, with requests of negative numbers: nobody else's."""
-    records, engine = [], job.subject.engine
+    records = []
+    tokenizer = None if isinstance(job.subject, ServerSubject) else job.subject.engine / "tokenizer"
     asked = sum(map(job.workload.count, job.workload.concurrencies)) * len(job.tools)
     numbers = itertools.count(-1 - job.number * asked, -1)
     for name in job.tools:
@@ -149,7 +150,7 @@ def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:
                     questions=questions,
                     concurrency=level,
                     max_tokens=job.workload.max_tokens,
-                    tokenizer=engine / "tokenizer" if engine else None,
+                    tokenizer=tokenizer,
                     scratch=Path(scratch),
                 )
                 try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from nvlm_trt.bench.assemble import Column, ceiling_reports, definitions, peer_figures, subject_reports
 from nvlm_trt.bench.record import PeerRecord, Rate, RequestRecord, RoundRecord, WaveRecord
 from nvlm_trt.bench.report import Machine, Report, Task
-from nvlm_trt.bench.subjects import Subject
+from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject
 from nvlm_trt.bench.work import reference_work
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.model.synthetic import tiny_spec
@@ -47,10 +47,10 @@ def made_round(*ttfts: float, peers: tuple[PeerRecord, ...] = ()) -> RoundRecord
 def made_columns() -> list[Column]:
     """The reference, an engine twice as fast, and a served one that failed after its first round."""
     config = tiny_spec(tile_size=112).config
-    checkpoint = Path("checkpoint")
-    reference = Subject(name="torch fp32", kind="reference", transport="local", checkpoint=checkpoint, dtype="fp32")
-    engine = Subject(name="mini-fp32", kind="engine", transport="local", engine=Path("mini-fp32"))
-    served = Subject(name="mini-fp32 (grpc)", kind="engine", transport="grpc", engine=Path("mini-fp32"))
+    folder = Path("mini-fp32")
+    reference = ReferenceSubject(name="torch fp32", checkpoint=Path("checkpoint"), dtype="fp32", engine=folder)
+    engine = EngineSubject(name="mini-fp32", transport="local", engine=folder)
+    served = EngineSubject(name="mini-fp32 (grpc)", transport="grpc", engine=folder)
     figures = {"ttft": (480.0,), "itl": (100.0,), "tokens_per_s": (2.0,)}
     theirs = PeerRecord(tool="perf_analyzer", concurrency=1, figures=figures)
     work = reference_work(config, "fp32")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nvlm_trt.bench.plan import Request, make_plan
-from nvlm_trt.bench.subjects import OpenedEngine, size_of
+from nvlm_trt.bench.subjects import OpenedEngine, ReferenceSubject, size_of
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import EngineError, UserError
 
@@ -48,7 +48,9 @@ def copied(engine: Path, folder: Path, **recipe: Any) -> Path:
 def test_a_plan_knows_its_subjects_its_prompt_and_its_checkpoint(request_of: Request, tiny_checkpoint: Path) -> None:
     plan = make_plan(dataclasses.replace(request_of, baselines=("bf16", "fp32"), transports=("local", "grpc")))
     assert [subject.name for subject in plan.subjects] == ["torch bf16", "torch fp32", "small", "small (grpc)"]
-    assert plan.subjects[0].checkpoint == tiny_checkpoint
+    reference = plan.subjects[0]
+    assert isinstance(reference, ReferenceSubject)
+    assert reference.checkpoint == tiny_checkpoint
     assert plan.tile_size == 112
     assert plan.prompt_tokens is not None
     assert plan.prompt_tokens > 16  # one tile has 16 visual tokens
