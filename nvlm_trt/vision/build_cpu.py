@@ -1,7 +1,10 @@
 """Compile the exported ONNX graph for the CPU with OpenVINO: `model.xml`, `model.bin`, `config.json`.
 
 The graph that TensorRT takes is the one read here. The bf16 graph runs under OpenVINO's bf16 hint, where it is as close
-to the reference and as fast as the FP32 graph would be, at half the bytes; the FP32 graph runs under the f32 hint.
+to the reference and as fast as the FP32 graph would be, at half the bytes; the FP32 graph runs under the f32 hint. Of
+the int8 graph OpenVINO turns every linear layer between its Q/DQ nodes into a product of 8-bit integers; the rest runs
+under the hint of the type that the graph otherwise computes in. fp8 graphs are not for this target: OpenVINO has no
+kernels for them on a CPU, and would multiply in float.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ import openvino as ov
 from nvlm_trt.errors import BuildError, RecipeError
 from nvlm_trt.progress import Progress
 from nvlm_trt.vision.description import CpuEngineDescription, VisionDescription
-from nvlm_trt.vision.dtypes import graph_precision
+from nvlm_trt.vision.dtypes import GRAPH_PRECISIONS
+
+PRECISIONS = (*GRAPH_PRECISIONS, "int8")
+"""What a vision engine of the cpu target can be built in."""
 
 XML_NAME = "model.xml"
 BIN_NAME = "model.bin"
@@ -33,7 +39,7 @@ def build_vision_cpu(onnx_path: Path, out_dir: Path, *, precision: str, progress
     Args:
         onnx_path: `vision.onnx` of an export, beside its weights and its `config.json`.
         out_dir: An existing directory.
-        precision: "fp32" or "bf16"; must be the export's own.
+        precision: "fp32", "bf16" or "int8"; must be the export's own.
         progress: Told the bytes of `model.bin` written: OpenVINO writes it in one go.
 
     Raises:
@@ -41,8 +47,12 @@ def build_vision_cpu(onnx_path: Path, out_dir: Path, *, precision: str, progress
         EngineError: the export's `config.json` is missing or damaged.
         BuildError: OpenVINO cannot read the graph or its weights.
     """
+    if precision not in PRECISIONS:
+        raise RecipeError(
+            "the cpu target has no such vision precision", seen=precision, expected=" or ".join(PRECISIONS)
+        )
     source = VisionDescription.load(onnx_path.parent)
-    if graph_precision(precision).name != source.precision:
+    if precision != source.precision:
         raise RecipeError(
             "the vision export is of another precision",
             seen=source.precision,
@@ -61,7 +71,7 @@ def build_vision_cpu(onnx_path: Path, out_dir: Path, *, precision: str, progress
         raise BuildError(f"OpenVINO cannot compile the vision graph ({reason})", seen=onnx_path) from error
     xml = (out_dir / XML_NAME).read_bytes()
     CpuEngineDescription(
-        precision=source.precision,
+        precision=source.compute or source.precision,
         openvino=ov.get_version(),
         xml_sha256=hashlib.sha256(xml).hexdigest(),
         bin_bytes=(out_dir / BIN_NAME).stat().st_size,
