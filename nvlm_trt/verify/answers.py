@@ -140,8 +140,8 @@ def canary_figures(canaries: Sequence[Canary]) -> tuple[Figures, list[str]]:
         "canaries": len(sound),
         "answers_asked": asked,
         "answers_unchanged": sum(each.unchanged for each in sound),
-        "response": min((each.response for each in sound), default=1.0),
-        "control": max((each.control for each in sound), default=0.0),
+        "response": float(np.min([each.response for each in sound], initial=math.inf)) if sound else 1.0,
+        "control": float(np.max([each.control for each in sound], initial=0.0)),
     }
     remarks = []
     if len(sound) < len(canaries):

@@ -29,7 +29,7 @@ from nvlm_trt.verify.gates import (
     VISION_GATES,
     Check,
     answer_gates,
-    cost_ratio,
+    failed_costs,
     judge_parts,
 )
 from nvlm_trt.verify.golden import (
@@ -129,11 +129,11 @@ def verify_engine(
     figures["sharded"] = _compare_sharded(engine, checkpoint, own)
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     checks = tuple(_judge_all(figures, recipe))
-    report, ratio = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers)), cost_ratio(checks)
-    if ratio is None and not sensitivity:
+    report = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers))
+    if not failed_costs(checks) and not sensitivity:
         return report
     log("sensitivity: each layer quantised alone")
-    return with_advice(report, run.costs(goldens, tokenizer.eos_id, reference), ratio)
+    return with_advice(report, run.costs(goldens, tokenizer.eos_id, reference))
 
 
 @dataclass(frozen=True, slots=True)

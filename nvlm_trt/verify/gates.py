@@ -176,7 +176,7 @@ activations, and not 4: they know nothing that could be kept."""
 
 CANARY_GATES: Final = (
     Gate("response", 0.5, "1 is as much as the reference, 0 an image that never arrives", at_least=True),
-    Gate("control", 0.05, "the same image again, over a swapped one: an engine has no mood"),
+    Gate("control", 0.05, "the same image again moves no logits, over a swapped one"),
     Gate("answers_unchanged", 0, "where the reference clearly answers otherwise, the engine has to"),
 )
 
@@ -235,12 +235,20 @@ def cost_ratio(checks: Sequence[Check]) -> float | None:
     """By what factor the cost of quantisation would have to fall; None where no gate on it failed.
 
     Returns:
-        The smallest bound over figure of the failed gates whose bounds the recipe sets, canaries aside; of a share
-        that has to be large, what is missing to 1. 0 where a figure is no number.
+        The smallest bound over figure of the failed ones of `failed_costs`; of a share that has to be large, what is
+        missing to 1. 0 where a figure is no number.
+    """
+    return min((_ratio(check) for check in failed_costs(checks)), default=None)
+
+
+def failed_costs(checks: Sequence[Check]) -> list[Check]:
+    """The failed gates on what a precision costs: those whose bounds the recipe sets, canaries aside.
+
+    None where a gate on defects failed too: a defect is not mended by quantising less.
     """
     failed = [check for check in checks if not check.ok and check.part != "canary"]
-    ratios = [_ratio(check) for check in failed if (check.part, check.gate.figure) in _FIELDS]
-    return min(ratios, default=None)
+    costs = [check for check in failed if (check.part, check.gate.figure) in _FIELDS]
+    return costs if len(costs) == len(failed) else []
 
 
 def _ratio(check: Check) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.verify.cases import Case
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import OneLayerQuantized, Roundings
+from nvlm_trt.verify.gates import cost_ratio, failed_costs
 from nvlm_trt.verify.golden import Golden
 from nvlm_trt.verify.layer_errors import PROJECTOR, LayerCost
 from nvlm_trt.verify.measures import kl_divergences
@@ -130,22 +131,29 @@ def to_exclude(costs: Sequence[LayerCost], ratio: float) -> list[LayerCost] | No
     return chosen if len(chosen) < len(costs) else None
 
 
-def with_advice(report: VerifyReport, costs: Sequence[LayerCost], ratio: float | None) -> VerifyReport:
-    """The report with the costs, and what to leave out of quantisation if a gate on its cost failed.
+PARTS: Mapping[str, str] = {"vision": "vision", "decoder": "decoder", "ranks": "decoder"}
+"""Whose layers a failed gate is about, by its part; the others are about both."""
+
+
+def with_advice(report: VerifyReport, costs: Sequence[LayerCost]) -> VerifyReport:
+    """The report with the costs, and what to leave out of quantisation if gates on its cost, and no others, failed.
 
     Args:
         report: The report.
         costs: Of every quantised layer; none where they could not be measured.
-        ratio: See `nvlm_trt.verify.gates.cost_ratio`.
     """
     report = replace(report, costs=tuple(costs))
-    if ratio is None or not costs:
+    failed = failed_costs(report.checks)
+    ratio = cost_ratio(failed)
+    if ratio is None:
         return report
-    excluded = to_exclude(costs, ratio)
-    if excluded is None:
+    about = {PARTS.get(check.part, "") for check in failed}
+    concerned = [each for each in costs if len(about) > 1 or about <= {"", each.part}]
+    excluded = to_exclude(concerned, ratio)
+    if not excluded:
         remark = "Leaving out single layers will not do: take a precision with more bits for vision or decoder."
         return replace(report, remarks=(*report.remarks, remark))
-    share = sum(each.kl for each in excluded) / sum(each.kl for each in costs)
+    share = sum(each.kl for each in excluded) / sum(each.kl for each in concerned)
     names = ", ".join(each.name for each in excluded)
     remark = f"Leave out of quantisation: {names}. Alone they cost {short(100 * share):g}% of what all layers cost."
     return replace(report, excluded=tuple(excluded), remarks=(*report.remarks, remark))

@@ -17,7 +17,7 @@ from nvlm_trt.verify.golden import Golden
 
 Floats = npt.NDArray[np.float32]
 
-CANARY_SAMPLES = 8
+CANARY_SAMPLES = 16
 """Samples of the task that are shown beside the cases: on these a trained model has clear answers."""
 
 

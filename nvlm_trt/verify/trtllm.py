@@ -38,7 +38,7 @@ from nvlm_trt.verify.gates import (
     Check,
     Gate,
     answer_gates,
-    cost_ratio,
+    failed_costs,
     judge_parts,
 )
 from nvlm_trt.verify.golden import closeness
@@ -53,8 +53,8 @@ from nvlm_trt.verify.task import task_samples
 MAX_TOKENS = 256
 """Tokens of a prompt that the decoder is compared on: text, and most rows of a tile."""
 
-MEMORY_SHARE = 0.5
-"""Of the memory that is free, how much may be taken for the whole decoder."""
+MEMORY_SHARE = 0.25
+"""Of the memory that is free, how much one copy of the whole decoder may take: up to three are held at a time."""
 
 MOST_BYTES = 4 << 30
 """Of a whole decoder at most, a billion weights in float32: the ranks compute in float64, on the CPU."""
@@ -137,12 +137,11 @@ def verify_trtllm(
     remarks.append("Engines were not run, that needs their GPU: figures of vision and answers are an emulation's.")
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     checks = tuple(_judge_all(figures, converted, layers, recipe))
-    errors = tuple(layers.layer_errors())
-    report, ratio = VerifyReport(precisions, checks, figures, tuple(remarks), errors), cost_ratio(checks)
-    if answers is None or (ratio is None and not sensitivity):
+    report = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers.layer_errors()))
+    if answers is None or not (sensitivity or failed_costs(checks)):
         return report
     log("sensitivity: each layer quantised alone")
-    return with_advice(report, answers.costs(asked), ratio)
+    return with_advice(report, answers.costs(asked))
 
 
 def _precision(recipe: BuildRecipe) -> Precision:
@@ -197,7 +196,7 @@ def peak_bytes(config: NvlmConfig, recipe: BuildRecipe) -> int:
 def _too_large(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> str | None:
     """Why the whole decoder cannot be run here, None if it can.
 
-    It takes the larger of all rank files, which are mapped, and the reference in float32: one follows the other.
+    One copy takes the larger of all rank files, which are mapped, and the reference in float32.
     """
     files = (converted.path / rank_file(index) for index in range(converted.config.world_size))
     decoder = (info for name, info in checkpoint.tensors.items() if name.startswith(DECODER_PREFIX))
@@ -206,7 +205,7 @@ def _too_large(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> str | Non
     if needed > MOST_BYTES:
         return f"they take {_gib(needed)} GiB, at most {_gib(MOST_BYTES)} GiB are run on a CPU"
     if needed > MEMORY_SHARE * free:
-        return f"that takes {_gib(needed)} GiB, at most half of the {_gib(free)} GiB of free memory may be taken"
+        return f"that takes {_gib(needed)} GiB, at most a quarter of the {_gib(free)} GiB of free memory may be taken"
     return None
 
 

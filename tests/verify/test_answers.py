@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_a_clear_answer_that_stays_when_the_image_is_swapped_fails() -> None:
     figures, remarks = canary_figures([Canary(red, blue, red, red, blue), Canary(red, blue, red, red, stubborn)])
     assert (figures["answers_asked"], figures["answers_unchanged"]) == (2, 1)
     assert remarks == []
+
+
+def test_what_is_not_a_number_never_passes() -> None:
+    red, blue = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])
+    sound, broken = Canary(red, blue, red, red, blue), Canary(red, blue, red, red * math.nan, blue * math.nan)
+    for canaries in ([sound, broken], [broken, sound]):
+        figures, _ = canary_figures(canaries)
+        assert math.isnan(figures["response"])
+        assert math.isnan(figures["control"])
 
 
 def test_a_reference_that_is_blind_itself_asks_nothing() -> None:

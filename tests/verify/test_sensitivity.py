@@ -18,7 +18,7 @@ from nvlm_trt.verify.gates import Check, Gate, cost_ratio
 from nvlm_trt.verify.layer_errors import LayerCost, LayerError, table, worst_layers
 from nvlm_trt.verify.plot import leave_plot, plot_sensitivity
 from nvlm_trt.verify.report import VerifyReport
-from nvlm_trt.verify.sensitivity import decoder_costs, to_exclude
+from nvlm_trt.verify.sensitivity import decoder_costs, to_exclude, with_advice
 from nvlm_trt.verify.subjects import Forced
 
 from .conftest import Narrow
@@ -74,7 +74,25 @@ def test_the_gate_that_is_missed_by_most_says_how_far_the_cost_has_to_fall() -> 
     assert cost_ratio([Check("logits", kl, 0.05), Check("logits", top1, 0.95)]) is None
     assert cost_ratio([Check("logits", kl, 0.2), Check("logits", top1, 0.6)]) == pytest.approx(0.25)
     assert cost_ratio([Check("logits", kl, float("nan"))]) == 0.0
-    assert cost_ratio([Check("decoder", Gate("excess", 2.0, "a defect is not mended by leaving it out"), 9.0)]) is None
+    defect = Check("decoder", Gate("excess", 2.0, "x"), 9.0)
+    assert cost_ratio([Check("logits", kl, 0.2), defect]) is None  # a defect is not mended by quantising less
+
+
+@pytest.mark.parametrize(
+    ("part", "figure", "names"),
+    [
+        ("logits", "mean_kl_divergence", ("decoder layer 1",)),
+        ("decoder", "mean_cosine_distance", ("decoder layer 1",)),
+        ("vision", "mean_cosine_distance", ()),  # all that is quantised there would have to go
+    ],
+)
+def test_advice_is_about_the_layers_of_the_part_that_failed(part: str, figure: str, names: tuple[str, ...]) -> None:
+    report = VerifyReport({}, (Check(part, Gate(figure, 0.5, "x"), 1.0),), {}, ())
+    advised = with_advice(report, COSTS)
+    assert tuple(each.name for each in advised.excluded) == names
+    assert ("will not do" in advised.remarks[0]) is (not names)
+    defect = VerifyReport({}, (*report.checks, Check("decoder", Gate("excess", 2.0, "x"), 9.0)), {}, ())
+    assert with_advice(defect, COSTS).remarks == ()
 
 
 def test_the_worst_layer_of_each_part_is_the_one_furthest_from_its_yardstick_or_not_a_number() -> None:

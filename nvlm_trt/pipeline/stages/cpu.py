@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
@@ -83,9 +82,7 @@ def verify(sources: Sources) -> Stage:
         report = verify_engine(context.engine, sources.checkpoint.path, recipe, log=context.log, work=context.work)
         judge(context, report)
 
-    tensors = sources.checkpoint.tensors.values()
-    decoder = sum(info.nbytes for info in tensors if info.name.startswith(DECODER_PREFIX))
-    widened = 2 * decoder  # the oracle holds bfloat16 weights as float32
+    widened = 2 * sum(info.nbytes for info in sources.checkpoint.tensors.values())  # bfloat16 as float32 in the oracle
     return Stage(
         name="verify",
         inputs=("inspect", "vision-compile", "decoder-convert", "decoder-compile"),
