@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
+from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.errors import EngineError
@@ -21,6 +22,7 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
+from nvlm_trt.verify.fake_quant import Roundings
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,
@@ -52,7 +54,7 @@ from nvlm_trt.verify.sharded import verify_sharded
 from nvlm_trt.verify.shown import Shown, right_tables, show
 from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
 from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
-from nvlm_trt.verify.yardstick import cpu_roundings, reduced_decoder
+from nvlm_trt.verify.yardstick import reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
 
 Figures = dict[str, float]
@@ -180,7 +182,7 @@ class _Run:
         if not len(golden.case.tiles):
             return errors
         precision, tile = self.recipe.vision_precision, golden.case.tiles[:1]
-        return [*vision_layers(self.engine / "vision" / "cpu", precision, self.checkpoint, tile), *errors]
+        return [*vision_layers(self.engine / "vision" / "cpu", precision, self.checkpoint, tile, threads), *errors]
 
     def costs(self, goldens: Sequence[Golden], stop_id: int, reference: DecoderReference) -> list[LayerCost]:
         """What each layer costs when it is quantised alone."""
@@ -192,7 +194,7 @@ class _Run:
             stop_id,
             vision=self.recipe.vision_precision,
             calibration=self.engine / "vision" / "calibration.safetensors",
-            roundings=None if precision == "fp32" else cpu_roundings(precision),
+            roundings=None if precision in ("fp32", "bf16") else Roundings.of(decoder_precision(precision)),
             exclude=self.recipe.exclude_layers,
         )
 

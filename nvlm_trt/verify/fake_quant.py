@@ -40,11 +40,6 @@ class Roundings:
         return cls(_weights(precision), _inputs(precision), _cache(precision))
 
 
-def to_bfloat16(values: torch.Tensor) -> torch.Tensor:
-    """The nearest bfloat16 values."""
-    return values.to(torch.bfloat16).to(values.dtype)
-
-
 def _weights(precision: Precision) -> Rounding:
     match precision.quantization.quant_algo:
         case QuantAlgo.FP8:

@@ -75,7 +75,7 @@ def decoder_layers(
 
 
 def vision_layers(
-    directory: Path, precision: str, checkpoint: Checkpoint, tile: npt.NDArray[np.uint8]
+    directory: Path, precision: str, checkpoint: Checkpoint, tile: npt.NDArray[np.uint8], threads: int = 0
 ) -> list[LayerError]:
     """Errors of the ViT blocks on one tile.
 
@@ -84,6 +84,7 @@ def vision_layers(
         precision: Of the engine.
         checkpoint: The source.
         tile: uint8 [1, s, s, 3].
+        threads: Threads to compute with; 0 leaves it to OpenVINO.
     """
     core, reference, layers = ov.Core(), VisionReference(checkpoint), range(checkpoint.config.vision.num_layers)
     model = core.read_model(directory / XML_NAME)
@@ -97,9 +98,10 @@ def vision_layers(
             inputs[f"enters.{index}"] = hidden[0].numpy()
             before, hidden = hidden, reference.block(index, hidden)
             expected.append({AFTER: (hidden - before)[0]})
-    seen = _infer(
-        core, _isolated(model, joints, [], []), inputs, {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
-    )
+    properties = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+    if threads:
+        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    seen = _infer(core, _isolated(model, joints, [], []), inputs, properties)
     return [_worst("vision", index, expected[index], _added(seen, inputs, index, [])) for index in layers]
 
 

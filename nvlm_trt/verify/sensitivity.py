@@ -146,7 +146,8 @@ def with_advice(report: VerifyReport, costs: Sequence[LayerCost]) -> VerifyRepor
     failed = failed_costs(report.checks)
     ratio = cost_ratio(failed)
     if ratio is None:
-        return report
+        remarks = () if costs else ("Nothing is quantised, or no prompt has images: no layer's cost was measured.",)
+        return replace(report, remarks=(*report.remarks, *remarks))
     about = {PARTS.get(check.part, "") for check in failed}
     concerned = [each for each in costs if len(about) > 1 or about <= {"", each.part}]
     excluded = to_exclude(concerned, ratio)

@@ -16,7 +16,7 @@ from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.tensors import decoder_layer
-from nvlm_trt.verify.fake_quant import FakeQuantized, Roundings, to_bfloat16
+from nvlm_trt.verify.fake_quant import FakeQuantized
 
 EMBEDDING = "embed_tokens.weight"
 """Rows are looked up, not multiplied: an int8 engine keeps them in bfloat16."""
@@ -37,13 +37,6 @@ def reduced_decoder(checkpoint: Checkpoint, precision: str, exclude: Collection[
     if precision == "bf16":
         return DecoderReference(checkpoint, torch.bfloat16)
     return FakeQuantized(checkpoint, decoder_precision(precision))
-
-
-def cpu_roundings(precision: str) -> Roundings:
-    """What a precision of the cpu target does to linear layers and the KV cache, for single layers."""
-    if precision == "bf16":
-        return Roundings(to_bfloat16, to_bfloat16, to_bfloat16)
-    return Roundings.of(decoder_precision(precision))
 
 
 class _Int8Checkpoint(Checkpoint):

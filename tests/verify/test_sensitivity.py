@@ -93,6 +93,7 @@ def test_advice_is_about_the_layers_of_the_part_that_failed(part: str, figure: s
     assert ("will not do" in advised.remarks[0]) is (not names)
     defect = VerifyReport({}, (*report.checks, Check("decoder", Gate("excess", 2.0, "x"), 9.0)), {}, ())
     assert with_advice(defect, COSTS).remarks == ()
+    assert "Nothing is quantised" in with_advice(VerifyReport({}, (), {}, ()), ()).remarks[0]
 
 
 def test_the_worst_layer_of_each_part_is_the_one_furthest_from_its_yardstick_or_not_a_number() -> None:
