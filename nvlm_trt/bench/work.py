@@ -1,8 +1,8 @@
 """Operations and bytes that a model needs, by the formulas of nvlm_trt/plan, for the precision of one subject.
 
 Operations are those of the model, dummy heads left out, whoever computes them anyway: so engines compare. Bytes of a
-decode step are those of the matrices and of the KV cache; norms, biases and scales (less than a thousandth at the
-released widths) are not counted.
+decode step are those of the matrices and of the KV cache; norms, biases and scales of rows (less than a thousandth at
+the released widths) are not counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from nvlm_trt.recipe import BuildRecipe
 
 Arithmetic = Literal["fp32", "bf16", "int8"]
 
-CPU_BYTES = {"fp32": 4, "bf16": 2, "int8_wo": 1}
-"""Bytes of a weight that the cpu engine multiplies with (nvlm_trt/decoder/build_cpu.py, which needs OpenVINO)."""
-
-CPU_ARITHMETIC: dict[str, Arithmetic] = {"fp32": "fp32", "bf16": "bf16", "int8_wo": "fp32"}
-"""int8_wo multiplies in float32 on the cpu target."""
+CPU_ARITHMETIC: dict[str, Arithmetic] = {
+    "fp32": "fp32",
+    "bf16": "bf16",
+    "int8": "int8",
+    "int8_wo": "fp32",
+    "int4_wo": "fp32",
+}
+"""Of the cpu target: weights of few bits are widened to float32 for the product (nvlm_trt/decoder/session_cpu.py)."""
 
 GPU_ARITHMETIC: dict[str, Arithmetic] = {
     "bf16": "bf16",
@@ -36,7 +39,7 @@ GPU_ARITHMETIC: dict[str, Arithmetic] = {
 }
 """Of the gpu target; fp8 and fp16 have no measured ceiling."""
 
-STORED_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
+REFERENCE_DTYPES = {"fp32": STORED_DTYPES["float32"], "bf16": STORED_DTYPES["bfloat16"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +77,33 @@ class Work:
 
 def engine_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
     """The work of the engines of a recipe; on the gpu target that of one GPU."""
-    if recipe.target == "gpu":
-        return _gpu_work(config, recipe)
-    kept = "bf16" if recipe.decoder_precision == "bf16" else "fp32"
-    return _cpu_work(config, recipe.vision_precision, recipe.decoder_precision, kept)
+    return _gpu_work(config, recipe) if recipe.target == "gpu" else _cpu_work(config, recipe)
 
 
 def reference_work(config: NvlmConfig, dtype: Literal["fp32", "bf16"]) -> Work:
     """The work of the torch reference in one dtype throughout."""
-    return _cpu_work(config, dtype, dtype, dtype)
+    decoder, stored = config.decoder, REFERENCE_DTYPES[dtype]
+    elements = decoder.num_layers * layer_elements(decoder) + decoder.vocab_size * decoder.hidden_size
+    cache = kv_bytes_per_token(decoder, Rank(1, 1, 0), Precision(stored))
+    return Work(config, dtype, dtype, elements * stored.torch.itemsize, cache)
 
 
-def _cpu_work(config: NvlmConfig, vision: str, decoder: str, kept: str) -> Work:
-    """The work of one process.
+def _cpu_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
+    """All weights of the engine but the embedding, of which a step reads a row; it is float32 or bf16.
 
-    Args:
-        config: The model's shapes.
-        vision: Precision of the vision encoder.
-        decoder: Precision of the decoder's matrices, the output matrix included.
-        kept: In which the KV cache is kept.
+    Keys and values are kept in what is computed in (nvlm_trt/decoder/session_cpu.py).
     """
-    shapes = config.decoder
-    elements = shapes.num_layers * layer_elements(shapes) + shapes.vocab_size * shapes.hidden_size
-    cache = Precision(STORED_DTYPES[STORED_NAMES[kept]])
+    from nvlm_trt.decoder.build_cpu import engine_bytes  # it brings OpenVINO
+
+    decoder, precision = config.decoder, recipe.decoder_precision
+    embedding = decoder.vocab_size * decoder.hidden_size * (4 if precision == "fp32" else 2)
+    kept = REFERENCE_DTYPES["bf16" if precision == "bf16" else "fp32"]
     return Work(
         config,
-        CPU_ARITHMETIC[vision],
-        CPU_ARITHMETIC[decoder],
-        elements * CPU_BYTES[decoder],
-        kv_bytes_per_token(shapes, Rank(1, 1, 0), cache),
+        CPU_ARITHMETIC.get(recipe.vision_precision),
+        CPU_ARITHMETIC.get(precision),
+        engine_bytes(decoder, precision, recipe.exclude_layers) - embedding,
+        kv_bytes_per_token(decoder, Rank(1, 1, 0), Precision(kept)),
     )
 
 

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from nvlm_trt.bench.work import CPU_BYTES, engine_work, reference_work
-from nvlm_trt.decoder.build_cpu import BYTES_PER_WEIGHT
+from nvlm_trt.bench.work import engine_work, reference_work
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.model.synthetic import like_72b, tiny_spec
@@ -39,8 +38,9 @@ def test_the_reference_is_of_one_dtype_throughout() -> None:
     assert (work.vision_arithmetic, work.decoder_arithmetic) == ("bf16", "bf16")
 
 
-def test_bytes_of_a_weight_are_those_that_the_cpu_engine_is_built_with() -> None:
-    assert CPU_BYTES == BYTES_PER_WEIGHT
+def test_layers_that_are_not_quantised_are_read_as_they_are_kept() -> None:
+    recipe = BuildRecipe(name="a", target="cpu", decoder_precision="int8_wo", exclude_layers=frozenset({1}))
+    assert engine_work(SPEC.config, recipe).step_bytes == ELEMENTS + LAYER
 
 
 def test_a_gpu_reads_its_own_rank_of_every_stage() -> None:
