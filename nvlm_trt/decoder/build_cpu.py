@@ -8,7 +8,7 @@ from pathlib import Path
 import openvino as ov
 
 from nvlm_trt.decoder.engine_config import BLOCK_SIZE, FORMAT, MODEL_NAME, DecoderEngineConfig
-from nvlm_trt.decoder.graph_constants import PRECISIONS
+from nvlm_trt.decoder.graph_constants import LEAST_GROUP, STORAGE, group_size
 from nvlm_trt.decoder.graph_cpu import build_graph
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import BuildError, RecipeError
@@ -16,6 +16,9 @@ from nvlm_trt.model.config import DecoderConfig
 from nvlm_trt.progress import Progress
 
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8_wo": 1}
+"""Of matrices whose weights take whole bytes."""
+
+SCALE_BYTES = 4
 
 
 def build_decoder_cpu(
@@ -37,7 +40,7 @@ def build_decoder_cpu(
     Args:
         trtllm_dir: A TensorRT-LLM checkpoint of any tp and pp; its ranks are joined, one tensor at a time.
         out_dir: Directory to write into; made if it is missing.
-        precision: "fp32", "bf16" or "int8_wo".
+        precision: "fp32", "bf16", "int8_wo" or "int4_wo".
         max_batch_size: Sequences in one step at most.
         max_seq_len: Prompt and answer of one request at most, in tokens.
         max_prompt_table_rows: Rows of one request's prompt table at most (0 for text only).
@@ -45,7 +48,7 @@ def build_decoder_cpu(
         progress: Called with (bytes done, bytes in all) of the engine's weights.
 
     Raises:
-        RecipeError: a limit, the precision or a layer to exclude is impossible.
+        RecipeError: a limit, the precision or a layer to exclude is impossible, or the model is too narrow for 4 bits.
         CheckpointError: the checkpoint is incomplete or damaged.
         BuildError: a weight is not finite, or the model cannot be written.
     """
@@ -64,9 +67,10 @@ def build_decoder_cpu(
             seen=unknown,
             expected=f"0 to {decoder.num_layers - 1}",
         )
+    _check_groups(decoder, precision)
     out_dir.mkdir(parents=True, exist_ok=True)
     total = engine_bytes(decoder, precision, exclude)
-    layer_bytes = _layer_weights(decoder) * BYTES_PER_WEIGHT[precision]
+    layer_bytes = _layer_bytes(decoder, STORAGE[precision].layers)
 
     def on_layer(count: int) -> None:
         if progress is not None:
@@ -96,24 +100,32 @@ def build_decoder_cpu(
 
 
 def engine_bytes(decoder: DecoderConfig, precision: str, exclude: Collection[int] = ()) -> int:
-    """Bytes of the weights of an engine, for the preflight of disk and memory (RoPE tables and scales left out)."""
-    each, kept = BYTES_PER_WEIGHT[precision], BYTES_PER_WEIGHT["bf16"]
-    vocabulary = decoder.vocab_size * decoder.hidden_size
-    embedding = vocabulary * max(each, kept)
-    layers = (decoder.num_layers - len(exclude)) * each + len(exclude) * kept
-    return embedding + vocabulary * each + layers * _layer_weights(decoder)
+    """Bytes of the weights of an engine, for the preflight of disk and memory.
+
+    RoPE tables and the scales of 8-bit rows are left out; those of 4-bit groups are an eighth of the codes.
+    """
+    storage, kept = STORAGE[precision], len(exclude)
+    layers = (decoder.num_layers - kept) * _layer_bytes(decoder, storage.layers) + kept * _layer_bytes(decoder, "bf16")
+    ends = (_matrix_bytes(decoder.vocab_size, decoder.hidden_size, end) for end in (storage.embedding, storage.output))
+    return layers + sum(ends)
 
 
-def _layer_weights(decoder: DecoderConfig) -> int:
+def _layer_bytes(decoder: DecoderConfig, stored: str) -> int:
     queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
-    return decoder.hidden_size * (2 * queries + 2 * keys + 3 * decoder.intermediate_size)
+    wide, hidden = decoder.intermediate_size, decoder.hidden_size
+    matrices = ((queries + 2 * keys, hidden), (hidden, queries), (2 * wide, hidden), (hidden, wide))
+    return sum(_matrix_bytes(outputs, inputs, stored) for outputs, inputs in matrices)
+
+
+def _matrix_bytes(outputs: int, inputs: int, stored: str) -> int:
+    if stored == "int4_wo":
+        return outputs * (inputs // 2 + inputs // group_size(inputs) * SCALE_BYTES)
+    return outputs * inputs * BYTES_PER_WEIGHT[stored]
 
 
 def _check_recipe(precision: str, max_batch_size: int, max_seq_len: int, max_prompt_table_rows: int) -> None:
-    if precision not in PRECISIONS:
-        raise RecipeError(
-            "the cpu target has no such decoder precision", seen=precision, expected=" | ".join(PRECISIONS)
-        )
+    if precision not in STORAGE:
+        raise RecipeError("the cpu target has no such decoder precision", seen=precision, expected=" | ".join(STORAGE))
     for name, value, least in (
         ("max_batch_size", max_batch_size, 1),
         ("max_seq_len", max_seq_len, 2),
@@ -121,3 +133,15 @@ def _check_recipe(precision: str, max_batch_size: int, max_seq_len: int, max_pro
     ):
         if value < least:
             raise RecipeError(f"{name} is too small", seen=value, expected=f"{least} or more")
+
+
+def _check_groups(decoder: DecoderConfig, precision: str) -> None:
+    widths = (decoder.hidden_size, decoder.num_heads * decoder.head_dim, decoder.intermediate_size)
+    odd = [width for width in widths if group_size(width) < LEAST_GROUP]
+    if STORAGE[precision].layers == "int4_wo" and odd:
+        raise RecipeError(
+            "4-bit weights share scales in groups, into which the decoder's widths do not divide",
+            seen=odd,
+            expected=f"multiples of {LEAST_GROUP}",
+            fix="take decoder_precision int8_wo",
+        )

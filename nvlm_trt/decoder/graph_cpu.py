@@ -30,7 +30,7 @@ import torch
 from openvino import opset15 as ops
 
 from nvlm_trt.decoder.attention_cpu import int_vector, named
-from nvlm_trt.decoder.graph_constants import float_constant, matrix_constant
+from nvlm_trt.decoder.graph_constants import STORAGE, float_constant, matrix_constant
 from nvlm_trt.decoder.trtllm_checkpoint import LayerWeights, TrtllmCheckpoint
 from nvlm_trt.model.config import DecoderConfig
 
@@ -53,28 +53,25 @@ def build_graph(
 ) -> ov.Model:
     """The decoder, cut at every attention.
 
-    The embedding table stays bf16 when precision is "int8_wo" (its rows are looked up, never multiplied, so int8 would
-    cost fidelity and save nothing per step); every matrix, the output matrix included, takes `precision`.
-
     Args:
         checkpoint: The TensorRT-LLM checkpoint; its ranks are joined one tensor at a time.
-        precision: "fp32", "bf16" or "int8_wo".
+        precision: A key of STORAGE, which says how each matrix is kept.
         max_seq_len: Positions of the RoPE tables.
         exclude: Layers whose matrices stay bf16.
         on_layer: Called with the number of layers done, after each.
 
     Raises:
-        BuildError: a weight is not finite, or the precision is unknown.
+        BuildError: a weight is not finite.
         CheckpointError: a rank file cannot be read.
     """
-    config = checkpoint.decoder
+    config, storage = checkpoint.decoder, STORAGE[precision]
     ids, positions, logit_rows = int_vector("input_ids"), int_vector("position_ids"), int_vector("logit_rows")
     table = _float_rows("prompt_table", config.hidden_size)
     rope = _rope(config, max_seq_len, positions.output(0))
-    hidden = _embed(checkpoint.embedding(), precision, ids.output(0), table.output(0))
+    hidden = _embed(checkpoint.embedding(), storage.embedding, ids.output(0), table.output(0))
     parameters, results = [ids, positions, table, logit_rows], []
     for index in range(config.num_layers):
-        kept = "bf16" if index in exclude else precision
+        kept = "bf16" if index in exclude else storage.layers
         attention, cuts, hidden = _layer(config, index, checkpoint.layer(index), kept, rope, hidden)
         parameters.append(attention)
         results.extend(cuts)
@@ -82,7 +79,7 @@ def build_graph(
             on_layer(index + 1)
     last = ops.gather(hidden, logit_rows.output(0), ops.constant(np.int32(0))).output(0)
     normed = _rms_norm(last, checkpoint.final_norm(), config.rms_norm_eps, "final_norm")
-    logits = _matmul(normed, checkpoint.lm_head(), precision, "lm_head")
+    logits = _matmul(normed, checkpoint.lm_head(), storage.output, "lm_head")
     model = ov.Model([_result(logits, "logits"), *results], parameters, "decoder")
     _name_the_rest(model)
     return model
@@ -97,7 +94,7 @@ def rope_tables(head_dim: int, theta: float, positions: int) -> tuple[torch.Tens
 
 
 def _embed(embedding: torch.Tensor, precision: str, ids: ov.Output, table: ov.Output) -> ov.Output:
-    matrix = matrix_constant(embedding, "embedding.weight", "bf16" if precision == "int8_wo" else precision)
+    matrix = matrix_constant(embedding, "embedding.weight", precision)
     axis, zero = ops.constant(np.int32(0)), ops.constant(np.int32(0))
     first_visual = ops.constant(np.int32(embedding.shape[0]))
     visual = ops.greater_equal(ids, first_visual)
