@@ -1,0 +1,135 @@
+#!/usr/bin/env python
+"""The scores of the miniature on its sealed test split: every precision, and what tile tags and tiles are worth.
+
+    python scripts/score_mini.py --work DIR [--checkpoint DIR] [--per-category 100]
+
+Builds engines with the default recipe in each precision, asks each the same questions, and writes scores.json and
+scores.md into DIR. Everything is the project's own command line; what is done already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DEFAULT_RECIPE = ROOT / "build" / "recipes" / "nvlm-d-mini-cpu.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table: an engine or an emulation, and how it is asked.
+
+    Attributes:
+        title: What the table calls it.
+        target: Of the recipe.
+        vision: Precision of the vision encoder.
+        decoder: Precision of the decoder.
+        options: Options of `nvlm-trt eval`.
+    """
+
+    title: str
+    target: str
+    vision: str
+    decoder: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine directory."""
+        return f"{self.target}-{self.vision}-{self.decoder}"
+
+
+ROWS = (
+    Row("fp32", "cpu", "fp32", "fp32"),
+    Row("bf16", "cpu", "bf16", "bf16"),
+    Row("8-bit weights (int8_wo), the default", "cpu", "bf16", "int8_wo"),
+    Row("8-bit vision and decoder weights", "cpu", "int8", "int8_wo"),
+    Row("4-bit weights (int4_wo)", "cpu", "bf16", "int4_wo"),
+    Row("fp8 (emulated)", "gpu", "bf16", "fp8", ("--emulate", "fp8")),
+    Row("int8_sq (emulated)", "gpu", "bf16", "int8_sq", ("--emulate", "int8_sq")),
+    Row("int4_awq (emulated)", "gpu", "bf16", "int4_awq", ("--emulate", "int4_awq")),
+    Row("fp32, tile tags removed", "cpu", "fp32", "fp32", ("--tags", "removed")),
+    Row("fp32, tile tags shuffled", "cpu", "fp32", "fp32", ("--tags", "shuffled")),
+    Row("fp32, thumbnail only", "cpu", "fp32", "fp32", ("--max-tiles", "1")),
+)
+
+
+def main() -> int:
+    """Build, ask, write the table; 1 when a row could not be made."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the engines, records and tables")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one of the default recipe")
+    parser.add_argument("--per-category", type=int, default=100, help="questions of each category")
+    parser.add_argument("--only", help="rows whose title holds this text")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    task = options.work / f"test-{options.per_category}" / "task.jsonl"
+    if not task.exists():
+        _run("scripts/mini_task.py", "--output", task.parent, "--per-category", options.per_category)
+    rows = [row for row in ROWS if options.only is None or options.only in row.title]
+    scores: dict[str, dict[str, object]] = {}
+    for row in rows:
+        try:
+            scores[row.title] = _score(row, options.work, options.checkpoint, task)
+        except subprocess.CalledProcessError as error:
+            print(f"{row.title}: exit code {error.returncode}", file=sys.stderr)
+    (options.work / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    table = _table(scores)
+    (options.work / "scores.md").write_text(table)
+    print(table)
+    return 0 if len(scores) == len(rows) else 1
+
+
+def _score(row: Row, work: Path, checkpoint: Path | None, task: Path) -> dict[str, object]:
+    engine, recipe = work / row.engine, work / f"{row.engine}.yaml"
+    fields = yaml.safe_load(DEFAULT_RECIPE.read_text())
+    fields |= {"target": row.target, "vision_precision": row.vision, "decoder_precision": row.decoder}
+    recipe.write_text(yaml.safe_dump(fields, sort_keys=False))
+    last = () if row.target == "cpu" else ("--until", "decoder-calibrate")
+    given = () if checkpoint is None else ("--checkpoint", checkpoint)
+    _run("-m", "nvlm_trt.cli.main", "build", recipe, "--output", engine, *given, *last)
+    asked = "-".join([row.engine, *row.options]).replace("--", "")
+    found = _run(
+        "-m",
+        "nvlm_trt.cli.main",
+        "eval",
+        engine,
+        "--task",
+        task,
+        "--output",
+        work / "eval" / asked,
+        "--json",
+        *row.options,
+    )
+    summary: dict[str, object] = json.loads(found)
+    return summary
+
+
+def _run(*arguments: object) -> str:
+    print("+ python", *arguments, file=sys.stderr, flush=True)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _table(scores: dict[str, dict[str, object]]) -> str:
+    """Categories across, rows down, percent."""
+    if not scores:
+        return ""
+    first = next(iter(scores.values()))
+    names = [category["name"] for category in first["categories"]]
+    lines = ["| | " + " | ".join([*names, "all"]) + " |", "|---|" + "---|" * (len(names) + 1)]
+    for title, summary in scores.items():
+        means = [category["mean"] for category in (*summary["categories"], summary["overall"])]
+        lines.append(f"| {title} | " + " | ".join(f"{100 * mean:.1f}" for mean in means) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
