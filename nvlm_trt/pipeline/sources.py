@@ -8,6 +8,7 @@ from pathlib import Path
 from nvlm_trt.decoder.precision import Precision, decoder_precision
 from nvlm_trt.environment.capability import refusals
 from nvlm_trt.errors import RecipeError
+from nvlm_trt.miniature import shipped
 from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, TensorInfo
 from nvlm_trt.model.synthetic import TINY, SyntheticSpec
 from nvlm_trt.model.tensors import expected_tensors
@@ -106,7 +107,7 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
         engine: The engine directory, in which a synthetic checkpoint lies.
 
     Raises:
-        RecipeError: the recipe is at fault, or names no checkpoint.
+        RecipeError: the recipe is at fault, names no checkpoint, or one that does not ship.
         CheckpointError: with every fault of the checkpoint.
     """
     recipe = load_recipe(recipe_path)
@@ -117,7 +118,7 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
     if recipe.checkpoint.startswith(SYNTHETIC_PREFIX):
         spec = _synthetic_spec(recipe.checkpoint)
         return Sources(recipe, planned_checkpoint(engine / CHECKPOINT_FOLDER, spec), spec)
-    return Sources(recipe, Checkpoint.open(Path(recipe.checkpoint)), None)
+    return Sources(recipe, Checkpoint.open(shipped.resolve(recipe.checkpoint, shipped.FOLDER)), None)
 
 
 def planned_checkpoint(directory: Path, spec: SyntheticSpec) -> Checkpoint:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from nvlm_trt.eval.answer import Answerer, AnswerOptions
 from nvlm_trt.eval.records import Record
 from nvlm_trt.eval.run import run_eval
 from nvlm_trt.eval.tasks import Sample, read_tasks
+from nvlm_trt.miniature import shipped
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.measures import accuracy_drop
 
@@ -26,7 +26,9 @@ def task_samples(recipe: BuildRecipe) -> tuple[Sample, ...]:
         UserError: the file is at fault.
     """
     fields = recipe.gates
-    return () if fields.task is None else read_tasks(Path(fields.task))[: fields.task_samples]
+    if fields.task is None:
+        return ()
+    return read_tasks(shipped.resolve(fields.task, shipped.GATE_TASK))[: fields.task_samples]
 
 
 def task_options(recipe: BuildRecipe) -> AnswerOptions:
