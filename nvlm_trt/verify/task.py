@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from nvlm_trt.eval.answer import Answerer, AnswerOptions
 from nvlm_trt.eval.records import Record

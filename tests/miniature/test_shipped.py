@@ -16,5 +16,5 @@ def test_the_miniature_is_found_by_name_and_paths_stay_paths() -> None:
 
 
 def test_another_name_is_refused_with_what_there_is() -> None:
-    with pytest.raises(RecipeError, match="shipped:nvlm-d-72b.*shipped:nvlm-d-mini"):
+    with pytest.raises(RecipeError, match=r"shipped:nvlm-d-72b.*shipped:nvlm-d-mini"):
         resolve("shipped:nvlm-d-72b", FOLDER)
