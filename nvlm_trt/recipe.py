@@ -20,7 +20,7 @@ VisionPrecision = Literal["fp32", "bf16", "fp8", "int8"]
 DecoderPrecision = Literal["fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
 
 CPU_VISION: tuple[VisionPrecision, ...] = ("fp32", "bf16")
-CPU_DECODER: tuple[DecoderPrecision, ...] = ("fp32", "bf16", "int8_wo")
+CPU_DECODER: tuple[DecoderPrecision, ...] = ("fp32", "bf16", "int8_wo", "int4_wo")
 
 SYNTHETIC_PREFIX = "synth:"
 """A checkpoint of ``synth:tiny`` is made by the build itself, random and in the real layout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
+from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
 from nvlm_trt.pipeline.stages.finish import gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
@@ -75,6 +76,7 @@ def decoder_compile(sources: Sources) -> Stage:
 def verify(sources: Sources) -> Stage:
     """Compares what was built with the torch reference; a failing gate stops the build."""
     recipe = sources.recipe
+    calibrated = [] if vision_quantization(recipe) is None else ["vision-calibrate"]
 
     def run(context: StageContext) -> None:
         from nvlm_trt.verify.engine import verify_engine
@@ -85,7 +87,7 @@ def verify(sources: Sources) -> Stage:
     widened = 2 * sum(info.nbytes for info in sources.checkpoint.tensors.values())  # bfloat16 as float32 in the oracle
     return Stage(
         name="verify",
-        inputs=("inspect", "vision-compile", "decoder-convert", "decoder-compile"),
+        inputs=("inspect", *calibrated, "vision-compile", "decoder-convert", "decoder-compile"),
         outputs=("verify.json",),
         parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.engine",),
