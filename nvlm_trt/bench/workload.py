@@ -60,7 +60,7 @@ class Workload(Frozen):
     rows: Annotated[int, Field(ge=1, le=12)] = 1
     max_tokens: Annotated[int, Field(ge=2, le=4096)] = 32
     concurrencies: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1)] = (1, 2, 4, 8)
-    requests: Annotated[int, Field(ge=1, le=10_000)] = 8
+    requests: Annotated[int, Field(ge=1, le=1000)] = 8
     warmup: Annotated[int, Field(ge=1, le=100)] = 2
 
     @field_validator("concurrencies")

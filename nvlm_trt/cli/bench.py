@@ -31,10 +31,10 @@ def bench(
     task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of the task at most.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often everybody is measured, in turns.")] = 5,
     concurrency: Annotated[str, typer.Option(help="Requests under way, one level after the other.")] = "1,2,4,8",
-    requests: Annotated[int, typer.Option(min=1, help="Requests of each level and round, at least.")] = 8,
-    warmup: Annotated[int, typer.Option(min=1, help="Requests before that, shown apart.")] = 2,
+    requests: Annotated[int, typer.Option(min=1, max=1000, help="Requests of each level and round, at least.")] = 8,
+    warmup: Annotated[int, typer.Option(min=1, max=100, help="Requests before that, shown apart.")] = 2,
     prompt: Annotated[str | None, typer.Option(help="The text of every request.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer, no more and no fewer.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens of every answer, exactly.")] = 32,
     image: Annotated[list[Path] | None, typer.Option(help="An image in place of made ones; again for more.")] = None,
     text_only: Annotated[bool, typer.Option("--text-only", help="Ask without images.")] = False,
     columns: Annotated[int, typer.Option(min=1, max=12, help="Columns of tiles of a made image.")] = 2,
@@ -61,7 +61,10 @@ def bench(
     from nvlm_trt.bench.plan import Request, make_plan
     from nvlm_trt.bench.show.plots import require_matplotlib
     from nvlm_trt.bench.workload import PROMPT, Workload
+    from nvlm_trt.errors import UserError
 
+    if text_only and image:
+        raise UserError("--text-only and --image exclude each other")
     if not no_plots:
         require_matplotlib()
     workload = Workload(

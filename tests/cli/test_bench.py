@@ -126,10 +126,12 @@ def test_without_matplotlib_nothing_is_measured(
         (("--concurrency", "1,,2"), "--concurrency is a list of numbers"),
         (("--concurrency", "0"), "--concurrency is a list of numbers"),
         (("--task", "nowhere.jsonl"), "the task cannot be read"),
+        (("--text-only", "--image", "cat.png"), "--text-only and --image exclude each other"),
+        (("--requests", "1001"), "less than or equal to 1000"),
     ],
 )
 def test_a_wrong_choice_names_the_right_ones(
-    words: tuple[str, str], message: str, nvlm_trt: Run, small_engine: Path
+    words: tuple[str, ...], message: str, nvlm_trt: Run, small_engine: Path
 ) -> None:
     shown = nvlm_trt("bench", small_engine, *FEW, *words)
     assert shown.code == 2
