@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,13 +121,20 @@ def task(tiny_checkpoint: Path, photographs: dict[str, Image.Image], tmp_path_fa
     return folder / "task.jsonl"
 
 
+@pytest.fixture
+def ranks_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of the converted ranks, which other tests judge, left out."""
+    found = SimpleNamespace(tp=2, pp=1, max_rel_error=0.0, argmax_agreement=1.0)
+    monkeypatch.setattr("nvlm_trt.verify.engine.verify_sharded", lambda *_args, **_kwargs: found)
+
+
 def with_gates(engine: Path, **gates: object) -> BuildRecipe:
     recipe = load_recipe(engine / "recipe.yaml")
     return recipe.model_copy(update={"gates": recipe.gates.model_copy(update=gates)})
 
 
 def test_a_task_is_answered_by_engine_and_reference_and_its_images_are_canaries(
-    engine_of: Callable[..., Path], tiny_checkpoint: Path, task: Path, tmp_path: Path
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, ranks_aside: None, task: Path, tmp_path: Path
 ) -> None:
     engine = engine_of("fp32", "fp32")
     report = verify_engine(engine, tiny_checkpoint, with_gates(engine, task=str(task)), work=tmp_path)
@@ -144,7 +152,11 @@ def test_a_task_is_answered_by_engine_and_reference_and_its_images_are_canaries(
 
 
 def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
-    engine_of: Callable[..., Path], tiny_checkpoint: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+    engine_of: Callable[..., Path],
+    tiny_checkpoint: Path,
+    ranks_aside: None,
+    task: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = engine_of("bf16", "bf16")
     encode = VisionRunner.encode
@@ -156,7 +168,9 @@ def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
     assert report.figures["task"]["accuracy_drop"] >= 33.3
 
 
-def test_a_layer_with_a_defect_is_named(engine_of: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_layer_with_a_defect_is_named(
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, ranks_aside: None, tmp_path: Path
+) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(engine_of("fp32", "fp32"), engine)
     file = engine / "decoder" / "cpu" / "model.bin"
@@ -177,7 +191,7 @@ def test_a_layer_with_a_defect_is_named(engine_of: Callable[..., Path], tiny_che
 
 
 def test_a_precision_that_costs_too_much_names_the_layers_to_leave_out(
-    engine_of: Callable[..., Path], tiny_checkpoint: Path
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, ranks_aside: None
 ) -> None:
     engine = engine_of("bf16", "int8_wo")
     sound = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"), sensitivity=True)
