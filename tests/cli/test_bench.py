@@ -127,7 +127,7 @@ def test_without_matplotlib_nothing_is_measured(
         (("--concurrency", "0"), "--concurrency is a list of numbers"),
         (("--task", "nowhere.jsonl"), "the task cannot be read"),
         (("--text-only", "--image", "cat.png"), "--text-only and --image exclude each other"),
-        (("--requests", "1001"), "less than or equal to 1000"),
+        (("--requests", "1001"), "for '--requests'"),
     ],
 )
 def test_a_wrong_choice_names_the_right_ones(
