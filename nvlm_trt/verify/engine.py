@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
-from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.errors import EngineError
@@ -22,7 +21,6 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
-from nvlm_trt.verify.fake_quant import Roundings
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,
@@ -54,7 +52,7 @@ from nvlm_trt.verify.sharded import verify_sharded
 from nvlm_trt.verify.shown import Shown, right_tables, show
 from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
 from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
-from nvlm_trt.verify.yardstick import reduced_decoder
+from nvlm_trt.verify.yardstick import layer_roundings, reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
 
 Figures = dict[str, float]
@@ -186,7 +184,6 @@ class _Run:
 
     def costs(self, goldens: Sequence[Golden], stop_id: int, reference: DecoderReference) -> list[LayerCost]:
         """What each layer costs when it is quantised alone."""
-        precision = self.recipe.decoder_precision
         return layer_costs(
             self.checkpoint,
             reference,
@@ -194,7 +191,7 @@ class _Run:
             stop_id,
             vision=self.recipe.vision_precision,
             calibration=self.engine / "vision" / "calibration.safetensors",
-            roundings=None if precision in ("fp32", "bf16") else Roundings.of(decoder_precision(precision)),
+            roundings=layer_roundings(self.recipe.decoder_precision),
             exclude=self.recipe.exclude_layers,
         )
 

@@ -1,7 +1,7 @@
-"""The decoder reference in a reduced precision: how far rounding alone moves the result.
+"""The decoder reference in a reduced precision of the cpu target: how far rounding alone moves the result.
 
 Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
-bf16, float32 for int8_wo. What is left between such a reference and an engine is the order of rounding, so their
+bf16, float32 for 8 and 4 bits. What is left between such a reference and an engine is the order of rounding, so their
 distances from the fp32 reference are alike.
 """
 
@@ -11,15 +11,16 @@ from collections.abc import Collection
 
 import torch
 
-from nvlm_trt.decoder.graph_constants import quantize_rows
-from nvlm_trt.decoder.precision import decoder_precision
+from nvlm_trt.decoder.graph_constants import STORAGE, quantize_groups, quantize_rows
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
-from nvlm_trt.model.tensors import decoder_layer
-from nvlm_trt.verify.fake_quant import FakeQuantized
+from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
+from nvlm_trt.verify.fake_quant import Roundings
 
 EMBEDDING = "embed_tokens.weight"
-"""Rows are looked up, not multiplied: an int8 engine keeps them in bfloat16."""
+"""Rows are looked up, not multiplied: an engine with quantised weights keeps them in bfloat16."""
+
+OUTPUT = f"{DECODER_PREFIX}lm_head.weight"
 
 
 def reduced_decoder(checkpoint: Checkpoint, precision: str, exclude: Collection[int] = ()) -> DecoderReference | None:
@@ -28,28 +29,44 @@ def reduced_decoder(checkpoint: Checkpoint, precision: str, exclude: Collection[
     Args:
         checkpoint: The source.
         precision: Of the engine.
-        exclude: Layers whose weights int8_wo leaves alone.
+        exclude: Layers that stay bf16 where weights are quantised.
     """
     if precision == "fp32":
         return None
-    if precision == "int8_wo":
-        return DecoderReference(_Int8Checkpoint(checkpoint, exclude), torch.float32)
     if precision == "bf16":
         return DecoderReference(checkpoint, torch.bfloat16)
-    return FakeQuantized(checkpoint, decoder_precision(precision))
+    return DecoderReference(_StoredCheckpoint(checkpoint, precision, exclude), torch.float32)
 
 
-class _Int8Checkpoint(Checkpoint):
-    """A checkpoint whose matrices were rounded to 8 bits with a scale per row, those of some layers left out."""
+def layer_roundings(precision: str) -> Roundings | None:
+    """What a precision does to a layer by itself; None where nothing is quantised."""
+    stored = STORAGE[precision].layers
+    if stored in ("fp32", "bf16"):
+        return None
+    return Roundings(lambda weight: _rounded(weight, stored), _as_it_is, _as_it_is)
 
-    def __init__(self, checkpoint: Checkpoint, exclude: Collection[int]) -> None:
+
+class _StoredCheckpoint(Checkpoint):
+    """A checkpoint whose matrices were rounded to what an engine stores."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: str, exclude: Collection[int]) -> None:
         super().__init__(checkpoint.path, checkpoint.config, checkpoint.tensors)
+        self._storage = STORAGE[precision]
         self._kept = tuple(decoder_layer(layer) for layer in exclude)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor, rounded, then cast to `dtype` if given."""
         tensor = super().read(name)
         if tensor.ndim == 2 and not name.endswith(EMBEDDING) and not name.startswith(self._kept):
-            rows, scale = quantize_rows(tensor)
-            tensor = rows.to(torch.float32) * scale
+            tensor = _rounded(tensor, self._storage.output if name == OUTPUT else self._storage.layers)
         return tensor if dtype is None else tensor.to(dtype)
+
+
+def _rounded(weight: torch.Tensor, stored: str) -> torch.Tensor:
+    """A matrix [out, in] through its codes and back, float32."""
+    codes, scale = (quantize_groups if stored == "int4_wo" else quantize_rows)(weight)
+    return (codes.to(torch.float32) * scale).reshape(weight.shape)
+
+
+def _as_it_is(values: torch.Tensor) -> torch.Tensor:
+    return values

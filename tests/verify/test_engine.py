@@ -227,6 +227,18 @@ def test_engines_of_the_gpu_target_and_engines_without_room_are_refused(
         verify_engine(engine, tiny_checkpoint, recipe)
 
 
+def test_4_bit_weights_are_judged_by_torch_with_the_same_groups(
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, ranks_aside: None
+) -> None:
+    """Random weights do not bear them: what is sound here is the engine, not the answers."""
+    engine = engine_of("bf16", "int4_wo")
+    recipe = with_gates(engine, logit_kl=8.0, top1_agreement=0.0, logit_distance=1.0)
+    report = verify_engine(engine, tiny_checkpoint, recipe, sensitivity=True)
+    report.require_ok()
+    assert 0.9 < report.figures["decoder"]["excess"] < 1.1
+    assert all(each.kl > 1e-3 for each in report.costs)
+
+
 def test_the_yardstick_rounds_matrices_and_nothing_else(opened: Checkpoint) -> None:
     assert reduced_decoder(opened, "fp32") is None
     exact, rounded = opened, reduced_decoder(opened, "int8_wo")
