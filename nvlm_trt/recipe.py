@@ -121,8 +121,8 @@ class GateFields(BaseModel):
         top1_agreement: Share of decided positions of these prompts with the same best token, at least.
         canary_response: How much a swapped image moves the logits, over how much it moves the reference's, at least.
         canary_unchanged: Canaries whose answer ought to change with the image and does not, at most.
-        task: A JSONL file of questions with right answers (nvlm_trt/eval/tasks.py), relative to the working directory;
-            None runs no task.
+        task: A JSONL file of questions with right answers (nvlm_trt/eval/tasks.py), relative to the working directory,
+            or ``shipped:nvlm-d-mini`` for the project's own; None runs no task.
         task_samples: Samples that are used, from the first one on; None for all.
         task_accuracy_drop: Points of 100 that the task's score may be below the reference's, at most.
     """
