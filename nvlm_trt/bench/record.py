@@ -120,6 +120,8 @@ class RoundRecord(Frozen):
         peak_bytes: Largest resident memory, that of child processes added; None for a server that runs already.
         warmup: The requests that come first and count for nothing else.
         waves: One for each concurrency.
+        foreign_cores: Cores that other processes kept busy meanwhile; None for a server that runs already, which is one
+            of them.
         peers: Load tools of others.
     """
 
@@ -128,6 +130,7 @@ class RoundRecord(Frozen):
     peak_bytes: Count | None
     warmup: tuple[RequestRecord, ...]
     waves: tuple[WaveRecord, ...]
+    foreign_cores: Seconds | None = None
     peers: tuple[PeerRecord, ...] = ()
 
     def wave(self, concurrency: int) -> WaveRecord | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from nvlm_trt.bench.assemble import (
 from nvlm_trt.bench.machine import this_machine
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan
+from nvlm_trt.bench.quiet import QUIET_CORES
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
 from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.subjects import ReferenceSubject, ServerSubject, Subject, size_of
@@ -106,7 +108,7 @@ class Benchmark:
             workload=request.workload.model_copy(update={"images": names_only(request.workload.images)}),
             task=plan.task,
             prompt_tokens=plan.prompt_tokens,
-            remarks=tuple(dict.fromkeys(self._remarks)),
+            remarks=tuple(dict.fromkeys([*_disturbance(self._columns), *self._remarks])),
             metrics=definitions(),
             ceilings=ceilings,
             subjects=subject_reports(self._columns, ceilings, levels),
@@ -156,6 +158,16 @@ class Benchmark:
             return ""
         left = (time.monotonic() - self._clock) / done * (self._plan.request.rounds - done)
         return f" (about {left:.0f} s left)"
+
+
+def _disturbance(columns: Sequence[Column]) -> Iterator[str]:
+    """A warning, where others kept the machine busy."""
+    loads = [done.foreign_cores for column in columns for done in column.rounds if done.foreign_cores is not None]
+    if loads and (middle := statistics.median(loads)) > QUIET_CORES:
+        yield (
+            f"**the machine was not quiet**: other work kept {middle:.1f} cores busy (median); engines suffer from it "
+            "unequally, so neither times nor ratios are those of a quiet machine"
+        )
 
 
 def _answering(columns: Sequence[Column]) -> list[Column]:

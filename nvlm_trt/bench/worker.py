@@ -21,6 +21,7 @@ from nvlm_trt.bench.load import run_wave
 from nvlm_trt.bench.loading import load
 from nvlm_trt.bench.memory import peak_bytes
 from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
+from nvlm_trt.bench.quiet import ForeignLoad
 from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
 from nvlm_trt.bench.subjects import ServerSubject, Subject
 from nvlm_trt.bench.workload import Workload
@@ -118,10 +119,11 @@ def measure_round(job: RoundJob) -> RoundRecord:
         loaded = load(job.subject, workload.max_tokens, stack)
         warmup = tuple(loaded.asker.ask(question) for question in questions[: workload.warmup])
         waves, begin = [], workload.warmup
-        for level in workload.concurrencies:
-            end = begin + workload.count(level)
-            waves.append(run_wave(loaded.asker, questions[begin:end], level))
-            begin = end
+        with ForeignLoad() as others:
+            for level in workload.concurrencies:
+                end = begin + workload.count(level)
+                waves.append(run_wave(loaded.asker, questions[begin:end], level))
+                begin = end
         peak = None if loaded.load_s is None else peak_bytes()
         peers = _peers(job, loaded.url) if loaded.url else ()
     return RoundRecord(
@@ -130,6 +132,7 @@ def measure_round(job: RoundJob) -> RoundRecord:
         peak_bytes=peak,
         warmup=warmup,
         waves=tuple(waves),
+        foreign_cores=None if loaded.load_s is None else others.cores,
         peers=peers,
     )
 

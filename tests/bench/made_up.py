@@ -36,6 +36,7 @@ def made_round(*ttfts: float, peers: tuple[PeerRecord, ...] = ()) -> RoundRecord
         before_bytes=100 << 20,
         peak_bytes=356 << 20,
         warmup=(made_request(4.0, 5.0),),
+        foreign_cores=0.05,
         waves=(
             WaveRecord(concurrency=1, wall_s=2.0 * len(ttfts), requests=alone),
             WaveRecord(concurrency=2, wall_s=4.0, requests=together),

@@ -6,6 +6,7 @@ import pytest
 
 from nvlm_trt.bench.metrics import METRICS, Measured, Metric, all_metrics
 from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
+from nvlm_trt.bench.metrics.disturbance import OthersLoad
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
     InterTokenLatency,
@@ -73,6 +74,7 @@ STEP_S = 0.1
         (DecodeShare(), [(WORK.step_bytes + CONTEXT * WORK.token_bytes) / STEP_S / 10e9 * 100] * 3),
         (FirstRequest(), [4000.0, 4000.0]),
         (WarmUpCost(), [4.0 / 0.6, 4.0 / 0.9]),
+        (OthersLoad(), [0.05, 0.05]),
     ],
     ids=lambda value: value.name if isinstance(value, Metric) else "",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_trt.bench import run
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan, Request, make_plan
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
@@ -141,6 +142,15 @@ def test_when_everybody_has_failed_nothing_more_is_measured(benchmark: Benchmark
     assert benchmark.run()
     assert measurer.calls == ["ceilings cpu", *(f"0 {name}" for name in NAMES)]
     assert not benchmark.report().complete
+
+
+def test_a_busy_machine_is_remarked_upon(
+    benchmark: Benchmark, measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark.run()
+    assert not any("not quiet" in remark for remark in benchmark.report().remarks)
+    monkeypatch.setattr(run, "QUIET_CORES", 0.01)
+    assert "other work kept 0.1 cores busy" in benchmark.report().remarks[0]
 
 
 def test_without_ceilings_everything_else_is_measured(benchmark: Benchmark, measurer: Measurer) -> None:

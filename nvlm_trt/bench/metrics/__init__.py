@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nvlm_trt.bench.metrics.base import Better, Measured, Metric, Section
 from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
+from nvlm_trt.bench.metrics.disturbance import OthersLoad
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
     InterTokenLatency,
@@ -43,6 +44,7 @@ ONCE: tuple[type[Metric], ...] = (
     DecodeShare,
     FirstRequest,
     WarmUpCost,
+    OthersLoad,
 )
 PER_CONCURRENCY: tuple[type[Metric], ...] = (
     TimeToFirstToken,

@@ -14,7 +14,7 @@ from nvlm_trt.bench.spread import Spread, quartiles
 from nvlm_trt.bench.work import Arithmetic, Work
 
 Better = Literal["higher", "lower"]
-Section = Literal["cost", "speed", "load", "ceiling", "warm-up"]
+Section = Literal["cost", "speed", "load", "ceiling", "warm-up", "disturbance"]
 
 
 @dataclass(frozen=True, slots=True)

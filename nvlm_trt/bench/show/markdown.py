@@ -14,6 +14,7 @@ HEADINGS: Final[dict[Section, str]] = {
     "load": "Under load",
     "ceiling": "Beside what the machine can do",
     "warm-up": "Warm-up, which counts for nothing above",
+    "disturbance": "Was the machine quiet?",
 }
 
 NOTHING: Final = 1e-9
