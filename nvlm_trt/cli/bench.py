@@ -100,6 +100,8 @@ def bench(
 
 def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bool, quiet: bool, json: bool) -> None:
     """Measure, write the report after every round, and show it."""
+    import signal
+
     from nvlm_trt.bench.child import Workers
     from nvlm_trt.bench.files import ReportFolder, default_folder
     from nvlm_trt.bench.run import Benchmark
@@ -112,7 +114,11 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
     workers = Workers(request.workload, plan.tile_size, round_timeout, request.task, request.task_limit)
     say = reporter_for(silent=quiet or json).line
     benchmark = Benchmark(plan, workers, say, folder.save)
-    whole = benchmark.run()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are ended, rounds kept
+    try:
+        whole = benchmark.run()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     report = benchmark.report()
     pictures = folder.finish(report, plots=plots)
     if json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_an_interruption_leaves_a_report_of_the_rounds_until_then(
     report = read_report(tmp_path / "report.json")
     assert (report.complete, report.rounds_done) == (False, 1)
     assert (tmp_path / "report.md").is_file()
+
+
+def test_a_polite_kill_is_an_interruption(
+    nvlm_trt: Run,
+    small_engine: Path,
+    tmp_path: Path,
+    made_up: dict[str, BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measure = Workers.round
+    monkeypatch.setattr(
+        Workers, "round", lambda *given: signal.raise_signal(signal.SIGTERM) if given[2] else measure(*given)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    shown = nvlm_trt("bench", small_engine, *FEW, "--output", tmp_path)
+    assert shown.code == 130
+    assert read_report(tmp_path / "report.json").rounds_done == 1
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_two_reports_are_compared(
