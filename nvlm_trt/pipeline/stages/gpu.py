@@ -82,6 +82,7 @@ def decoder_compile(sources: Sources) -> Stage:
 
     def run(context: StageContext) -> None:
         from nvlm_trt.decoder.build_tensorrt_llm import build_decoder_tensorrt_llm
+        from nvlm_trt.vision.description import VisionDescription
 
         _check_machine(sources)
         gpus = len(look().gpus.gpus)
@@ -96,12 +97,13 @@ def decoder_compile(sources: Sources) -> Stage:
             work_dir=context.work,
             log=context.log,
             progress=context.progress,
+            table_dtype=VisionDescription.load(context.engine / "vision").output.dtype,
         )
         _record(context.out / "decoder" / "engine", BuiltWith.of(look(), tensorrt_llm=True))
 
     return Stage(
         name="decoder-compile",
-        inputs=("decoder-convert",),
+        inputs=("vision-export", "decoder-convert"),
         outputs=("decoder/engine",),
         parts=dataclasses.asdict(settings),
         modules=("nvlm_trt.decoder.build_tensorrt_llm",),
