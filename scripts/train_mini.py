@@ -62,7 +62,7 @@ Weights = Mapping[str, torch.Tensor]
 Batch = Mapping[str, torch.Tensor]
 
 CONFIG = NvlmConfig(
-    vision=VisionConfig(192, 768, 5, 6, image_size=112, patch_size=14, layer_norm_eps=1e-6),
+    vision=VisionConfig(256, 1024, 5, 8, image_size=112, patch_size=14, layer_norm_eps=1e-6),
     decoder=DecoderConfig(256, 768, 4, 8, 4, 640, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=32768),
     downsample_ratio=0.5,
     min_tiles=1,
@@ -100,10 +100,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("vision", 5000, 1e-3, 64, 1),
+    Phase("vision", 9000, 1e-3, 64, 1),
     Phase("text", 400, 1e-3, 48, 2),
     Phase("projector", 300, 1e-3, 24, 3),
-    Phase("together", 8000, 1e-3, 24, 4),
+    Phase("together", 9000, 1e-3, 24, 4),
 )
 
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from nvlm_trt.miniature.assets import Split, font, fonts, photographs
 
@@ -27,7 +27,7 @@ COLOURS: dict[str, Rgb] = {
 }
 OBJECT_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
-MIN_CONTRAST = 60
+MIN_CONTRAST = 80
 """Difference of luma (0 to 255) between a colour and what lies under it, below which text is not drawn there."""
 
 
@@ -100,8 +100,22 @@ class Canvas:
         left, top, right, bottom = box
         self.items.append(Item("bar", colour, (left + right) / 2, (top + bottom) / 2, (right - left) / 2))
 
+    def typeface(self, height: float, rng: np.random.Generator) -> ImageFont.FreeTypeFont:
+        """One of the split's fonts, at a size at which its capitals are about `height` pixels high."""
+        files = fonts(self.split)
+        return font(files[rng.integers(len(files))], max(4, round(height / 0.72)))
+
     def text(
-        self, text: str, x: float, y: float, height: float, colour: str, rng: np.random.Generator, *, pitch: float = 0
+        self,
+        text: str,
+        x: float,
+        y: float,
+        height: float,
+        colour: str,
+        rng: np.random.Generator,
+        *,
+        face: ImageFont.FreeTypeFont | None = None,
+        pitch: float = 0,
     ) -> None:
         """Draw text centred at (x, y).
 
@@ -111,12 +125,12 @@ class Canvas:
             y: Middle of the capitals.
             height: Of a capital, in pixels.
             colour: A name of COLOURS.
-            rng: Chooses the font.
+            rng: Chooses the font and the shade.
+            face: The font, where it is chosen already.
             pitch: Least advance of a character in pixels.
         """
-        files = fonts(self.split)
-        face = font(files[rng.integers(len(files))], max(4, round(height / 0.72)))
-        advances = [max(face.getlength(char), pitch) for char in text]
+        face = face or self.typeface(height, rng)
+        advances = advances_of(text, face, pitch)
         left = x - sum(advances) / 2
         draw = ImageDraw.Draw(self.image)
         fill = jittered(COLOURS[colour], 10, rng)
@@ -188,6 +202,11 @@ def blank(columns: int, rows: int, tile: int, split: Split, rng: np.random.Gener
     else:
         image = Image.new("RGB", (width, height), tuple(int(value) for value in base))
     return Canvas(image, columns, rows, width / (columns * tile), split)
+
+
+def advances_of(text: str, face: ImageFont.FreeTypeFont, pitch: float) -> list[float]:
+    """Width of every character in pixels, at least `pitch`."""
+    return [max(face.getlength(char), pitch) for char in text]
 
 
 def luma(colour: Rgb) -> float:

@@ -26,6 +26,8 @@ UNKNOWN = -100
 """The label of what is there but too small or too cut to be judged: torch ignores it."""
 LEAST_ADVANCE, LEAST_HEIGHT = 5.5, 6.5
 """Pixels of a tile below which a character cannot be judged."""
+MOST_HEIGHT = 38
+"""Pixels of a tile above which a character is left to the thumbnail, where it is whole."""
 
 Labels = npt.NDArray[np.int16]
 
@@ -89,7 +91,7 @@ def _label_glyphs(labels: TileLabels, index: int, canvas: Canvas, window: Window
         row, column, slot = int(y // patch), int(x // patch), int(x % patch * SLOTS // patch)
         advance, height = glyph.advance * across, glyph.height * down
         cut = min(x, tile - x) < advance * 0.3 or min(y, tile - y) < height * 0.3
-        clear = advance >= LEAST_ADVANCE and height >= LEAST_HEIGHT and not cut
+        clear = advance >= LEAST_ADVANCE and LEAST_HEIGHT <= height <= MOST_HEIGHT and not cut
         known = clear and (row, column, slot) not in taken
         taken.add((row, column, slot))
         labels.characters[index, row, column, slot] = 1 + CHARACTERS.index(glyph.char) if known else UNKNOWN

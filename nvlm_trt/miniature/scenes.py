@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvlm_trt.miniature.assets import Split, words
-from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, blank
+from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, advances_of, blank
 
 GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3))
 GRID_SHARES = (0.5, 0.08, 0.08, 0.14, 0.1, 0.1)
@@ -70,7 +70,7 @@ def signs(rng: Rng, split: Split, tile: int) -> Example:
     bands = [0.27, 0.73] if both else [float(rng.uniform(0.3, 0.7))]
     for kind, band in zip(kinds, bands, strict=True):
         text = number(rng) if kind == "number" else word(rng, split)
-        most = min(height * (0.3 if both else 0.4), width * 0.92 / (0.95 * len(text)))
+        most = min(height * (0.27 if both else 0.32), width * 0.92 / (0.95 * len(text)))
         least = max(height / tile, width / tile) * 10.5
         tall = float(rng.uniform(min(least, most), most)) * 0.85
         room = max(0.0, width - tall * 1.05 * len(text)) / 2
@@ -222,30 +222,35 @@ def copying(rng: Rng, split: Split, tile: int) -> Example:
 
 
 def dense(rng: Rng, split: Split, tile: int) -> Canvas:
-    """A picture full of text and shapes of every size, which nobody asks about: the vision encoder learns from it."""
+    """A picture full of text and shapes of every size, which nobody asks about: the vision encoder learns from it.
+
+    Nothing covers anything: a label of what cannot be seen would teach the encoder to guess.
+    """
     columns, rows = _grid(rng)
     canvas = blank(columns, rows, tile, split, rng)
     width, height = canvas.size
-    y = 0.0
-    while y < height - 16 * canvas.scale:
-        tall = min(canvas.scale * float(np.exp(rng.uniform(np.log(9), np.log(34)))), height - y)
+    gap = 4 * canvas.scale
+    y = gap
+    while y < height - 12 * canvas.scale:
+        tall = min(canvas.scale * float(np.exp(rng.uniform(np.log(9), np.log(36)))), height - y)
         x = float(rng.uniform(0, 20)) * canvas.scale
         while x < width:
-            kind = rng.random()
-            if kind < 0.3:
-                radius = max(tall * 0.7, 7 * canvas.scale)
-                colour = canvas.readable(x + radius, y + tall * 0.8, radius, rng, OBJECT_COLOURS)
-                canvas.shape(str(rng.choice(SHAPES)), colour, x + radius, y + max(tall * 0.8, radius), radius, rng)
-                x += 2 * radius
-            elif kind < 0.85:
+            if rng.random() < 0.3:
+                radius = max(tall * 0.6, 7 * canvas.scale)
+                colour = canvas.readable(x + radius, y + tall / 2, radius, rng, OBJECT_COLOURS)
+                canvas.shape(str(rng.choice(SHAPES)), colour, x + 1.1 * radius, y + tall / 2, radius, rng)
+                x += 2.2 * radius
+            elif rng.random() < 0.85:
                 text = number(rng) if rng.random() < 0.5 else word(rng, split)
-                pitch = 8 * canvas.scale
-                span = max(tall * 0.95, pitch) * len(text)
+                face = canvas.typeface(tall, rng)
+                span = sum(advances_of(text, face, 8 * canvas.scale))
                 if x + span < width + span / 2:  # at most half of it beyond the border
-                    _write(canvas, text, x + span / 2, y + tall * 0.8, tall, rng, pitch=pitch)
+                    colour = canvas.readable(x + span / 2, y + tall / 2, span / 2, rng, TEXT_COLOURS)
+                    middle = x + span / 2, y + tall / 2
+                    canvas.text(text, *middle, tall, colour, rng, face=face, pitch=8 * canvas.scale)
                 x += span
-            x += float(rng.uniform(4, 30)) * canvas.scale
-        y += tall * 1.6 + float(rng.uniform(0, 8)) * canvas.scale
+            x += float(rng.uniform(4, 24)) * canvas.scale
+        y += max(tall * 1.3, tall / 2 + 9 * canvas.scale) + gap
     return canvas
 
 
@@ -271,10 +276,10 @@ def draw(rng: Rng, split: Split, tile: int, scenes: Shares = SCENES) -> Example:
 
 
 SEEN: tuple[tuple[Scene | Callable[[Rng, Split, int], Canvas], float], ...] = (
-    (dense, 0.5),
+    (dense, 0.45),
     (objects, 0.14),
-    (signs, 0.14),
-    (tiny, 0.1),
+    (signs, 0.2),
+    (tiny, 0.09),
     (chart, 0.08),
     (compare, 0.04),
 )
