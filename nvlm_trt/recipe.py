@@ -17,10 +17,10 @@ from nvlm_trt.errors import RecipeError
 
 Target = Literal["gpu", "cpu"]
 VisionPrecision = Literal["fp32", "bf16", "fp8", "int8"]
-DecoderPrecision = Literal["fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
+DecoderPrecision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
 
-CPU_VISION: tuple[VisionPrecision, ...] = ("fp32", "bf16")
-CPU_DECODER: tuple[DecoderPrecision, ...] = ("fp32", "bf16", "int8_wo", "int4_wo")
+CPU_VISION: tuple[VisionPrecision, ...] = ("fp32", "bf16", "int8")
+CPU_DECODER: tuple[DecoderPrecision, ...] = ("fp32", "bf16", "int8_wo", "int4_wo", "int8")
 
 SYNTHETIC_PREFIX = "synth:"
 """A checkpoint of ``synth:tiny`` is made by the build itself, random and in the real layout."""
@@ -90,7 +90,7 @@ class DecoderEngineFields(BaseModel):
 
 
 class CalibrationFields(BaseModel):
-    """What scales of quantised activations are measured on; gpu target only.
+    """What scales of quantised activations are measured on; on the cpu target those of vision alone.
 
     Attributes:
         samples: A JSONL file of texts and images, relative to the working directory; None for the project's own set.
@@ -198,6 +198,8 @@ class BuildRecipe(BaseModel):
                 )
         elif self.decoder_precision == "fp32":
             raise ValueError("decoder_precision fp32 is for cpu; TensorRT-LLM runs bf16, fp16 and quantised decoders")
+        elif self.decoder_precision == "int8":
+            raise ValueError("decoder_precision int8 is for cpu; TensorRT-LLM has int8_sq")
         return self
 
 

@@ -37,6 +37,7 @@ def test_a_recipe_is_named_after_its_file(tmp_path: Path) -> None:
         ({"vision_precision": "fp8"}, "vision_precision fp8 is for gpu; cpu has fp32, bf16"),
         ({"decoder_precision": "int4_awq"}, "cpu has fp32, bf16, int8_wo"),
         ({"target": "gpu", "decoder_precision": "fp32"}, "fp32 is for cpu"),
+        ({"target": "gpu", "decoder_precision": "int8"}, "int8 is for cpu; TensorRT-LLM has int8_sq"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None:

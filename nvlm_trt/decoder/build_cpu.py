@@ -40,7 +40,7 @@ def build_decoder_cpu(
     Args:
         trtllm_dir: A TensorRT-LLM checkpoint of any tp and pp; its ranks are joined, one tensor at a time.
         out_dir: Directory to write into; made if it is missing.
-        precision: "fp32", "bf16", "int8_wo" or "int4_wo".
+        precision: "fp32", "bf16", "int8", "int8_wo" or "int4_wo".
         max_batch_size: Sequences in one step at most.
         max_seq_len: Prompt and answer of one request at most, in tokens.
         max_prompt_table_rows: Rows of one request's prompt table at most (0 for text only).

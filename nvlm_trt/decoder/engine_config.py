@@ -24,7 +24,7 @@ class DecoderEngineConfig:
 
     Attributes:
         format: Version of the directory's layout.
-        precision: "fp32", "bf16" or "int8_wo".
+        precision: "fp32", "bf16", "int8", "int8_wo" or "int4_wo".
         vocab_size: Rows of the embedding; ids from here on are rows of a request's prompt table.
         hidden_size: Width of the prompt table.
         num_layers: Layers, each with a key and a value cache.

@@ -40,9 +40,10 @@ STORAGE: Mapping[str, Storage] = {
     "fp32": Storage("fp32", "fp32", "fp32"),
     "bf16": Storage("bf16", "bf16", "bf16"),
     "int8_wo": Storage("int8_wo", "int8_wo", "bf16"),
+    "int8": Storage("int8_wo", "int8_wo", "bf16"),
     "int4_wo": Storage("int4_wo", "int8_wo", "bf16"),
 }
-"""What a decoder engine of the cpu target can be built in."""
+"""What a decoder engine of the cpu target can be built in. int8 keeps what int8_wo keeps: it is run otherwise."""
 
 INT8_LIMIT = 127
 

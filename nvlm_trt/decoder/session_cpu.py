@@ -16,13 +16,18 @@ from nvlm_trt.errors import EngineError
 
 Ints = npt.NDArray[np.int32]
 
+INPUT_GROUP = 32
+"""Values of a token that share a scale where inputs are quantised."""
+
 
 class DecoderSession:
     """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
 
-    fp32 and int8_wo engines compute and cache in float32, and activations are never quantised: what a sequence gets
-    does not hang on its batch, up to float32 rounding. bf16 engines compute and cache in bf16 where the CPU can, and
-    OpenVINO rounds one row and several rows differently there: a near tie may fall otherwise in another batch.
+    All engines but bf16 compute and cache in float32: what a sequence gets does not hang on its batch, up to float32
+    rounding. int8 engines round the inputs of every product with weights to 8 bits, with a scale for each token and
+    each `INPUT_GROUP` of its values, and multiply integers; no other engine quantises activations. bf16 engines compute
+    and cache in bf16 where the CPU can, and OpenVINO rounds one row and several rows differently there: a near tie may
+    fall otherwise in another batch.
 
     Args:
         directory: What `build_decoder_cpu` wrote.
@@ -113,7 +118,7 @@ def _properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": compute,
         "KV_CACHE_PRECISION": compute,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INPUT_GROUP if precision == "int8" else 0),
     }
     if threads:
         properties["INFERENCE_NUM_THREADS"] = str(threads)

@@ -106,7 +106,7 @@ class FakeQuantized(DecoderReference):
         super().__init__(RoundedCheckpoint(checkpoint, precision.dtype.torch, roundings.weights))
         self._cache = roundings.cache
         quantised = {id(weight) for name, weight in self._weights.items() if name.endswith(QUANTISED)}
-        self._inputs = _RoundedInputs(quantised, roundings.inputs)
+        self._inputs = RoundedInputs(quantised, roundings.inputs)
 
     def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
         """As the reference's."""
@@ -131,7 +131,7 @@ class OneLayerQuantized(DecoderReference):
         rounded = {name: roundings.weights(reference._weights[name]) for name in own}
         self._weights = {**reference._weights, **rounded}
         self._cache_rounding, self._layer = roundings.cache, layer
-        self._inputs = _RoundedInputs({id(weight) for weight in rounded.values()}, roundings.inputs)
+        self._inputs = RoundedInputs({id(weight) for weight in rounded.values()}, roundings.inputs)
 
     def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
         """As the reference's."""
@@ -140,7 +140,7 @@ class OneLayerQuantized(DecoderReference):
             return self._head(self._forward(self.embed(ids, table), cache))
 
 
-class _RoundedInputs(TorchFunctionMode):
+class RoundedInputs(TorchFunctionMode):
     """Rounds the input of every F.linear whose weight is one of these."""
 
     def __init__(self, weights: set[int], rounding: Rounding) -> None:

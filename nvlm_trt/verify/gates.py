@@ -105,6 +105,7 @@ DECODER_GATES: Final[Mapping[str, tuple[Gate, ...]]] = {
     "fp32": (_SUMMATION, _SAME_TOKENS),
     "bf16": (_EXCESS, Gate(_MEAN, 0.01, "a 24-layer decoder measures 7e-5 in bf16")),
     "int8_wo": (_EXCESS, Gate(_MEAN, 0.02, "24 layers measure 3e-4 with 8-bit weights, 3e-2 with 4")),
+    "int8": (_EXCESS, Gate(_MEAN, 0.02, "as int8_wo; four random layers measure 7e-3")),
     "int4_wo": (_EXCESS, _FOUR_BITS),
 }
 

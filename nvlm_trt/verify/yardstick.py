@@ -1,8 +1,8 @@
 """The decoder reference in a reduced precision of the cpu target: how far rounding alone moves the result.
 
 Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
-bf16, float32 for 8 and 4 bits. What is left between such a reference and an engine is the order of rounding, so their
-distances from the fp32 reference are alike.
+bf16, float32 for 8 and 4 bits, and for int8 the inputs of matrices are rounded to 8 bits. What is left between such a
+reference and an engine is the order of rounding, so their distances from the fp32 reference are alike.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own short name
 
 from nvlm_trt.decoder.graph_constants import STORAGE, quantize_groups, quantize_rows
+from nvlm_trt.decoder.session_cpu import INPUT_GROUP
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
 from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
-from nvlm_trt.verify.fake_quant import Roundings
+from nvlm_trt.verify.fake_quant import RoundedInputs, Roundings
 
 EMBEDDING = "embed_tokens.weight"
 """Rows are looked up, not multiplied: an engine with quantised weights keeps them in bfloat16."""
@@ -35,7 +37,8 @@ def reduced_decoder(checkpoint: Checkpoint, precision: str, exclude: Collection[
         return None
     if precision == "bf16":
         return DecoderReference(checkpoint, torch.bfloat16)
-    return DecoderReference(_StoredCheckpoint(checkpoint, precision, exclude), torch.float32)
+    stored = _StoredCheckpoint(checkpoint, precision, exclude)
+    return _RoundedInputs(stored, exclude) if precision == "int8" else DecoderReference(stored, torch.float32)
 
 
 def layer_roundings(precision: str) -> Roundings | None:
@@ -43,7 +46,8 @@ def layer_roundings(precision: str) -> Roundings | None:
     stored = STORAGE[precision].layers
     if stored in ("fp32", "bf16"):
         return None
-    return Roundings(lambda weight: _rounded(weight, stored), _as_it_is, _as_it_is)
+    inputs = _input_codes if precision == "int8" else _as_it_is
+    return Roundings(lambda weight: _rounded(weight, stored), inputs, _as_it_is)
 
 
 class _StoredCheckpoint(Checkpoint):
@@ -62,10 +66,32 @@ class _StoredCheckpoint(Checkpoint):
         return tensor if dtype is None else tensor.to(dtype)
 
 
+class _RoundedInputs(DecoderReference):
+    """The reference whose matrices take their inputs in 8 bits, but for those of some layers."""
+
+    def __init__(self, checkpoint: Checkpoint, exclude: Collection[int]) -> None:
+        super().__init__(checkpoint)
+        kept = tuple(decoder_layer(layer) for layer in exclude)
+        quantised = {id(weight) for name, weight in self._weights.items() if not name.startswith(kept)}
+        self._inputs = RoundedInputs(quantised, _input_codes)
+
+    def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
+        """As the reference's."""
+        with self._inputs:
+            return super().logits(ids, table)
+
+
 def _rounded(weight: torch.Tensor, stored: str) -> torch.Tensor:
     """A matrix [out, in] through its codes and back, float32."""
     codes, scale = (quantize_groups if stored == "int4_wo" else quantize_rows)(weight)
     return (codes.to(torch.float32) * scale).reshape(weight.shape)
+
+
+def _input_codes(inputs: torch.Tensor) -> torch.Tensor:
+    """Each token's values in 8 bits and back, with a scale for every `INPUT_GROUP`; the last group may be short."""
+    width = inputs.shape[-1]
+    codes, scale = quantize_rows(F.pad(inputs, (0, -width % INPUT_GROUP)).reshape(-1, INPUT_GROUP))
+    return (codes * scale).reshape(*inputs.shape[:-1], -1)[..., :width]
 
 
 def _as_it_is(values: torch.Tensor) -> torch.Tensor:

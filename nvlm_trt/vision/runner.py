@@ -14,8 +14,8 @@ from nvlm_trt.errors import EngineError, RequestError
 from nvlm_trt.vision.build_cpu import BIN_NAME, XML_NAME
 from nvlm_trt.vision.description import CpuEngineDescription
 
-PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""Always set: OpenVINO's own choice is bf16 wherever the processor has it."""
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+"""Always set: OpenVINO's own choice is bf16 wherever the processor has it. Of int8 it is for what stays in float."""
 
 
 class VisionRunner:

@@ -49,7 +49,7 @@ def test_int8_weights_are_a_quarter_of_fp32(compiled: Callable[..., Path]):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"precision": "fp8"}, r"fp8.*fp32 \| bf16 \| int8_wo \| int4_wo"),
+        ({"precision": "fp8"}, r"fp8.*fp32 \| bf16 \| int8_wo \| int8 \| int4_wo"),
         ({"max_batch_size": 0}, "max_batch_size"),
         ({"max_seq_len": 1}, "max_seq_len"),
         ({"max_prompt_table_rows": -1}, "max_prompt_table_rows"),

@@ -41,7 +41,7 @@ def report(value: float) -> VerifyReport:
 def test_every_precision_has_gates_with_reasons() -> None:
     assert set(VISION_GATES) == set(EMULATED_VISION_GATES) == set(get_args(VisionPrecision))
     assert set(DECODER_GATES) >= set(CPU_DECODER)
-    assert set(RANKS_GATES) == set(get_args(DecoderPrecision)) - {"fp32"}
+    assert set(RANKS_GATES) == set(get_args(DecoderPrecision)) - {"fp32", "int8"}
     assert set(BITS) == set(get_args(VisionPrecision)) | set(get_args(DecoderPrecision))
     assert set(LOGIT_GATES) == set(TASK_GATES) == set(BITS.values())
     every = (VISION_GATES, DECODER_GATES, ANSWER_GATES, RANKS_GATES, LOGIT_GATES, TASK_GATES)
