@@ -50,7 +50,7 @@ ROWS = (
     Row("fp32", "cpu", "fp32", "fp32"),
     Row("bf16", "cpu", "bf16", "bf16"),
     Row("8-bit weights (int8_wo), the default", "cpu", "bf16", "int8_wo"),
-    Row("8-bit vision and decoder weights", "cpu", "int8", "int8_wo"),
+    Row("int8, vision and decoder", "cpu", "int8", "int8"),
     Row("4-bit weights (int4_wo)", "cpu", "bf16", "int4_wo"),
     Row("fp8 (emulated)", "gpu", "bf16", "fp8", ("--emulate", "fp8")),
     Row("int8_sq (emulated)", "gpu", "bf16", "int8_sq", ("--emulate", "int8_sq")),

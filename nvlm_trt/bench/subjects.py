@@ -11,8 +11,7 @@ from pydantic import Field
 from nvlm_trt.bench.record import Frozen
 from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.model.config import NvlmConfig, load_config
-from nvlm_trt.pipeline.manifest import load_manifest
-from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
+from nvlm_trt.pipeline.manifest import load_manifest, recorded_checkpoint
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, PLAN
 
@@ -126,9 +125,7 @@ class OpenedEngine:
     @property
     def checkpoint(self) -> Path:
         """Where the checkpoint lay when it was built."""
-        made = self.directory / CHECKPOINT_FOLDER
-        recorded = load_manifest(self.directory).checkpoint.get("path", made)
-        return made if made.is_dir() else Path(str(recorded))
+        return recorded_checkpoint(self.directory)
 
     @property
     def checkpoint_fingerprint(self) -> str | None:

@@ -40,9 +40,8 @@ def verify(
     from nvlm_trt.errors import EngineError
     from nvlm_trt.pipeline.durable import write_atomic
     from nvlm_trt.pipeline.lock import locked
-    from nvlm_trt.pipeline.manifest import load_manifest
+    from nvlm_trt.pipeline.manifest import recorded_checkpoint
     from nvlm_trt.pipeline.progress import reporter_for
-    from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
     from nvlm_trt.recipe import load_recipe
     from nvlm_trt.verify.plot import leave_plot
     from nvlm_trt.verify.report import short
@@ -54,11 +53,11 @@ def verify(
     recipe = recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})
     if task is not None:
         recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"task": str(task)})})
-    made = engine_dir / CHECKPOINT_FOLDER
-    recorded = made if made.is_dir() else Path(str(load_manifest(engine_dir).checkpoint.get("path", made)))
     reporter = reporter_for(silent=quiet or json)
     with locked(engine_dir, wait=False):
-        report = _judge(engine_dir, checkpoint or recorded, recipe, reporter, sensitivity=sensitivity)
+        report = _judge(
+            engine_dir, checkpoint or recorded_checkpoint(engine_dir), recipe, reporter, sensitivity=sensitivity
+        )
         write_atomic(engine_dir / "verify.json", report.encoded())
         for line in leave_plot(report, engine_dir):
             reporter.line(line)

@@ -45,7 +45,7 @@ class DecoderSession:
         try:
             core = ov.Core()
             model = splice_attention(core.read_model(directory / MODEL_NAME), config)
-            compiled = core.compile_model(model, "CPU", _properties(core, config.precision, threads))
+            compiled = core.compile_model(model, "CPU", compile_properties(core, config.precision, threads))
         except RuntimeError as error:
             first = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             raise EngineError(
@@ -110,7 +110,8 @@ class DecoderSession:
         return np.concatenate(ids), np.concatenate(tables) if tables else self._no_table
 
 
-def _properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
+def compile_properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
+    """How OpenVINO compiles the decoder of a precision; 0 threads takes all cores."""
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compute = "bf16" if precision == "bf16" and has_bf16 else "f32"
     properties = {

@@ -19,8 +19,7 @@ from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
-from nvlm_trt.pipeline.manifest import load_manifest
-from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER
+from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.stages.calibrate import DECODER_CALIBRATION
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
@@ -115,9 +114,7 @@ def torch_subject(
     if precision not in known:
         raise UserError("there is no such precision", seen=precision, expected=" | ".join(known))
     recipe = engine_recipe(engine_dir)
-    made = engine_dir / CHECKPOINT_FOLDER
-    recorded = made if made.is_dir() else Path(str(load_manifest(engine_dir).checkpoint.get("path", made)))
-    source, cache = checkpoint or recorded, DigestCache(engine_dir)
+    source, cache = checkpoint or recorded_checkpoint(engine_dir), DigestCache(engine_dir)
     who: dict[str, object] = {"checkpoint": identify(source, cache).fingerprint, "precision": precision}
     who["recipe"] = recipe.model_dump(mode="json")
     if precision in TORCH_DTYPES:

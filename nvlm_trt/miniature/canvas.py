@@ -148,8 +148,9 @@ class Canvas:
         ImageDraw.Draw(self.image).rounded_rectangle(box, radius=min(box[2] - box[0], box[3] - box[1]) / 6, fill=fill)
 
     def under(self, x: float, y: float, radius: float) -> Rgb:
-        """Mean colour around a place."""
+        """Mean colour around a place; of the nearest place inside, if it lies beyond the border."""
         width, height = self.size
+        x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
         box = (
             max(0, int(x - radius)),
             max(0, int(y - radius)),

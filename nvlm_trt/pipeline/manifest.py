@@ -18,6 +18,8 @@ from nvlm_trt.pipeline.digest import FileDigest, combined
 from nvlm_trt.pipeline.durable import write_atomic
 
 MANIFEST_NAME: Final = "manifest.json"
+CHECKPOINT_FOLDER: Final = "checkpoint"
+"""Where in the engine directory a synthetic checkpoint lies."""
 FORMAT: Final = 1
 """Raised when a reader of the older layout could misread the newer one."""
 
@@ -112,6 +114,16 @@ def load_manifest(engine: Path) -> Manifest:
         raise EngineError(
             "manifest.json cannot be read", seen=f"{path} ({error})", fix="remove the file; the build then starts anew"
         ) from None
+
+
+def recorded_checkpoint(engine: Path) -> Path:
+    """Where the checkpoint of an engine directory lay when it was built: inside, where the build made it.
+
+    Raises:
+        EngineError: the manifest cannot be read.
+    """
+    made = engine / CHECKPOINT_FOLDER
+    return made if made.is_dir() else Path(str(load_manifest(engine).checkpoint.get("path", made)))
 
 
 def _record(raw: Mapping[str, Any]) -> StageRecord:

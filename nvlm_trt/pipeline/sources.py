@@ -13,11 +13,10 @@ from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, Tenso
 from nvlm_trt.model.synthetic import TINY, SyntheticSpec
 from nvlm_trt.model.tensors import expected_tensors
 from nvlm_trt.model.tiling import most_tiles
+from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
 from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
 
 RECIPE_FOLDER = Path("build") / "recipes"
-CHECKPOINT_FOLDER = "checkpoint"
-"""Where in the engine directory a synthetic checkpoint lies."""
 
 SYNTHETIC_SPECS = {"tiny": TINY}
 

@@ -18,7 +18,7 @@ from openvino import opset15 as ops
 
 from nvlm_trt.decoder.calibration_layer import DecoderLayer
 from nvlm_trt.decoder.engine_config import MODEL_NAME, DecoderEngineConfig
-from nvlm_trt.decoder.session_cpu import _properties as compile_properties
+from nvlm_trt.decoder.session_cpu import compile_properties
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import rope_table, rotate
 from nvlm_trt.model.reference.vision import VisionReference, normalise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -144,3 +145,13 @@ def test_every_shape_and_place_is_asked_for() -> None:
     )
     assert set(SHAPES) <= set(answers)
     assert set(PLACES) <= set(answers)
+
+
+def test_dense_pictures_of_any_seed_can_be_drawn_and_hide_nothing() -> None:
+    for seed in range(40):
+        canvas = scenes.dense(np.random.default_rng([6, seed]), "train", TILE)
+        width, _ = canvas.size
+        inside = [glyph for glyph in canvas.glyphs if glyph.x < width]
+        for one, other in itertools.pairwise(inside):
+            if abs(one.y - other.y) < 1:  # a row is drawn from left to right
+                assert other.x - one.x > 0.9 * min(one.advance, other.advance)

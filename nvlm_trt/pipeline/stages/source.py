@@ -11,7 +11,8 @@ import yaml
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.mini_tokenizer import MERGES_FILE
 from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
-from nvlm_trt.pipeline.sources import CHECKPOINT_FOLDER, Sources
+from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
+from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, source_of
 
