@@ -13,24 +13,23 @@ import numpy as np
 
 from nvlm_trt.miniature.assets import Split, words
 from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, advances_of, blank
+from nvlm_trt.miniature.questions import (
+    PLACES,
+    Kind,
+    Rng,
+    Turn,
+    about_colours,
+    about_counts,
+    about_places,
+    asked_text,
+    some,
+)
 
 GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3))
 GRID_SHARES = (0.5, 0.08, 0.08, 0.14, 0.1, 0.1)
 WIDE_GRIDS = ((3, 2), (2, 3))
-PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 TEXT_COLOURS = tuple(COLOURS)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-Rng = np.random.Generator
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A question, its answer, and what it tests."""
-
-    question: str
-    answer: str
-    category: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +52,13 @@ def objects(rng: Rng, split: Split, tile: int) -> Example:
     count = int(rng.integers(1, 9))
     some_shapes = list(map(str, rng.choice(SHAPES, min(len(SHAPES), int(rng.integers(1, 5))), replace=False)))
     some_colours = list(map(str, rng.choice(OBJECT_COLOURS, int(rng.integers(1, 5)), replace=False)))
-    kinds = _draw_objects(canvas, [_pair(rng, some_shapes, some_colours) for _ in range(count)], rng)
-    turns = [*_about_colours(kinds, rng), *_about_places(canvas, kinds, rng), *_about_counts(kinds, rng)]
-    return Example((canvas,), tuple(_some(turns, 5, rng)))
+    kinds = _scatter(canvas, count, rng, some_shapes, some_colours)
+    turns = [*about_colours(kinds, rng), *about_places(canvas, kinds, rng), *about_counts(kinds, rng)]
+    return Example((canvas,), tuple(some(turns, 5, rng)))
 
 
 def signs(rng: Rng, split: Split, tile: int) -> Example:
-    """A number, a word or both, large enough to read in the thumbnail, beside shapes."""
+    """A number, a word or both, large enough to read in the thumbnail."""
     columns, rows = _grid(rng)
     canvas = blank(columns, rows, tile, split, rng)
     width, height = canvas.size
@@ -76,7 +75,7 @@ def signs(rng: Rng, split: Split, tile: int) -> Example:
         room = max(0.0, width - tall * 1.05 * len(text)) / 2
         x, y = width / 2 + float(rng.uniform(-room, room)) * 0.9, height * (band + float(rng.uniform(-0.06, 0.06)))
         colour = _write(canvas, text, x, y, tall, rng, pitch=max(height / tile, width / tile) * 7.5)
-        turns.append(_asked_text(kind, text, rng))
+        turns.append(asked_text(kind, text, rng))
         turns.append(Turn(f"What colour is the {kind}?", colour, "colour"))
         if both:
             turns.append(
@@ -84,14 +83,14 @@ def signs(rng: Rng, split: Split, tile: int) -> Example:
             )
     if not both and rng.random() < 0.5:
         turns.append(Turn("Is there a number or a word?", kinds[0], "shape"))
-    return Example((canvas,), tuple(_some(turns, 4, rng)))
+    return Example((canvas,), tuple(some(turns, 4, rng)))
 
 
 def tiny(rng: Rng, split: Split, tile: int) -> Example:
     """A number too small for the thumbnail, on a picture of six tiles with larger things."""
     columns, rows = WIDE_GRIDS[rng.integers(2)]
     canvas = blank(columns, rows, tile, split, rng)
-    kinds = _draw_objects(canvas, [_pair(rng, SHAPES, OBJECT_COLOURS) for _ in range(int(rng.integers(0, 4)))], rng)
+    kinds = _scatter(canvas, int(rng.integers(0, 4)), rng)
     text = "".join(str(rng.integers(10)) for _ in range(int(rng.integers(3, 5))))
     scale = canvas.scale
     tall = scale * float(rng.uniform(11, 13.5))
@@ -111,8 +110,8 @@ def tiny(rng: Rng, split: Split, tile: int) -> Example:
     )
     turns = [Turn(question, text, "tiny")]
     others = [Turn("Which tile holds the tiny number?", f"tile {row * columns + column + 1}", "tile")]
-    others += [*_about_colours(kinds, rng), *_about_places(canvas, kinds, rng)]
-    turns += _some(others, 2, rng)
+    others += [*about_colours(kinds, rng), *about_places(canvas, kinds, rng)]
+    turns += some(others, 2, rng)
     order = rng.permutation(len(turns))
     return Example((canvas,), tuple(turns[index] for index in order))
 
@@ -150,7 +149,7 @@ def chart(rng: Rng, split: Split, tile: int) -> Example:
         Turn(f"What colour is bar {letters[other]}?", str(colours[other]), "chart"),
         Turn("How many bars are there?", str(count), "chart"),
     ]
-    return Example((canvas,), tuple(_some(turns, 4, rng)))
+    return Example((canvas,), tuple(some(turns, 4, rng)))
 
 
 def compare(rng: Rng, split: Split, tile: int) -> Example:
@@ -171,9 +170,9 @@ def compare(rng: Rng, split: Split, tile: int) -> Example:
         Turn("What number is in the second picture?", texts[1], "compare"),
     ]
     if texts[0] != texts[1]:
-        larger = "first" if int(texts[0]) > int(texts[1]) else "second"
+        larger = _which(int(texts[0]) > int(texts[1]))
         turns.append(Turn("Which picture shows the larger number?", larger, "compare"))
-    return Example(tuple(pictures), tuple(_some(turns, 3, rng)))
+    return Example(tuple(pictures), tuple(some(turns, 3, rng)))
 
 
 def follow_up(rng: Rng, split: Split, tile: int) -> Example:
@@ -187,17 +186,11 @@ def follow_up(rng: Rng, split: Split, tile: int) -> Example:
     shape, colour, place = kinds[rng.integers(count)]
     if rng.random() < 0.5:
         first = Turn(f"Which shape is {colour}?", shape, "shape")
-        then = [
-            Turn("Where is it?", place, "follow-up"),
-            Turn("And how many shapes are there?", str(count), "follow-up"),
-        ]
+        then = Turn("Where is it?", place, "follow-up")
     else:
         first = Turn(f"Where is the {shape}?", place, "position")
-        then = [
-            Turn("What colour is it?", colour, "follow-up"),
-            Turn("And how many shapes are there?", str(count), "follow-up"),
-        ]
-    return Example((canvas,), (first, *_some(then, 2, rng)))
+        then = Turn("What colour is it?", colour, "follow-up")
+    return Example((canvas,), (first, then, Turn("And how many shapes are there?", str(count), "follow-up")))
 
 
 def arithmetic(rng: Rng, split: Split, tile: int) -> Example:
@@ -302,9 +295,7 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
     pictures, found = [], []
     for _ in range(2):
         canvas = blank(1, 1, tile, split, rng)
-        found.append(
-            _draw_objects(canvas, [_pair(rng, SHAPES, OBJECT_COLOURS) for _ in range(int(rng.integers(1, 7)))], rng)
-        )
+        found.append(_scatter(canvas, int(rng.integers(1, 7)), rng))
         pictures.append(canvas)
     turns = []
     if len(found[0]) != len(found[1]):
@@ -318,19 +309,26 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
     index = int(rng.integers(2))
     name = ("first", "second")[index]
     turns.append(Turn(f"How many shapes are in the {name} picture?", str(len(found[index])), "compare"))
-    return Example(tuple(pictures), tuple(_some(turns, 4, rng)))
+    return Example(tuple(pictures), tuple(some(turns, 4, rng)))
 
 
 def _which(first: bool) -> str:
     return "first" if first else "second"
 
 
-Kind = tuple[str, str, str]
-"""Shape, colour and place."""
+def _scatter(
+    canvas: Canvas,
+    count: int,
+    rng: Rng,
+    shapes: Sequence[str] = SHAPES,
+    colours: Sequence[str] = OBJECT_COLOURS,
+) -> list[Kind]:
+    """Draw so many objects of any of the shapes and colours."""
+    return _draw_objects(canvas, [(str(rng.choice(shapes)), str(rng.choice(colours))) for _ in range(count)], rng)
 
 
 def _draw_objects(canvas: Canvas, pairs: Sequence[tuple[str, str]], rng: Rng) -> list[Kind]:
-    """Draw objects in different places of nine; a colour that would not be seen there makes way for another place."""
+    """Draw objects in different places of nine."""
     width, height = canvas.size
     side = min(width, height)
     places = list(rng.permutation(9))
@@ -345,65 +343,8 @@ def _draw_objects(canvas: Canvas, pairs: Sequence[tuple[str, str]], rng: Rng) ->
     return kinds
 
 
-def _about_colours(kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
-    turns = []
-    for shape, colour, _ in kinds:
-        if sum(other == shape for other, _, _ in kinds) == 1:
-            turns.append(Turn(f"What colour is the {shape}?", colour, "colour"))
-        if sum(other == colour for _, other, _ in kinds) == 1:
-            turns.append(Turn(str(rng.choice([f"Which shape is {colour}?", f"What is {colour}?"])), shape, "shape"))
-    return _some(turns, 3, rng)
-
-
-def _about_places(canvas: Canvas, kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
-    turns = []
-    for (shape, colour, place), item in zip(kinds, canvas.items, strict=False):
-        if sum(other[:2] == (shape, colour) for other in kinds) > 1:
-            continue
-        alone = sum(other == shape for other, _, _ in kinds) == 1
-        name = shape if alone and rng.random() < 0.6 else f"{colour} {shape}"
-        turns.append(Turn(f"Where is the {name}?", place, "position"))
-        turns.append(Turn(f"What shape is at the {place}?", shape, "shape"))
-        tile = _tile_of(canvas, item.x, item.y, item.radius)
-        if tile is not None:
-            turns.append(Turn(f"Which tile holds the {name}?", f"tile {tile}", "tile"))
-    return _some(turns, 4, rng)
-
-
-def _about_counts(kinds: Sequence[Kind], rng: Rng) -> list[Turn]:
-    turns = [Turn("How many shapes are there?", str(len(kinds)), "count")]
-    shape, colour, _ = kinds[rng.integers(len(kinds))]
-    if rng.random() < 0.15:
-        shape = str(rng.choice(SHAPES))
-    if rng.random() < 0.15:
-        colour = str(rng.choice(OBJECT_COLOURS))
-    turns.append(Turn(f"How many {_plural(shape)} are there?", str(sum(kind[0] == shape for kind in kinds)), "count"))
-    turns.append(Turn(f"How many {colour} shapes are there?", str(sum(kind[1] == colour for kind in kinds)), "count"))
-    return _some(turns, 2, rng)
-
-
-def _tile_of(canvas: Canvas, x: float, y: float, radius: float) -> int | None:
-    """Number of the tile that holds a place well inside, from 1; None near a border or when there is one tile."""
-    if canvas.columns * canvas.rows == 1:
-        return None
-    width, height = canvas.size
-    across, down = x / width * canvas.columns, y / height * canvas.rows
-    margin = 0.12
-    if min(across % 1, 1 - across % 1, down % 1, 1 - down % 1) < margin:
-        return None
-    return int(down) * canvas.columns + int(across) + 1
-
-
-def _asked_text(kind: str, text: str, rng: Rng) -> Turn:
-    questions = {
-        "number": ("What number is shown?", "Read the number.", "Which number is written here?"),
-        "word": ("What word is shown?", "Read the word.", "What does the sign say?"),
-    }[kind]
-    return Turn(str(rng.choice(questions)), text, "ocr")
-
-
 def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng, *, pitch: float) -> str:
-    """Write text in a colour that stands out, half the time on a sign of its own; returns the colour."""
+    """Write text in a colour that stands out, two times in five on a sign of its own; returns the colour."""
     half = len(text) * max(tall * 0.85, pitch) / 2
     if rng.random() < 0.4:
         margin = tall * 0.45
@@ -411,21 +352,6 @@ def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng,
     colour = canvas.readable(x, y, max(half * 0.7, tall / 2), rng, TEXT_COLOURS)
     canvas.text(text, x, y, tall, colour, rng, pitch=pitch)
     return colour
-
-
-def _pair(rng: Rng, shapes: Sequence[str], colours: Sequence[str]) -> tuple[str, str]:
-    return str(rng.choice(shapes)), str(rng.choice(colours))
-
-
-def _plural(shape: str) -> str:
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
-
-
-def _some(turns: Sequence[Turn], count: int, rng: Rng) -> list[Turn]:
-    """At most `count` of the turns, in their order."""
-    if len(turns) <= count:
-        return list(turns)
-    return [turns[index] for index in sorted(rng.choice(len(turns), count, replace=False))]
 
 
 def _grid(rng: Rng) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nvlm_trt.miniature.canvas import COLOURS, SHAPES
-from nvlm_trt.miniature.scenes import PLACES
+from nvlm_trt.miniature.questions import PLACES
 from nvlm_trt.model.prompt import DEFAULT_SYSTEM
 from nvlm_trt.model.tiling import tile_tags
 from nvlm_trt.model.tokenizer import QWEN2_SPLIT

@@ -1,7 +1,8 @@
-"""The project's own small tokenizer, for synthetic checkpoints: byte-level BPE with Qwen2's special tokens.
+"""The project's own small tokenizers, for synthetic checkpoints and the miniature: Qwen2's BPE and special tokens.
 
-244 merges learned on a page of picture questions. Like Qwen2's it merges ``><`` and ``>`` with a newline, so that the
-traps of the real tokenizer are traps here too; ids differ, names do not.
+What differs are the merges. Those of synthetic checkpoints are 244, learned on a page of picture questions. Like
+Qwen2's they join ``><``, and ``>`` with a newline, so that the traps of the real tokenizer are traps here too; ids
+differ, names do not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The questions and pictures on which an engine is compared with the reference.
 
-No photograph is shipped: a picture of gradients, edges, texture and grain made by formula has what tiles of photographs
-have (large smooth areas, sharp borders, detail at every scale), and every machine makes the same bytes.
+Pictures are made by formula, of gradients, edges, texture and grain: they have what tiles of photographs have (large
+smooth areas, sharp borders, detail at every scale), and every machine makes the same bytes. Samples of a task bring
+their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from nvlm_trt.eval.answer import read_images
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.image import read_image
@@ -125,7 +127,7 @@ def sample_case(sample: Sample, config: NvlmConfig, tokenizer: NvlmTokenizer, li
     Raises:
         ImageRejected: an image cannot be read.
     """
-    pictures = tuple(read_image(path.read_bytes()) for path in sample.images)
+    pictures = tuple(map(read_image, read_images(sample)))
     blocks = [_tiles([picture], config, limits) for picture in pictures]
     prompt = build_prompt(
         tokenizer,

@@ -11,7 +11,8 @@ import pytest
 from nvlm_trt.miniature import scenes
 from nvlm_trt.miniature.assets import Split, fonts, photographs, words
 from nvlm_trt.miniature.canvas import SHAPES, luma
-from nvlm_trt.miniature.scenes import PLACES, Example, Scene
+from nvlm_trt.miniature.questions import PLACES
+from nvlm_trt.miniature.scenes import Example, Scene
 from nvlm_trt.model.tiling import plan_grid
 
 TILE = 112

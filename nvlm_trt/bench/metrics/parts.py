@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nvlm_trt.bench.metrics.base import Measured, Metric
 from nvlm_trt.bench.metrics.load import token_seconds
@@ -60,7 +60,7 @@ class VisionShare(Metric):
     def samples(self, measured: Measured) -> list[float]:
         """One number a request."""
         ceiling = measured.product_ceiling(measured.work.vision_arithmetic) if measured.work else None
-        return [] if ceiling is None else [1e11 * rate / ceiling for rate in VisionRate().samples(measured)]
+        return _shares(VisionRate().samples(measured), ceiling)
 
 
 class PrefillRate(Metric):
@@ -89,7 +89,7 @@ class PrefillShare(Metric):
     def samples(self, measured: Measured) -> list[float]:
         """One number a request."""
         ceiling = measured.product_ceiling(measured.work.decoder_arithmetic) if measured.work else None
-        return [] if ceiling is None else [1e11 * rate / ceiling for rate in PrefillRate().samples(measured)]
+        return _shares(PrefillRate().samples(measured), ceiling)
 
 
 class DecodeBandwidth(Metric):
@@ -123,7 +123,12 @@ class DecodeShare(Metric):
     def samples(self, measured: Measured) -> list[float]:
         """One number a request."""
         ceiling = measured.read_ceiling
-        return [] if ceiling is None else [1e11 * rate / ceiling for rate in DecodeBandwidth().samples(measured)]
+        return _shares(DecodeBandwidth().samples(measured), ceiling)
+
+
+def _shares(rates: Sequence[float], ceiling: float | None) -> list[float]:
+    """Rates in 10^9 a second as per cent of a ceiling a second; none where it was not measured."""
+    return [] if ceiling is None else [1e11 * rate / ceiling for rate in rates]
 
 
 def seen_tiles(measured: Measured) -> Iterator[tuple[int, float]]:
