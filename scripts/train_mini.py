@@ -11,7 +11,8 @@ Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language
     vision      the encoder learns, through heads that are thrown away, what every patch shows; frozen ever after
     text        the decoder learns the template, sums and copying
     projector   the projector alone, decoder and encoder frozen
-    together    decoder and projector
+    reading     decoder and projector, on pictures of one tile
+    together    decoder and projector, on pictures of up to six tiles
     export      a checkpoint in the release's layout: names, F32 and BF16, dummy heads, shards, index, tokenizer
 
 State lies in DIR as safetensors, curves as log.jsonl and curves.png. Products are in bfloat16, weights in float32.
@@ -38,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from nvlm_trt.miniature.assets import Split
 from nvlm_trt.miniature.conversations import Conversation, batches
 from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, PLACES, SHAPE_NAMES, SLOTS, label
-from nvlm_trt.miniature.scenes import SCENES, SEEN, arithmetic, copying
+from nvlm_trt.miniature.scenes import ONE_TILE_SCENES, SCENES, SEEN, Shares, arithmetic, copying
 from nvlm_trt.miniature.vocabulary import learn_merges
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
 from nvlm_trt.model.mini_tokenizer import tokenizer_size, write_tokenizer
@@ -82,28 +83,40 @@ HEADS = {
 """Classes of the heads that the encoder is trained through, 0 being nothing."""
 NOTHING_KEPT = 0.2
 """Share of the patches that show nothing which count in the loss."""
-TEXT_ALONE = ((arithmetic, 0.6), (copying, 0.4))
+TEXT_ALONE: Shares = ((arithmetic, 0.6), (copying, 0.4))
 SAVE_EVERY, LOG_EVERY = 250, 50
-MUON_FACTOR = 20.0
-"""Muon's learning rate to AdamW's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase: steps, peak learning rate, tiles (vision) or conversations a step, the seed of its data."""
+    """A phase of training.
+
+    Attributes:
+        name: Of its state and in the log.
+        steps: How many.
+        rate: AdamW's peak learning rate.
+        muon: Muon's peak learning rate, of the matrices in layers. At 0.02 the decoder unlearned to copy and learned
+            nothing else: a conversation has few tokens of answers, and Muon's steps are as long however noisy they are.
+        batch: Tiles (vision) or conversations a step.
+        seed: Of its data.
+        scenes: What its conversations are about.
+    """
 
     name: str
     steps: int
     rate: float
+    muon: float
     batch: int
     seed: int
+    scenes: Shares = ()
 
 
 PHASES = (
-    Phase("vision", 9000, 1e-3, 64, 1),
-    Phase("text", 400, 1e-3, 48, 2),
-    Phase("projector", 300, 1e-3, 24, 3),
-    Phase("together", 9000, 1e-3, 24, 4),
+    Phase("vision", 9000, 1e-3, 0.02, 64, 1),
+    Phase("text", 400, 1e-3, 0.02, 48, 2, TEXT_ALONE),
+    Phase("projector", 300, 1e-3, 0.0, 24, 3, SCENES),
+    Phase("reading", 4000, 1e-3, 0.004, 32, 4, ONE_TILE_SCENES),
+    Phase("together", 3500, 1e-3, 0.004, 24, 5, SCENES),
 )
 
 
@@ -311,9 +324,8 @@ class Stream(torch.utils.data.IterableDataset[list[Conversation]]):
 
     def __iter__(self) -> Iterator[list[Conversation]]:
         phase, first, tokenizer = self._arguments
-        scenes = TEXT_ALONE if phase.name == "text" else SCENES
         yield from batches(
-            phase.seed, first, size=phase.batch, split="train", tokenizer=tokenizer, config=CONFIG, scenes=scenes
+            phase.seed, first, size=phase.batch, split="train", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes
         )
 
 
@@ -336,7 +348,7 @@ def train(
     rates = [(torch.optim.AdamW([parameters[name] for name in rest], betas=(0.9, 0.98), weight_decay=0.01), 1.0)]
     if flat:
         muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
-        rates.append((muon, MUON_FACTOR))
+        rates.append((muon, phase.muon / phase.rate))
     first = _restore(state, parameters, rates)
     frozen = {name: value.bfloat16() for name, value in weights.items() if name not in parameters}
     stream, started, total = data(first), time.monotonic(), {}
@@ -413,7 +425,7 @@ def main() -> None:
     write_tokenizer(work, merges)
     tokenizer = NvlmTokenizer.load(work)
     files = [render(work, "train", number, SHARD_SCENES) for number in range(SHARDS)] if "pictures" in todo else []
-    vision, text, projector, together = PHASES
+    vision, text, projector, reading, together = PHASES
     width = CONFIG.projector_in
     heads = {}
     for name, classes in HEADS.items():
@@ -434,7 +446,8 @@ def main() -> None:
     weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     decoder, projecting = decoder_tensors(CONFIG), projector_tensors(CONFIG)
     weights |= initial(decoder | projecting, 13)
-    for phase, learned in ((text, decoder), (projector, projecting), (together, decoder | projecting)):
+    both = decoder | projecting
+    for phase, learned in ((text, decoder), (projector, projecting), (reading, both), (together, both)):
         if phase.name in todo:
             weights = train(
                 work,

@@ -1,13 +1,14 @@
 """Pictures with questions whose answers need looking, and questions without pictures; every scene is drawn from a seed.
 
-A scene gives its questions as one conversation. `Example.turns` of training holds several; the tests ask one, or a
-follow-up after one.
+A scene gives its questions as one conversation, in random order. `Example.turns` of training holds several; the tests
+ask one, or a follow-up after one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -25,8 +26,10 @@ from nvlm_trt.miniature.questions import (
     some,
 )
 
-GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3))
-GRID_SHARES = (0.5, 0.08, 0.08, 0.14, 0.1, 0.1)
+Grids = tuple[tuple[tuple[int, int], float], ...]
+"""Columns and rows of tiles that a picture is drawn for, and their shares."""
+GRIDS: Grids = (((1, 1), 0.5), ((2, 1), 0.08), ((1, 2), 0.08), ((2, 2), 0.14), ((3, 2), 0.1), ((2, 3), 0.1))
+ONE_TILE: Grids = (((1, 1), 1.0),)
 WIDE_GRIDS = ((3, 2), (2, 3))
 TEXT_COLOURS = tuple(COLOURS)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -45,21 +48,21 @@ class Example:
     turns: tuple[Turn, ...]
 
 
-def objects(rng: Rng, split: Split, tile: int) -> Example:
+def objects(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     """Shapes in colours on a loose grid of nine places: colour, shape, position, counting, which tile."""
-    columns, rows = _grid(rng)
+    columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     count = int(rng.integers(1, 9))
     some_shapes = list(map(str, rng.choice(SHAPES, min(len(SHAPES), int(rng.integers(1, 5))), replace=False)))
     some_colours = list(map(str, rng.choice(OBJECT_COLOURS, int(rng.integers(1, 5)), replace=False)))
     kinds = _scatter(canvas, count, rng, some_shapes, some_colours)
     turns = [*about_colours(kinds, rng), *about_places(canvas, kinds, rng), *about_counts(kinds, rng)]
-    return Example((canvas,), tuple(some(turns, 5, rng)))
+    return Example((canvas,), tuple(some(turns, 8, rng)))
 
 
-def signs(rng: Rng, split: Split, tile: int) -> Example:
+def signs(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     """A number, a word or both, large enough to read in the thumbnail."""
-    columns, rows = _grid(rng)
+    columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     width, height = canvas.size
     both = bool(rng.random() < 0.5)
@@ -83,7 +86,7 @@ def signs(rng: Rng, split: Split, tile: int) -> Example:
             )
     if not both and rng.random() < 0.5:
         turns.append(Turn("Is there a number or a word?", kinds[0], "shape"))
-    return Example((canvas,), tuple(some(turns, 4, rng)))
+    return Example((canvas,), tuple(some(turns, 6, rng)))
 
 
 def tiny(rng: Rng, split: Split, tile: int) -> Example:
@@ -111,14 +114,14 @@ def tiny(rng: Rng, split: Split, tile: int) -> Example:
     turns = [Turn(question, text, "tiny")]
     others = [Turn("Which tile holds the tiny number?", f"tile {row * columns + column + 1}", "tile")]
     others += [*about_colours(kinds, rng), *about_places(canvas, kinds, rng)]
-    turns += some(others, 2, rng)
+    turns += some(others, 4, rng)
     order = rng.permutation(len(turns))
     return Example((canvas,), tuple(turns[index] for index in order))
 
 
-def chart(rng: Rng, split: Split, tile: int) -> Example:
+def chart(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     """A bar chart: letters below, values above the bars."""
-    columns, rows = _grid(rng)
+    columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng, busy=False)
     width, height = canvas.size
     count = int(rng.integers(2, 5))
@@ -149,7 +152,7 @@ def chart(rng: Rng, split: Split, tile: int) -> Example:
         Turn(f"What colour is bar {letters[other]}?", str(colours[other]), "chart"),
         Turn("How many bars are there?", str(count), "chart"),
     ]
-    return Example((canvas,), tuple(some(turns, 4, rng)))
+    return Example((canvas,), tuple(some(turns, 6, rng)))
 
 
 def compare(rng: Rng, split: Split, tile: int) -> Example:
@@ -175,9 +178,9 @@ def compare(rng: Rng, split: Split, tile: int) -> Example:
     return Example(tuple(pictures), tuple(some(turns, 3, rng)))
 
 
-def follow_up(rng: Rng, split: Split, tile: int) -> Example:
+def follow_up(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     """Questions that lean on the one before."""
-    columns, rows = _grid(rng)
+    columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     count = int(rng.integers(2, 6))
     shapes = rng.permutation(SHAPES)[:count]
@@ -190,13 +193,14 @@ def follow_up(rng: Rng, split: Split, tile: int) -> Example:
     else:
         first = Turn(f"Where is the {shape}?", place, "position")
         then = Turn("What colour is it?", colour, "follow-up")
-    return Example((canvas,), (first, then, Turn("And how many shapes are there?", str(count), "follow-up")))
+    more = some((then, Turn("And how many shapes are there?", str(count), "follow-up")), 2, rng)
+    return Example((canvas,), (first, *more))
 
 
 def arithmetic(rng: Rng, split: Split, tile: int) -> Example:
     """Sums and differences."""
     turns = []
-    for _ in range(3):
+    for _ in range(5):
         left, right = int(rng.integers(0, 21)), int(rng.integers(0, 21))
         if rng.random() < 0.5:
             turns.append(Turn(f"What is {left} plus {right}?", str(left + right), "text"))
@@ -208,7 +212,7 @@ def arithmetic(rng: Rng, split: Split, tile: int) -> Example:
 def copying(rng: Rng, split: Split, tile: int) -> Example:
     """Words and numbers to be repeated."""
     turns = []
-    for _ in range(3):
+    for _ in range(5):
         said = " ".join(word(rng, split) if rng.random() < 0.5 else number(rng) for _ in range(int(rng.integers(1, 3))))
         turns.append(Turn(f"Repeat: {said}", said, "text"))
     return Example((), tuple(turns))
@@ -219,7 +223,7 @@ def dense(rng: Rng, split: Split, tile: int) -> Canvas:
 
     Nothing covers anything: a label of what cannot be seen would teach the encoder to guess.
     """
-    columns, rows = _grid(rng)
+    columns, rows = _grid(rng, GRIDS)
     canvas = blank(columns, rows, tile, split, rng)
     width, height = canvas.size
     gap = 4 * canvas.scale
@@ -259,6 +263,16 @@ SCENES: Shares = (
     (arithmetic, 0.06),
     (copying, 0.04),
 )
+ONE_TILE_SCENES: Shares = (
+    (partial(objects, grids=ONE_TILE), 0.28),
+    (partial(signs, grids=ONE_TILE), 0.36),
+    (partial(chart, grids=ONE_TILE), 0.1),
+    (compare, 0.09),
+    (partial(follow_up, grids=ONE_TILE), 0.07),
+    (arithmetic, 0.06),
+    (copying, 0.04),
+)
+"""The easier half: one tile a picture."""
 
 
 def draw(rng: Rng, split: Split, tile: int, scenes: Shares = SCENES) -> Example:
@@ -309,7 +323,7 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
     index = int(rng.integers(2))
     name = ("first", "second")[index]
     turns.append(Turn(f"How many shapes are in the {name} picture?", str(len(found[index])), "compare"))
-    return Example(tuple(pictures), tuple(some(turns, 4, rng)))
+    return Example(tuple(pictures), tuple(some(turns, 6, rng)))
 
 
 def _which(first: bool) -> str:
@@ -354,5 +368,7 @@ def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng,
     return colour
 
 
-def _grid(rng: Rng) -> tuple[int, int]:
-    return GRIDS[rng.choice(len(GRIDS), p=GRID_SHARES)]
+def _grid(rng: Rng, grids: Grids) -> tuple[int, int]:
+    sizes, shares = zip(*grids, strict=True)
+    size: tuple[int, int] = sizes[rng.choice(len(sizes), p=shares)]
+    return size

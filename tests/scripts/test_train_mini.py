@@ -98,7 +98,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
     monkeypatch.setattr(train_mini, "SAVE_EVERY", 2)
     monkeypatch.setattr(train_mini, "LOG_EVERY", 2)
     first = {"a.layers.0.w": torch.ones(4, 3), "b": torch.ones(3), "c": torch.ones(3)}
-    phase = train_mini.Phase("toy", 8, 0.01, 1, 1)
+    phase = train_mini.Phase("toy", 8, 0.01, 0.2, 1, 1)
 
     def data(start: int, stop: int = 99) -> Iterator[int]:
         for step in range(start, 99):
