@@ -45,8 +45,8 @@ from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
 from nvlm_trt.model.mini_tokenizer import tokenizer_size, write_tokenizer
 from nvlm_trt.model.reference.decoder import rope_table, rotate
 from nvlm_trt.model.reference.vision import PROJECTOR_NORM_EPS, normalise, pixel_shuffle
+from nvlm_trt.model.release import ReleaseSpec, write_release
 from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, TensorSpec
-from nvlm_trt.model.synthetic import SyntheticSpec, write_release
 from nvlm_trt.model.tensors import (
     DECODER_PREFIX,
     PROJECTOR_PREFIX,
@@ -468,7 +468,7 @@ def main() -> None:
 
 def export(out: Path, weights: Weights, merges: str) -> None:
     """Write the checkpoint: dummy heads appended as zeros, dtypes and shards of the release."""
-    spec = SyntheticSpec(CONFIG, DUMMY_HEADS, 4_000_000)
+    spec = ReleaseSpec(CONFIG, DUMMY_HEADS, 4_000_000)
     write_release(
         out, spec, lambda tensor: [padded(weights[tensor.name], tensor).to(TORCH_DTYPES[tensor.dtype])], merges
     )

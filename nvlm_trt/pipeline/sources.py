@@ -10,7 +10,8 @@ from nvlm_trt.environment.capability import refusals
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.miniature import shipped
 from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, TensorInfo
-from nvlm_trt.model.synthetic import TINY, SyntheticSpec
+from nvlm_trt.model.release import ReleaseSpec
+from nvlm_trt.model.synthetic import TINY
 from nvlm_trt.model.tensors import expected_tensors
 from nvlm_trt.model.tiling import most_tiles
 from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
@@ -33,7 +34,7 @@ class Sources:
 
     recipe: BuildRecipe
     checkpoint: Checkpoint
-    synthetic: SyntheticSpec | None
+    synthetic: ReleaseSpec | None
 
     @property
     def max_seq_len(self) -> int:
@@ -120,7 +121,7 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
     return Sources(recipe, Checkpoint.open(shipped.resolve(recipe.checkpoint, shipped.FOLDER)), None)
 
 
-def planned_checkpoint(directory: Path, spec: SyntheticSpec) -> Checkpoint:
+def planned_checkpoint(directory: Path, spec: ReleaseSpec) -> Checkpoint:
     """The headers of a synthetic checkpoint before it is written: enough to plan with, not to read values."""
     file = directory / SINGLE_NAME
     tensors = {}
@@ -132,7 +133,7 @@ def planned_checkpoint(directory: Path, spec: SyntheticSpec) -> Checkpoint:
     return Checkpoint(directory, spec.config, tensors)
 
 
-def _synthetic_spec(checkpoint: str) -> SyntheticSpec:
+def _synthetic_spec(checkpoint: str) -> ReleaseSpec:
     size = checkpoint.removeprefix(SYNTHETIC_PREFIX)
     if size not in SYNTHETIC_SPECS:
         known = ", ".join(SYNTHETIC_PREFIX + name for name in SYNTHETIC_SPECS)

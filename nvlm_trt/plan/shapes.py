@@ -7,8 +7,9 @@ from pathlib import Path
 
 from nvlm_trt.model.checkpoint import SINGLE_NAME, Checkpoint, TensorInfo
 from nvlm_trt.model.config import NvlmConfig, load_config
+from nvlm_trt.model.release import F32_PARTS
 from nvlm_trt.model.safetensors_stream import TensorSpec
-from nvlm_trt.model.synthetic import F32_PARTS, like_72b
+from nvlm_trt.model.synthetic import like_72b
 from nvlm_trt.model.tensors import expected_tensors
 
 RELEASE = "NVLM-D-72B"

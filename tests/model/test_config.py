@@ -11,7 +11,8 @@ import pytest
 
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.config import load_config, parse_config
-from nvlm_trt.model.synthetic import TINY, like_72b, release_config
+from nvlm_trt.model.release import release_config
+from nvlm_trt.model.synthetic import TINY, like_72b
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

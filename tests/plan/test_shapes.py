@@ -9,7 +9,7 @@ import pytest
 
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.synthetic import release_config
+from nvlm_trt.model.release import release_config
 from nvlm_trt.plan.shapes import planned_shapes
 
 

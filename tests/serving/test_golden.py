@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.model.synthetic import like_72b, release_config, tiny_spec
+from nvlm_trt.model.release import release_config
+from nvlm_trt.model.synthetic import like_72b, tiny_spec
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
 from nvlm_trt.serving.spec import ServingSpec
@@ -39,9 +40,10 @@ def renewing() -> bool:
 
 def test_every_recipe_has_a_golden_repository_and_no_other() -> None:
     if renewing():
-        for folder in GOLDEN.glob("*"):
-            shutil.rmtree(folder)
-        return
+        for folder in GOLDEN.iterdir():
+            if folder.name not in RECIPES:
+                shutil.rmtree(folder)
+        pytest.skip("repositories of recipes that are gone are removed")
     assert sorted(folder.name for folder in GOLDEN.iterdir()) == RECIPES
 
 
@@ -50,6 +52,7 @@ def test_the_repository_of_a_recipe(recipe: str, tmp_path: Path) -> None:
     made = repository(recipe, tmp_path)
     folder = GOLDEN / recipe
     if renewing():
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name, text in made.items():
             (folder / f"{name}.pbtxt").write_text(text, encoding="utf-8")

@@ -12,20 +12,21 @@ import pytest
 from PIL import Image
 
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.synthetic import SyntheticSpec, tiny_spec, write_synthetic
+from nvlm_trt.model.release import ReleaseSpec
+from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.model.tiling import TileGrid, cut_tiles
 from nvlm_trt.vision.build_cpu import build_vision_cpu
 from nvlm_trt.vision.export import export_vision
 
 
-def unusual_spec() -> SyntheticSpec:
+def unusual_spec() -> ReleaseSpec:
     """Heads of 24 values (whose scale is no power of two), patches of 7 pixels, odd widths."""
     spec = tiny_spec(tile_size=56, dummy_heads=2, hidden_size=48, intermediate_size=88, decoder_layers=1)
     vision = replace(spec.config.vision, hidden_size=72, num_heads=3, intermediate_size=100, patch_size=7)
     return replace(spec, config=replace(spec.config, vision=vision))
 
 
-SPECS: dict[str, SyntheticSpec] = {
+SPECS: dict[str, ReleaseSpec] = {
     "five heads and three dummies": tiny_spec(tile_size=112, decoder_layers=1),
     "seven heads and no dummy": tiny_spec(
         tile_size=56, vision_heads=7, dummy_heads=0, vision_layers=1, decoder_layers=1, max_shard_bytes=None

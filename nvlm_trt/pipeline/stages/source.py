@@ -32,7 +32,7 @@ def synth(sources: Sources) -> Stage:
         inputs=(),
         outputs=(CHECKPOINT_FOLDER,),
         parts={"spec": dataclasses.asdict(spec), "seed": 0},
-        modules=("nvlm_trt.model.synthetic",),
+        modules=("nvlm_trt.model.release", "nvlm_trt.model.synthetic"),
         tools=("torch",),
         run=run,
         estimate=Estimate(sources.checkpoint.nbytes, BASE_BYTES),
