@@ -1,10 +1,10 @@
 #!/bin/sh
-# Ask a served NVLM-D about a photograph with curl: examples/curl.sh HOST:PORT PHOTOGRAPH [QUESTION]   (HTTP port)
+# Ask a served NVLM-D about a picture with curl: examples/curl.sh HOST:PORT PICTURE QUESTION   (HTTP port)
 set -eu
 url="http://$1/v2/models/nvlm"
-question="${3:-What is in this picture?}"
+question="$3"
 
-# JSON carries the photograph as base64 text. The body goes through a file: an argument could not hold it.
+# JSON carries the picture as base64 text. The body goes through a file: an argument could not hold it.
 body="$(mktemp)"
 trap 'rm -f "$body"' EXIT
 printf '{"text_input": "%s", "image_bytes": ["%s"], "max_tokens": 32, "stream": false}' \

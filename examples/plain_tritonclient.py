@@ -1,4 +1,4 @@
-"""Ask a served NVLM-D with nothing but tritonclient: python plain_tritonclient.py HOST:PORT PHOTOGRAPH (gRPC port)."""
+"""Ask a served NVLM-D with nothing but tritonclient: plain_tritonclient.py HOST:PORT PICTURE QUESTION (gRPC port)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def tensor(name: str, values: np.ndarray, datatype: str) -> triton.InferInput:
     return made
 
 
-def main(url: str, photograph: str) -> None:
+def main(url: str, picture: str, question: str) -> None:
     """Print the answer as it comes."""
     inputs = [
-        tensor("text_input", np.array([b"What is in this picture?"], dtype=np.object_), "BYTES"),
-        tensor("image_bytes", np.array([Path(photograph).read_bytes()], dtype=np.object_), "BYTES"),
+        tensor("text_input", np.array([question.encode()], dtype=np.object_), "BYTES"),
+        tensor("image_bytes", np.array([Path(picture).read_bytes()], dtype=np.object_), "BYTES"),
         tensor("max_tokens", np.array([32], dtype=np.int32), "INT32"),
         tensor("stream", np.array([True]), "BOOL"),
     ]

@@ -4,7 +4,7 @@
 #   scripts/build_engines.sh                                       the default recipe, on any laptop
 #   scripts/build_engines.sh RECIPE --checkpoint DIR [OPTION ...]  a recipe of yours; options of `nvlm-trt build`
 #
-# Makes .venv and installs on the first run, builds engines/<recipe>/, starts its server, asks about a photograph,
+# Makes .venv and installs on the first run, builds engines/<recipe>/, starts its server, asks about a picture,
 # prints the answer and where everything lies, and stops the server. A killed run resumes where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,15 +33,12 @@ trap 'kill -TERM "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
 read -r ready <&"${SERVER[0]}"
 url=$(member grpc <<<"$ready")
 
-photograph=examples/coffee.jpg
-question="What is in this picture?"
-echo "Photograph: $photograph"
-echo "Question:   $question"
-printf 'Answer:     '
-nvlm-trt chat --url "$url" --image "$photograph" --prompt "$question" --max-tokens 32
-if [ -d "$engine/checkpoint" ]; then
-    echo "(The checkpoint is a random one that the build made: its words mean nothing yet, all else is real.)"
-fi
+picture=examples/cup.png
+question="What is the tiny number?"
+echo "Picture:  $picture"
+echo "Question: $question"
+printf 'Answer:   '
+nvlm-trt chat --url "$url" --image "$picture" --prompt "$question" --max-tokens 32
 
 echo
 echo "Everything lies in $engine (manifest.json says what was built; verify.json how exact it is)."

@@ -16,6 +16,7 @@ Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language
     export      a checkpoint in the release's layout: names, F32 and BF16, dummy heads, shards, index, tokenizer
 
 State lies in DIR as safetensors, curves as log.jsonl and curves.png. Products are in bfloat16, weights in float32.
+A GPU is used where there is one, or what --device names.
 """
 
 from __future__ import annotations
@@ -168,8 +169,8 @@ def project(weights: Weights, shuffled: torch.Tensor) -> torch.Tensor:
 def decode(weights: Weights, x: torch.Tensor) -> torch.Tensor:
     """Embedded sequences [n, t, hidden], padded on the right, to normalised hidden states of the same shape."""
     decoder, (count, length, hidden) = CONFIG.decoder, x.shape
-    cos, sin = rope_table(decoder.head_dim, decoder.rope_theta, 0, length, x.dtype)
-    future = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)
+    cos, sin = (part.to(x.device) for part in rope_table(decoder.head_dim, decoder.rope_theta, 0, length, x.dtype))
+    future = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
     for index in range(decoder.num_layers):
         layer = decoder_layer(index)
         names = f"{layer}self_attn."
@@ -229,15 +230,15 @@ def waves(side: int, width: int) -> torch.Tensor:
 
 def vision_loss(weights: Weights, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of what every patch shows; of the patches that show nothing a share counts."""
-    generator = torch.Generator().manual_seed(int(batch["step"]))
-    features = encode(weights, normalise(batch["tiles"].numpy()).bfloat16())
+    generator, device = torch.Generator().manual_seed(int(batch["step"])), _device(weights)
+    features = encode(weights, normalise(batch["tiles"].numpy()).bfloat16().to(device))
     features = F.layer_norm(features, features.shape[-1:])
-    loss, figures = torch.zeros(()), {}
+    loss, figures = torch.zeros((), device=device), {}
     for name, classes in HEADS.items():
         logits = F.linear(features, weights[f"head.{name}.weight"], weights[f"head.{name}.bias"])
         wanted = _as_tokens(batch[name].long()).flatten()
         counted = (wanted > 0) | ((wanted == 0) & (torch.rand(wanted.shape, generator=generator) < NOTHING_KEPT))
-        logits, wanted = logits.reshape(-1, classes)[counted].float(), wanted[counted]
+        logits, wanted = logits.reshape(-1, classes)[counted.to(device)].float(), wanted[counted].to(device)
         loss = loss + F.cross_entropy(logits, wanted) * (2 if name == "characters" else 1)
         right, there = logits.argmax(dim=-1) == wanted, wanted > 0
         figures[name] = float((right & there).sum() / there.sum().clamp(min=1))
@@ -262,18 +263,24 @@ def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tens
     for row, each in enumerate(batch):
         ids[row, : len(each.ids)] = torch.from_numpy(each.ids)
         learned[row, : len(each.ids)] = torch.from_numpy(each.answers)
+    device = _device(weights)
+    ids, learned = ids.to(device), learned.to(device)
     visual = ids >= CONFIG.decoder.vocab_size
     x = F.embedding(ids.masked_fill(visual, 0), weights[f"{DECODER_PREFIX}model.embed_tokens.weight"])
     if bool(visual.any()):
         tiles = np.concatenate([each.tiles for each in batch])
         with torch.no_grad():
-            features = torch.cat([encode(weights, part.bfloat16()) for part in normalise(tiles).split(64)])
+            features = torch.cat([encode(weights, part.bfloat16().to(device)) for part in normalise(tiles).split(64)])
         x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features))
     before = learned[:, 1:].nonzero(as_tuple=True)
     logits = F.linear(decode(weights, x)[before], weights[f"{DECODER_PREFIX}lm_head.weight"]).float()
     wanted = ids[before[0], before[1] + 1]
     right = logits.argmax(dim=-1) == wanted
     return F.cross_entropy(logits, wanted), {"token_accuracy": float(right.float().mean())}
+
+
+def _device(weights: Weights) -> torch.device:
+    return next(iter(weights.values())).device
 
 
 # Data.
@@ -339,10 +346,11 @@ def train(
     learned: list[str],
     loss_of: Callable[[Weights, object], tuple[torch.Tensor, dict[str, float]]],
     data: Callable[[int], Iterator[object]],
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Train the weights named in `learned` and return all of them; state is kept in `work` and taken up again."""
     state = work / f"{phase.name}.safetensors"
-    parameters = {name: weights[name].clone().requires_grad_() for name in learned}
+    parameters = {name: weights[name].to(device, copy=True).requires_grad_() for name in learned}
     flat = [name for name in learned if parameters[name].ndim == 2 and ".layers." in name]
     rest = [name for name in learned if name not in set(flat)]
     rates = [(torch.optim.AdamW([parameters[name] for name in rest], betas=(0.9, 0.98), weight_decay=0.01), 1.0)]
@@ -350,7 +358,7 @@ def train(
         muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
         rates.append((muon, phase.muon / phase.rate))
     first = _restore(state, parameters, rates)
-    frozen = {name: value.bfloat16() for name, value in weights.items() if name not in parameters}
+    frozen = {name: value.bfloat16().to(device) for name, value in weights.items() if name not in parameters}
     stream, started, total = data(first), time.monotonic(), {}
     for step in range(first, phase.steps):
         share = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps))
@@ -377,7 +385,7 @@ def train(
             total = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == phase.steps:
             _save(state, parameters, rates, step + 1)
-    return weights | {name: value.detach() for name, value in parameters.items()}
+    return weights | {name: value.detach().cpu() for name, value in parameters.items()}
 
 
 def _save(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int) -> None:
@@ -403,7 +411,9 @@ def _restore(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Opti
                 continue
             for optimiser, _ in rates:
                 if any(parameters[name] is value for group in optimiser.param_groups for value in group["params"]):
-                    optimiser.state[parameters[name]][key] = file.get_tensor(saved)
+                    moment = file.get_tensor(saved)
+                    # AdamW counts its steps on the CPU, whatever the device of its moments
+                    optimiser.state[parameters[name]][key] = moment if key == "step" else moment.to(parameters[name])
         return int(file.metadata()["step"])
 
 
@@ -414,6 +424,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory of the state")
     parser.add_argument("--until", choices=names, default="export", help="the last phase to run")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the products")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="the checkpoint directory to make; default: WORK/nvlm-d-mini")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -442,6 +453,7 @@ def main() -> None:
             list(shapes),
             vision_loss,
             lambda first: shard_batches(files, vision.batch, vision.seed, first),
+            options.device,
         )
     weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     decoder, projecting = decoder_tensors(CONFIG), projector_tensors(CONFIG)
@@ -460,6 +472,7 @@ def main() -> None:
                         Stream(phase, first, tokenizer), batch_size=None, num_workers=1, prefetch_factor=8
                     )
                 ),
+                options.device,
             )
     if "export" in todo:
         export(options.output or work / "nvlm-d-mini", weights, merges)

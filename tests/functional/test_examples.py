@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+QUESTION = "What is in this picture?"
 
 
 @pytest.fixture
@@ -24,13 +25,17 @@ def photograph(tmp_path: Path, jpeg) -> Path:
 def answer(client, photograph) -> str:
     from nvlm_trt.client import Options
 
-    return client.generate("What is in this picture?", images=[photograph], options=Options(max_tokens=32)).text
+    return client.generate(QUESTION, images=[photograph], options=Options(max_tokens=32)).text
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_curl(server, photograph, answer):
     ran = subprocess.run(
-        [EXAMPLES / "curl.sh", server.http_url, photograph], capture_output=True, text=True, timeout=60, check=True
+        [EXAMPLES / "curl.sh", server.http_url, photograph, QUESTION],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     whole, *events = [line for line in ran.stdout.splitlines() if line]
     assert json.loads(whole)["text_output"] == answer
@@ -39,13 +44,13 @@ def test_curl(server, photograph, answer):
 
 
 def test_plain_tritonclient(server, photograph, answer):
-    command = [sys.executable, EXAMPLES / "plain_tritonclient.py", server.grpc_url, photograph]
+    command = [sys.executable, EXAMPLES / "plain_tritonclient.py", server.grpc_url, photograph, QUESTION]
     ran = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert ran.stdout.decode() == answer + "\n"
 
 
 def test_chat(server, photograph, answer):
     command = [sys.executable, "-m", "nvlm_trt.cli.main", "chat", "--url", server.grpc_url]
-    command += ["--prompt", "What is in this picture?", "--image", str(photograph), "--max-tokens", "32"]
+    command += ["--prompt", QUESTION, "--image", str(photograph), "--max-tokens", "32"]
     ran = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert ran.stdout.decode() == answer + "\n"

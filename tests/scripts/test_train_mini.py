@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from nvlm_trt.miniature.conversations import Conversation, tokenise
+from nvlm_trt.miniature.scenes import arithmetic, objects
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.mini_tokenizer import write_tokenizer
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference, normalise
 from nvlm_trt.model.tensors import decoder_tensors, projector_tensors, vision_tensors
+from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_mini.py"
 
@@ -74,22 +78,32 @@ def test_what_is_trained_computes_what_the_reference_computes(
     assert torch.allclose(logits, reference.logits(ids, table), atol=1e-4)
 
 
-def test_padding_on_the_right_changes_no_loss(
-    train_mini: ModuleType, weights: dict[str, torch.Tensor], tmp_path
-) -> None:
-    from nvlm_trt.miniature.conversations import tokenise
-    from nvlm_trt.miniature.scenes import arithmetic, objects
-    from nvlm_trt.model.mini_tokenizer import write_tokenizer
-    from nvlm_trt.model.tokenizer import NvlmTokenizer
-
+@pytest.fixture
+def batch(train_mini: ModuleType, tmp_path: Path) -> list[Conversation]:
     write_tokenizer(tmp_path, train_mini.learn_merges(train_mini.MAX_MERGES))
     tokenizer = NvlmTokenizer.load(tmp_path)
     examples = [scene(np.random.default_rng(2), "train", 112) for scene in (arithmetic, objects)]
-    batch = [tokenise(example, tokenizer, train_mini.CONFIG) for example in examples]
+    return [tokenise(example, tokenizer, train_mini.CONFIG) for example in examples]
+
+
+def test_padding_on_the_right_changes_no_loss(
+    train_mini: ModuleType, weights: dict[str, torch.Tensor], batch: list[Conversation]
+) -> None:
     used = {name: value.bfloat16() for name, value in weights.items()}
     together, _ = train_mini.answer_loss(used, batch)
     apart = [train_mini.answer_loss(used, [each])[0] * each.answers.sum() for each in batch]
     assert float(together) == pytest.approx(float(sum(apart)) / sum(each.answers.sum() for each in batch), rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_computes_the_loss_of_the_cpu(
+    train_mini: ModuleType, weights: dict[str, torch.Tensor], batch: list[Conversation]
+) -> None:
+    used = {name: value.bfloat16() for name, value in weights.items()}
+    here, _ = train_mini.answer_loss(used, batch)
+    there, _ = train_mini.answer_loss({name: value.cuda() for name, value in used.items()}, batch)
+    assert float(there) == pytest.approx(float(here), rel=0.02)
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
@@ -111,7 +125,9 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
 
     def run(work: Path, stop: int = 99) -> dict[str, torch.Tensor]:
         work.mkdir(exist_ok=True)
-        return train_mini.train(work, phase, first, ["a.layers.0.w", "b"], loss, lambda start: data(start, stop))
+        return train_mini.train(
+            work, phase, first, ["a.layers.0.w", "b"], loss, lambda start: data(start, stop), torch.device("cpu")
+        )
 
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
