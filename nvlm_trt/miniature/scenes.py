@@ -14,6 +14,7 @@ import numpy as np
 
 from nvlm_trt.miniature.assets import Split, words
 from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, advances_of, blank
+from nvlm_trt.miniature.layouts import LAYOUTS, off
 from nvlm_trt.miniature.questions import (
     PLACES,
     Kind,
@@ -55,7 +56,7 @@ def objects(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     count = int(rng.integers(1, 9))
     some_shapes = list(map(str, rng.choice(SHAPES, min(len(SHAPES), int(rng.integers(1, 5))), replace=False)))
     some_colours = list(map(str, rng.choice(OBJECT_COLOURS, int(rng.integers(1, 5)), replace=False)))
-    kinds = _scatter(canvas, count, rng, some_shapes, some_colours)
+    kinds = _scatter(canvas, split, count, rng, some_shapes, some_colours)
     turns = [*about_colours(kinds, rng), *about_places(canvas, kinds, rng), *about_counts(kinds, rng)]
     return Example((canvas,), tuple(some(turns, 8, rng)))
 
@@ -76,7 +77,7 @@ def signs(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
         least = max(height / tile, width / tile) * 10.5
         tall = float(rng.uniform(min(least, most), most)) * 0.85
         room = max(0.0, width - tall * 1.05 * len(text)) / 2
-        x, y = width / 2 + float(rng.uniform(-room, room)) * 0.9, height * (band + float(rng.uniform(-0.06, 0.06)))
+        x, y = width / 2 + float(rng.uniform(-room, room)) * 0.9, height * (band + off(LAYOUTS[split].off_band, rng))
         colour = _write(canvas, text, x, y, tall, rng, pitch=max(height / tile, width / tile) * 7.5)
         turns.append(asked_text(kind, text, rng))
         turns.append(Turn(f"What colour is the {kind}?", colour, "colour"))
@@ -93,7 +94,7 @@ def tiny(rng: Rng, split: Split, tile: int) -> Example:
     """A number too small for the thumbnail, on a picture of six tiles with larger things."""
     columns, rows = WIDE_GRIDS[rng.integers(2)]
     canvas = blank(columns, rows, tile, split, rng)
-    kinds = _scatter(canvas, int(rng.integers(0, 4)), rng)
+    kinds = _scatter(canvas, split, int(rng.integers(0, 4)), rng)
     text = "".join(str(rng.integers(10)) for _ in range(int(rng.integers(3, 5))))
     scale = canvas.scale
     tall = scale * float(rng.uniform(11, 13.5))
@@ -136,7 +137,7 @@ def chart(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     unit = (bottom - top) / max(values)
     for index, (letter, value, colour) in enumerate(zip(letters, values, colours, strict=True)):
         x = width * (index + 0.5) / count
-        half = width / count * 0.28
+        half = width / count * LAYOUTS[split].bar
         canvas.bar(str(colour), (x - half, bottom - unit * value, x + half, bottom), rng)
         ink = canvas.readable(x, bottom + tall * 0.9, tall / 2, rng, ("black", "white", "blue", "red"))
         canvas.text(letter, x, bottom + tall * 0.9, tall, ink, rng)
@@ -185,7 +186,7 @@ def follow_up(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Exampl
     count = int(rng.integers(2, 6))
     shapes = rng.permutation(SHAPES)[:count]
     colours = rng.permutation(OBJECT_COLOURS)[:count]
-    kinds = _draw_objects(canvas, list(zip(map(str, shapes), map(str, colours), strict=True)), rng)
+    kinds = _draw_objects(canvas, split, list(zip(map(str, shapes), map(str, colours), strict=True)), rng)
     shape, colour, place = kinds[rng.integers(count)]
     if rng.random() < 0.5:
         first = Turn(f"Which shape is {colour}?", shape, "shape")
@@ -309,7 +310,7 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
     pictures, found = [], []
     for _ in range(2):
         canvas = blank(1, 1, tile, split, rng)
-        found.append(_scatter(canvas, int(rng.integers(1, 7)), rng))
+        found.append(_scatter(canvas, split, int(rng.integers(1, 7)), rng))
         pictures.append(canvas)
     turns = []
     if len(found[0]) != len(found[1]):
@@ -332,26 +333,29 @@ def _which(first: bool) -> str:
 
 def _scatter(
     canvas: Canvas,
+    split: Split,
     count: int,
     rng: Rng,
     shapes: Sequence[str] = SHAPES,
     colours: Sequence[str] = OBJECT_COLOURS,
 ) -> list[Kind]:
     """Draw so many objects of any of the shapes and colours."""
-    return _draw_objects(canvas, [(str(rng.choice(shapes)), str(rng.choice(colours))) for _ in range(count)], rng)
+    return _draw_objects(
+        canvas, split, [(str(rng.choice(shapes)), str(rng.choice(colours))) for _ in range(count)], rng
+    )
 
 
-def _draw_objects(canvas: Canvas, pairs: Sequence[tuple[str, str]], rng: Rng) -> list[Kind]:
+def _draw_objects(canvas: Canvas, split: Split, pairs: Sequence[tuple[str, str]], rng: Rng) -> list[Kind]:
     """Draw objects in different places of nine."""
     width, height = canvas.size
-    side = min(width, height)
+    side, layout = min(width, height), LAYOUTS[split]
     places = list(rng.permutation(9))
     kinds = []
     for shape, colour in pairs:
         radius = side * float(rng.uniform(0.085, 0.14))
         place = int(places.pop())
-        x = width * (1 + 2 * (place % 3)) / 6 + width * float(rng.uniform(-0.05, 0.05))
-        y = height * (1 + 2 * (place // 3)) / 6 + height * float(rng.uniform(-0.05, 0.05))
+        x = width * (1 + 2 * (place % 3)) / 6 + width * off(layout.off_place, rng)
+        y = height * (1 + 2 * (place // 3)) / 6 + height * off(layout.off_place, rng)
         canvas.shape(shape, colour, x, y, radius, rng)
         kinds.append((shape, colour, PLACES[place]))
     return kinds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from nvlm_trt.miniature import scenes
 from nvlm_trt.miniature.assets import Split, fonts, photographs, words
-from nvlm_trt.miniature.canvas import SHAPES, luma
+from nvlm_trt.miniature.canvas import COLOURS, MIN_CONTRAST, SHAPES, luma
 from nvlm_trt.miniature.questions import PLACES
 from nvlm_trt.miniature.scenes import Example, Scene
 from nvlm_trt.model.tiling import plan_grid
@@ -137,7 +136,8 @@ def test_text_stands_out_from_what_lies_under_it() -> None:
         canvas = scenes.blank(1, 1, TILE, "train", np.random.default_rng(seed))
         chosen = canvas.readable(60, 60, 10, grey, ("black", "white"))
         base = luma(canvas.under(60, 60, 10))
-        assert (chosen == "white") == (base < 128) or abs(base - 128) < 68
+        contrast = {name: abs(luma(COLOURS[name]) - base) for name in ("black", "white")}
+        assert contrast[chosen] > MIN_CONTRAST or contrast[chosen] == max(contrast.values())
 
 
 def test_every_shape_and_place_is_asked_for() -> None:
@@ -151,8 +151,21 @@ def test_every_shape_and_place_is_asked_for() -> None:
 def test_dense_pictures_of_any_seed_can_be_drawn_and_hide_nothing() -> None:
     for seed in range(40):
         canvas = scenes.dense(np.random.default_rng([6, seed]), "train", TILE)
-        width, _ = canvas.size
-        inside = [glyph for glyph in canvas.glyphs if glyph.x < width]
-        for one, other in itertools.pairwise(inside):
-            if abs(one.y - other.y) < 1:  # a row is drawn from left to right
-                assert other.x - one.x > 0.9 * min(one.advance, other.advance)
+        boxes = [(glyph.x, glyph.y, glyph.advance / 2, glyph.height / 2) for glyph in canvas.glyphs]
+        boxes += [(item.x, item.y, item.radius, item.radius) for item in canvas.items]
+        x, y, across, down = np.array(boxes).T
+        apart = np.maximum(
+            np.abs(x[:, None] - x) / (across[:, None] + across), np.abs(y[:, None] - y) / (down[:, None] + down)
+        )
+        assert (apart[~np.eye(len(boxes), dtype=bool)] > 0.85).all()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_sealed_split_lays_things_out_where_training_never_does(split: Split) -> None:
+    for seed in SEEDS:
+        canvas = scenes.objects(np.random.default_rng([9, seed]), split, TILE).pictures[0]
+        width, height = canvas.size
+        for item in canvas.items:
+            for place in (item.x / width, item.y / height):
+                off_place = abs(place - (int(place * 3) + 0.5) / 3)
+                assert off_place <= 0.05 if split == "train" else 0.05 <= off_place <= 0.075
