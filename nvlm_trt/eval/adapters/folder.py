@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -111,16 +113,27 @@ class DataFolder:
 
         Args:
             image: The cell.
-            name: What to call the file, without a suffix; unique in the data set.
+            name: What to call the file, without a suffix; unique in the data set. Whatever it is, the file lies in the
+                folder of extracted images.
+
+        Raises:
+            UserError: it cannot be written.
         """
         suffix = Path(image["path"] or "").suffix.lower()
-        path = self._extracted / f"{name}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
+        path = self._extracted / f"{_file_name(name)}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
         data: bytes = image["bytes"]
-        if not path.is_file() or path.stat().st_size != len(data):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.tmp")
-            beside.write_bytes(data)
-            beside.replace(path)
+        try:
+            if not path.is_file() or path.stat().st_size != len(data):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside = path.with_name(f".{path.name}.tmp")
+                beside.write_bytes(data)
+                beside.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"an image of a parquet file cannot be written ({error.strerror})",
+                seen=path,
+                fix="give another folder with --output",
+            ) from None
         return path
 
     @cached_property
@@ -132,6 +145,12 @@ class DataFolder:
                 files[file.name].append(file)
                 files[file.stem].append(file)
         return dict(files)
+
+
+def _file_name(name: str) -> str:
+    """A name as it is, or what is harmless in it and its digest, where it has separators or is long."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100]
+    return name if plain == name else f"{plain}-{sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _agreement(file: Path, asked: PurePosixPath) -> int:

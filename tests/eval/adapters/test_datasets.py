@@ -9,6 +9,8 @@ import pytest
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.datasets import DATASETS, read_dataset
 
+from .conftest import png
+
 ROW = {"imgname": "a.png", "query": "How many?", "label": "14"}
 
 
@@ -95,6 +97,33 @@ def test_no_file_outside_of_the_folder_is_taken(write, read, data, tmp_path):
         )
         with pytest.raises(UserError, match="is missing"):
             read("ocrbench")
+
+
+def question(pid: str, colour: str) -> dict[str, object]:
+    """A row of MathVista in parquet, whose image is called by its id."""
+    return {
+        "pid": pid, "query": "How many?", "answer": "4", "question_type": "free_form", "metadata": {"task": "counting"},
+        "decoded_image": {"bytes": png(colour), "path": "x.png"},
+    }  # fmt: skip
+
+
+def test_an_image_of_a_parquet_file_stays_in_its_folder_whatever_it_is_called(parquet, read, tmp_path):
+    names = ["7", "../../escaped", "..", ".._.._escaped", "a/b", "a_b", str(tmp_path / "elsewhere"), "x" * 300, "\0"]
+    colours = ["red", "green", "blue", "white", "black", "grey", "pink", "brown", "gold"]
+    parquet("testmini-0.parquet", [question(*pair) for pair in zip(names, colours, strict=True)])
+    before = {*tmp_path.iterdir()}
+    samples = read("mathvista")
+    assert [sample.images[0].read_bytes() for sample in samples] == [png(colour) for colour in colours]
+    assert {sample.images[0].parent for sample in samples} == {tmp_path / "extracted"}
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "extracted"}
+    assert samples[0].images[0].name == "7.png", "a harmless name is kept"
+
+
+def test_an_image_that_cannot_be_written_is_a_mistake_of_the_user(parquet, read, tmp_path):
+    parquet("testmini-0.parquet", [question("7", "red")])
+    (tmp_path / "extracted").write_bytes(b"no folder")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); seen: .*7\.png.*--output"):
+        read("mathvista")
 
 
 def test_parquet_without_pyarrow_is_refused_with_what_to_install(write, read, monkeypatch):
