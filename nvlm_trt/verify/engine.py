@@ -133,7 +133,7 @@ def verify_engine(
     if not failed_costs(checks) and not sensitivity:
         return report
     log("sensitivity: each layer quantised alone")
-    return with_advice(report, run.costs(goldens, tokenizer.eos_id, reference))
+    return with_advice(report, run.costs(goldens, tokenizer.eos_id, reference), recipe)
 
 
 @dataclass(frozen=True, slots=True)

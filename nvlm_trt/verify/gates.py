@@ -199,6 +199,9 @@ _FIELDS: Final[Mapping[tuple[str, str], str]] = {
 }
 """The recipe's field for the bound of a figure, by part and figure."""
 
+_UNCHANGED: Final = ("canary", "answers_unchanged")
+"""An answer that stays as it is may be what rounding costs. That images do not arrive (`response`) is no rounding."""
+
 
 def answer_gates(recipe: BuildRecipe) -> dict[str, tuple[Gate, ...]]:
     """Gates on answers by part; the coarser of vision and decoder sets their defaults."""
@@ -245,10 +248,11 @@ def cost_ratio(checks: Sequence[Check]) -> float | None:
 def failed_costs(checks: Sequence[Check]) -> list[Check]:
     """The failed gates on what a precision costs: those whose bounds the recipe sets, canaries aside.
 
-    None where a gate on defects failed too: a defect is not mended by quantising less.
+    None where a gate on defects failed too, or a canary's response or control: none of them is mended by quantising
+    less.
     """
-    failed = [check for check in checks if not check.ok and check.part != "canary"]
-    costs = [check for check in failed if (check.part, check.gate.figure) in _FIELDS]
+    failed = [check for check in checks if not check.ok and (check.part, check.gate.figure) != _UNCHANGED]
+    costs = [check for check in failed if check.part != "canary" and (check.part, check.gate.figure) in _FIELDS]
     return costs if len(costs) == len(failed) else []
 
 

@@ -26,7 +26,8 @@ class VerifyReport:
         remarks: What was found besides, or could not be done in full, one sentence each.
         layers: Errors layer by layer.
         costs: What each layer costs when it is quantised alone; empty where that was not measured.
-        excluded: Layers to leave out of quantisation, by the costs.
+        excluded: The fewest layers without whose quantisation all figures come within their bounds, by the costs.
+        changes: Lines of the recipe that see to it, or that give their part more bits.
     """
 
     precisions: Mapping[str, str]
@@ -36,6 +37,7 @@ class VerifyReport:
     layers: tuple[LayerError, ...] = ()
     costs: tuple[LayerCost, ...] = ()
     excluded: tuple[LayerCost, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,7 @@ class VerifyReport:
             "layers": [_rounded(each) for each in self.layers],
             "sensitivity": [_rounded(each) for each in self.costs],
             "exclude": [each.name for each in self.excluded],
+            "recipe_changes": list(self.changes),
             "remarks": list(self.remarks),
         }
 
@@ -97,8 +100,8 @@ class VerifyReport:
                 if not check.ok
             ]
             advice = [f"worst: {said_worst(self.layers)}"] if self.layers else []
-            if self.excluded:
-                advice.append(f"leave out of quantisation: {', '.join(each.name for each in self.excluded)}")
+            if self.changes:
+                advice.append(f"change the recipe: {', '.join(self.changes)}")
             raise VerificationError(
                 "the engine differs from the reference",
                 seen=", ".join(failed),

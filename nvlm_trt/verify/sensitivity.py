@@ -10,6 +10,7 @@ import torch
 
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.cases import Case
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import OneLayerQuantized, Roundings
@@ -135,12 +136,43 @@ PARTS: Mapping[str, str] = {"vision": "vision", "decoder": "decoder", "ranks": "
 """Whose layers a failed gate is about, by its part; the others are about both."""
 
 
-def with_advice(report: VerifyReport, costs: Sequence[LayerCost]) -> VerifyReport:
-    """The report with the costs, and what to leave out of quantisation if gates on its cost, and no others, failed.
+MORE_BITS: Mapping[str, str] = {
+    **dict.fromkeys(("int4_wo", "int4_awq", "fp8", "int8_sq"), "int8_wo"),
+    "int8_wo": "bf16",
+}
+"""The next decoder precision of the gpu target that keeps more: 8 bits of weights and all of activations, then all."""
+
+
+def recipe_changes(layers: Sequence[LayerCost], recipe: BuildRecipe) -> tuple[str, ...]:
+    """Lines of the recipe with which these layers are not quantised as they were.
+
+    Decoder layers of the cpu target are left out one by one. Vision stays whole, and so does the decoder of the gpu
+    target: they take a precision with more bits; where only the KV cache is quantised, that of the model.
+
+    Args:
+        layers: The layers.
+        recipe: The recipe as it is.
+    """
+    changes = []
+    if any(each.part == "vision" for each in layers):
+        changes.append("vision_precision: bf16")
+    decoder = {each.layer for each in layers if each.part == "decoder"}
+    if decoder and recipe.target == "cpu":
+        changes.append(f"exclude_layers: {sorted(decoder | recipe.exclude_layers)}")
+    elif decoder and recipe.decoder_precision in MORE_BITS:
+        changes.append(f"decoder_precision: {MORE_BITS[recipe.decoder_precision]}")
+    elif decoder:
+        changes.append("decoder_engine: {kv_cache_precision: model}")
+    return tuple(changes)
+
+
+def with_advice(report: VerifyReport, costs: Sequence[LayerCost], recipe: BuildRecipe) -> VerifyReport:
+    """The report with the costs, and what to change in the recipe if gates on the cost, and no others, failed.
 
     Args:
         report: The report.
         costs: Of every quantised layer; none where they could not be measured.
+        recipe: The recipe as built.
     """
     report = replace(report, costs=tuple(costs))
     failed = failed_costs(report.checks)
@@ -155,9 +187,12 @@ def with_advice(report: VerifyReport, costs: Sequence[LayerCost]) -> VerifyRepor
         remark = "Leaving out single layers will not do: take a precision with more bits for vision or decoder."
         return replace(report, remarks=(*report.remarks, remark))
     share = sum(each.kl for each in excluded) / sum(each.kl for each in concerned)
-    names = ", ".join(each.name for each in excluded)
-    remark = f"Leave out of quantisation: {names}. Alone they cost {short(100 * share):g}% of what all layers cost."
-    return replace(report, excluded=tuple(excluded), remarks=(*report.remarks, remark))
+    names, changes = ", ".join(each.name for each in excluded), recipe_changes(excluded, recipe)
+    remark = (
+        f"Quantised alone, {names} cost {short(100 * share):g}% of what all layers cost. "
+        f"In the recipe: {', '.join(changes)}"
+    )
+    return replace(report, excluded=tuple(excluded), changes=changes, remarks=(*report.remarks, remark))
 
 
 def _kl(ours: torch.Tensor, theirs: torch.Tensor) -> float:

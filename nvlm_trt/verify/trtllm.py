@@ -141,7 +141,7 @@ def verify_trtllm(
     if answers is None or not (sensitivity or failed_costs(checks)):
         return report
     log("sensitivity: each layer quantised alone")
-    return with_advice(report, answers.costs(asked))
+    return with_advice(report, answers.costs(asked), recipe)
 
 
 def _precision(recipe: BuildRecipe) -> Precision:
