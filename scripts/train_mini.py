@@ -26,8 +26,10 @@ import itertools
 import json
 import math
 import os
+import resource
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own short name
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nvlm_trt.errors import UserError
 from nvlm_trt.miniature.assets import Split
 from nvlm_trt.miniature.conversations import Conversation, batches
 from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, PLACES, SHAPE_NAMES, SLOTS, label
@@ -86,6 +89,8 @@ NOTHING_KEPT = 0.2
 """Share of the patches that show nothing which count in the loss."""
 TEXT_ALONE: Shares = ((arithmetic, 0.6), (copying, 0.4))
 SAVE_EVERY, LOG_EVERY = 250, 50
+HELD_OUT = 4
+"""Batches of the validation split that are looked at with every state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,8 @@ PHASES = (
     Phase("vision", 9000, 1e-3, 0.02, 64, 1),
     Phase("text", 400, 1e-3, 0.02, 48, 2, TEXT_ALONE),
     Phase("projector", 300, 1e-3, 0.0, 24, 3, SCENES),
-    Phase("reading", 4000, 1e-3, 0.004, 32, 4, ONE_TILE_SCENES),
-    Phase("together", 3500, 1e-3, 0.004, 24, 5, SCENES),
+    Phase("reading", 3000, 1e-3, 0.004, 32, 4, ONE_TILE_SCENES),
+    Phase("together", 3400, 1e-3, 0.004, 24, 5, SCENES),
 )
 
 
@@ -347,8 +352,12 @@ def train(
     loss_of: Callable[[Weights, object], tuple[torch.Tensor, dict[str, float]]],
     data: Callable[[int], Iterator[object]],
     device: torch.device,
+    held_out: Sequence[object] = (),
 ) -> dict[str, torch.Tensor]:
-    """Train the weights named in `learned` and return all of them; state is kept in `work` and taken up again."""
+    """Train the weights named in `learned` and return all of them; state is kept in `work` and taken up again.
+
+    With every state that is saved goes a row in the log with the figures of the batches `held_out`.
+    """
     state = work / f"{phase.name}.safetensors"
     parameters = {name: weights[name].to(device, copy=True).requires_grad_() for name in learned}
     flat = [name for name in learned if parameters[name].ndim == 2 and ".layers." in name]
@@ -357,53 +366,90 @@ def train(
     if flat:
         muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
         rates.append((muon, phase.muon / phase.rate))
-    first = _restore(state, parameters, rates)
+    first = _restore(state, phase, parameters, rates)
     frozen = {name: value.bfloat16().to(device) for name, value in weights.items() if name not in parameters}
     stream, started, total = data(first), time.monotonic(), {}
+
+    def current() -> Weights:
+        return frozen | {name: value.bfloat16() for name, value in parameters.items()}
+
     for step in range(first, phase.steps):
         share = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps))
         for optimiser, factor in rates:
             for group in optimiser.param_groups:
                 group["lr"] = phase.rate * factor * max(share, 0.01)
             optimiser.zero_grad()
-        used = frozen | {name: value.bfloat16() for name, value in parameters.items()}
-        loss, figures = loss_of(used, next(stream))
+        loss, figures = loss_of(current(), next(stream))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         for optimiser, _ in rates:
             optimiser.step()
-        for name, value in {"loss": float(loss.detach()), **figures}.items():
-            total[name] = total.get(name, 0.0) + value / LOG_EVERY
+        _add(total, loss, figures, LOG_EVERY)
         if (step + 1) % LOG_EVERY == 0:
-            pace = (time.monotonic() - started) / (step + 1 - first)
-            row = {"phase": phase.name, "step": step + 1, **{name: round(value, 4) for name, value in total.items()}}
-            with (work / "log.jsonl").open("a") as file:
-                print(json.dumps(row | {"seconds_a_step": round(pace, 3)}), file=file)
+            seconds, started = time.monotonic() - started, time.monotonic()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            _log(work, phase, step + 1, total | {"seconds": seconds, "peak_gb": peak})
+            pace = seconds / LOG_EVERY
             print(
                 f"{phase.name} {step + 1} of {phase.steps}: loss {total['loss']:.3f}, {pace:.2f} s a step", flush=True
             )
             total = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == phase.steps:
-            _save(state, parameters, rates, step + 1)
+            _save(state, phase, parameters, rates, step + 1)
+            seen: dict[str, float] = {}
+            for batch in held_out:
+                with torch.no_grad():
+                    _add(seen, *loss_of(current(), batch), len(held_out))
+            _log(work, phase, step + 1, {f"validation_{name}": value for name, value in seen.items()})
     return weights | {name: value.detach().cpu() for name, value in parameters.items()}
 
 
-def _save(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int) -> None:
+def _add(total: dict[str, float], loss: torch.Tensor, figures: Mapping[str, float], count: int) -> None:
+    for name, value in {"loss": float(loss.detach()), **figures}.items():
+        total[name] = total.get(name, 0.0) + value / count
+
+
+def _log(work: Path, phase: Phase, step: int, figures: Mapping[str, float]) -> None:
+    if figures:
+        row = {"phase": phase.name, "step": step, **{name: round(value, 4) for name, value in figures.items()}}
+        with (work / "log.jsonl").open("a") as file:
+            print(json.dumps(row), file=file)
+
+
+def _save(
+    path: Path, phase: Phase, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int
+) -> None:
     """Weights and moments of the optimisers, beside and renamed: a kill leaves the state before or after."""
     tensors = {f"weight {name}": value.detach() for name, value in parameters.items()}
     for name, value in parameters.items():
         for optimiser, _ in rates:
             tensors |= {f"{key} {name}": moment for key, moment in optimiser.state.get(value, {}).items()}
     beside = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, {"step": str(step)})
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        beside,
+        {"step": str(step), "made_by": _made_by(phase)},
+    )
     beside.rename(path)
 
 
-def _restore(path: Path, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]]) -> int:
-    """Take up a saved state; the number of steps done."""
+def _made_by(phase: Phase) -> str:
+    """What a state was trained with, as far as numbers say it."""
+    return f"{phase.steps} steps, rates {phase.rate} and {phase.muon}, {phase.batch} of seed {phase.seed}, {CONFIG}"
+
+
+def _restore(path: Path, phase: Phase, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]]) -> int:
+    """Take up a saved state; the number of steps done.
+
+    Raises:
+        UserError: the state is of another training.
+    """
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file, torch.no_grad():
+        if (made_by := file.metadata()["made_by"]) != _made_by(phase):
+            fix = "name another --work, or remove the state and those of the phases after it"
+            raise UserError(f"{path} is the state of another training", seen=made_by, expected=_made_by(phase), fix=fix)
         for saved in file.keys():  # noqa: SIM118 - no mapping
             key, name = saved.split(" ")
             if key == "weight":
@@ -461,6 +507,9 @@ def main() -> None:
     both = decoder | projecting
     for phase, learned in ((text, decoder), (projector, projecting), (reading, both), (together, both)):
         if phase.name in todo:
+            held_out = batches(
+                phase.seed, 0, size=32, split="validation", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes
+            )
             weights = train(
                 work,
                 phase,
@@ -473,6 +522,7 @@ def main() -> None:
                     )
                 ),
                 options.device,
+                list(itertools.islice(held_out, HELD_OUT)),
             )
     if "export" in todo:
         export(options.output or work / "nvlm-d-mini", weights, merges)
@@ -498,23 +548,30 @@ def padded(value: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
 
 
 def plot(work: Path) -> None:
-    """Draw the curves of log.jsonl, one panel a phase, into curves.png; steps done twice count once."""
+    """Draw the curves of log.jsonl, one panel a phase, into curves.png; of steps done twice the last ones count."""
     from matplotlib.figure import Figure
 
     logged = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     figure = Figure(figsize=(4 * len(PHASES), 3.2), layout="constrained")
     for axes, phase in zip(figure.subplots(1, len(PHASES)), PHASES, strict=True):
-        rows = sorted({row["step"]: row for row in logged if row["phase"] == phase.name}.items())
-        shares = sorted({key for _, row in rows for key in row if key == "token_accuracy" or key in HEADS})
-        axes.plot([step for step, _ in rows], [row["loss"] for _, row in rows], color="black", label="loss")
+        drawn: dict[str, dict[int, float]] = {}
+        for row in logged:
+            for key in row.keys() - {"phase", "step"} if row["phase"] == phase.name else ():
+                drawn.setdefault(key, {})[row["step"]] = row[key]
+        for key, colour in (("loss", "black"), ("validation_loss", "grey")):
+            axes.plot(*zip(*sorted(drawn.get(key, {}).items()), strict=True), color=colour, label=key)
+        shares = sorted(key for key in drawn if key in HEADS or key.endswith("token_accuracy"))
         axes.set(title=phase.name, xlabel="step", ylabel="loss (nats)", ylim=(0, None))
         right = axes.twinx()
         for key in shares:
-            right.plot([step for step, _ in rows], [row[key] for _, row in rows], label=key, linewidth=1)
+            right.plot(*zip(*sorted(drawn[key].items()), strict=True), label=key, linewidth=1)
         right.set(ylabel="share right", ylim=(0, 1))
         right.legend(fontsize=6, loc="center right")
     figure.savefig(work / "curves.png", dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvlm_trt.errors import UserError
 from nvlm_trt.miniature.conversations import Conversation, tokenise
 from nvlm_trt.miniature.scenes import arithmetic, objects
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -136,6 +137,28 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
     assert all(torch.equal(whole[name], resumed[name]) for name in first)
     assert torch.equal(resumed["c"], first["c"])
     assert not torch.equal(resumed["b"], first["b"])
+
+
+def test_the_state_of_another_training_is_refused_and_kept(train_mini: ModuleType, tmp_path: Path) -> None:
+    first = {"a.layers.0.w": torch.ones(2, 2), "b": torch.ones(2)}
+
+    def run(steps: int) -> None:
+        phase = train_mini.Phase("toy", steps, 0.01, 0.2, 1, 1)
+        train_mini.train(
+            tmp_path,
+            phase,
+            first,
+            list(first),
+            lambda used, _: ((used["a.layers.0.w"] @ used["b"]).sum().float(), {}),
+            lambda start: iter(range(start, 99)),
+            torch.device("cpu"),
+        )
+
+    run(2)
+    kept = (tmp_path / "toy.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"another training; seen: 2 steps.*expected: 3 steps"):
+        run(3)
+    assert (tmp_path / "toy.safetensors").read_bytes() == kept
 
 
 def test_labels_are_asked_in_the_order_of_the_tokens(train_mini: ModuleType) -> None:
