@@ -1,25 +1,49 @@
 #!/usr/bin/env bash
 # Engines of several precisions side by side, beside the torch reference: report.json, report.md and plots.
 #
-#   scripts/bench.sh [OPTION ...]                  builds the default recipe in fp32, bf16 and int8_wo, and measures them
+#   scripts/bench.sh [OPTION ...]                  builds the default recipe in five precisions, and measures them
 #   scripts/bench.sh ENGINE_DIR ... [OPTION ...]   engine directories of yours; options of `nvlm-trt bench`
+#
+# The five are fp32, bf16, int8_wo, int8 (vision too) and int4_wo, in engines/bench/. They are built up to
+# decoder-compile: what a precision costs is what is measured, so no gate of `verify` stops one, and none has judged
+# them; serve what `nvlm-trt build` has finished. Unless options say otherwise: both baselines, accuracy on the task
+# that ships with the project, three rounds, and of --transport grpc and http only the default recipe's precisions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh cpu,plots
 
-if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then
-    engines=()
-    for precision in fp32 bf16 int8_wo; do
-        vision=bf16
-        [ "$precision" = fp32 ] && vision=fp32
-        engine=engines/nvlm-d-mini-$precision
-        mkdir -p "$engine"
-        sed -e "s/^vision_precision: .*/vision_precision: $vision/" \
-            -e "s/^decoder_precision: .*/decoder_precision: $precision/" \
-            build/recipes/nvlm-d-mini-cpu.yaml >"engines/nvlm-d-mini-$precision.yaml"
-        nvlm-trt build "engines/nvlm-d-mini-$precision.yaml" --output "$engine" >&2
-        engines+=("$engine")
-    done
-    set -- "${engines[@]}" "$@"
+for word; do # nothing is to be built for help, for two reports, and for a server that runs already
+    case $word in --help | --compare | --url | --url=* | --http-url | --http-url=*) exec nvlm-trt bench "$@" ;; esac
+done
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+    exec nvlm-trt bench "$@"
 fi
-exec nvlm-trt bench "$@"
+
+engines=()
+mkdir -p engines/bench
+for precision in fp32 bf16 int8_wo int8 int4_wo; do
+    case $precision in fp32 | int8) vision=$precision ;; *) vision=bf16 ;; esac
+    engine=engines/bench/nvlm-d-mini-$precision
+    sed -e "s/^vision_precision: .*/vision_precision: $vision/" \
+        -e "s/^decoder_precision: .*/decoder_precision: $precision/" \
+        build/recipes/nvlm-d-mini-cpu.yaml >"$engine.yaml"
+    nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile >&2
+    engines+=("$engine")
+done
+case " $* " in *grpc* | *http*) # a server reads a model repository, which a whole build would write after its gates
+    python - "${engines[@]}" <<'PYTHON'
+import sys
+from pathlib import Path
+from nvlm_trt.recipe import load_recipe
+from nvlm_trt.serving.host.engine import REPOSITORY
+from nvlm_trt.serving.package import write_repository
+for engine in map(Path, sys.argv[1:]):
+    write_repository(engine, engine / REPOSITORY, load_recipe(engine / "recipe.yaml"))
+PYTHON
+    ;;
+esac
+
+defaults=(--baseline bf16,fp32 --rounds 3 --served nvlm-d-mini-int8_wo)
+task=nvlm_trt/miniature/gate/task.jsonl
+[ ! -f "$task" ] || defaults+=(--task "$task")
+exec nvlm-trt bench "${engines[@]}" "${defaults[@]}" "$@" # of an option that is given twice the last one holds

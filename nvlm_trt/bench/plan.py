@@ -47,6 +47,7 @@ class Request:
         task: A JSONL file of questions with answers; None measures no accuracy.
         task_limit: Questions at most.
         tools: Load tools of others.
+        served: Names of the engine directories that servers are started for; None for all.
     """
 
     engines: tuple[Path, ...]
@@ -60,6 +61,7 @@ class Request:
     task: Path | None
     task_limit: int | None
     tools: tuple[ToolName, ...]
+    served: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def make_plan(request: Request) -> Plan:
     subjects = choose_subjects(
         engines,
         transports=request.transports,
+        served=request.served,
         baselines=request.baselines,
         checkpoint=request.checkpoint,
         grpc_url=request.grpc_url,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -150,6 +150,7 @@ def choose_subjects(
     transports: Sequence[Transport],
     baselines: Sequence[Dtype],
     checkpoint: Path | None,
+    served: Collection[str] | None = None,
     grpc_url: str | None = None,
     http_url: str | None = None,
 ) -> tuple[Subject, ...]:
@@ -160,16 +161,22 @@ def choose_subjects(
         transports: How each is asked: in a process of its own, or through a server that is started for it.
         baselines: Dtypes of the torch reference.
         checkpoint: What the reference reads; None for what the first engine was built from.
+        served: Names of the engine directories that servers are started for; None for all.
         grpc_url: ``host:port`` of the gRPC of a server that runs already.
         http_url: ``host:port`` of its HTTP.
 
     Raises:
-        UserError: there is nobody to measure, two of them have one name, one cannot be asked that way, or the
-            reference's checkpoint is not there.
+        UserError: there is nobody to measure, two of them have one name, one cannot be asked that way, one that is to
+            be served is not among them, or the reference's checkpoint is not there.
     """
+    known = {engine.name for engine in engines}
+    if strangers := sorted(set(served or ()) - known):
+        raise UserError("there is no such engine to serve", seen=strangers[0], expected=", ".join(sorted(known)))
     subjects: list[Subject] = [_reference(engines[0], dtype, checkpoint) for dtype in baselines] if engines else []
     for engine in engines:
         for transport in transports:
+            if transport != "local" and served is not None and engine.name not in served:
+                continue
             if transport == "local" and engine.recipe.target == "gpu":
                 raise UserError(
                     "engines of the gpu target run inside a server", seen=engine.directory, fix="--transport grpc"

@@ -25,6 +25,9 @@ def bench(
     transport: Annotated[
         str, typer.Option(help="How engines are asked: local, grpc, http, with commas; the last two start a server.")
     ] = "local",
+    served: Annotated[
+        str, typer.Option(metavar="NAMES", help="Engines that grpc and http start a server for; all, or some by name.")
+    ] = "all",
     baseline: Annotated[str, typer.Option(help="The torch reference: bf16, fp32, bf16,fp32 or none.")] = "bf16",
     checkpoint: Annotated[Path | None, typer.Option(help="Where the baseline's checkpoint lies now.")] = None,
     task: Annotated[Path | None, typer.Option(help="Questions with answers (JSONL): measures accuracy.")] = None,
@@ -83,6 +86,7 @@ def bench(
         grpc_url=url,
         http_url=http_url,
         transports=_words("--transport", transport, ("local", "grpc", "http")),
+        served=None if served == "all" else frozenset(name.strip() for name in served.split(",")),
         baselines=() if baseline == "none" else _words("--baseline", baseline, ("bf16", "fp32")),
         checkpoint=checkpoint,
         workload=workload,

@@ -102,6 +102,17 @@ def test_two_engines_of_one_name_are_refused(request_of: Request, small_engine: 
         make_plan(dataclasses.replace(request_of, engines=(small_engine, other)))
 
 
+def test_servers_are_started_for_the_engines_that_are_named(
+    request_of: Request, small_engine: Path, tmp_path: Path
+) -> None:
+    engines = (small_engine, copied(small_engine, tmp_path / "other"))
+    asked = dataclasses.replace(request_of, engines=engines, baselines=(), transports=("local", "grpc"))
+    plan = make_plan(dataclasses.replace(asked, served=frozenset({"other"})))
+    assert [subject.name for subject in plan.subjects] == ["small", "other", "other (grpc)"]
+    with pytest.raises(UserError, match="no such engine to serve; seen: othre; expected: other, small"):
+        make_plan(dataclasses.replace(asked, served=frozenset({"othre"})))
+
+
 def test_engines_of_the_gpu_target_are_asked_through_a_server(
     request_of: Request, small_engine: Path, tmp_path: Path
 ) -> None:

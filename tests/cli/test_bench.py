@@ -50,6 +50,13 @@ def test_a_dry_run_shows_who_would_be_measured(nvlm_trt: Run, small_engine: Path
     assert facts["prompt_tokens"] > 16
 
 
+def test_servers_can_be_kept_to_some_engines(nvlm_trt: Run, small_engine: Path) -> None:
+    asked = ("bench", small_engine, *FEW, "--baseline", "none", "--transport", "local,grpc", "--dry-run", "--json")
+    names = [[each["name"] for each in nvlm_trt(*asked, *more).json["subjects"]] for more in ((), ("--served", "all"))]
+    assert names == [["small", "small (grpc)"]] * 2
+    assert "no such engine to serve; seen: large" in nvlm_trt(*asked, "--served", "small, large").err
+
+
 def test_the_report_is_written_and_shown(
     nvlm_trt: Run, small_engine: Path, tmp_path: Path, made_up: dict[str, BaseException]
 ) -> None:
