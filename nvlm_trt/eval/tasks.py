@@ -13,7 +13,7 @@ the JSONL's folder, absolute ones anywhere; nothing is fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -44,6 +44,9 @@ CHOOSING: tuple[Metric, ...] = ("multiple_choice", "mathvista")
 ONE_ANSWER: tuple[Metric, ...] = ("exact_match", "relaxed_accuracy", "mathvista")
 """Metrics that the released evaluation defines for one right answer only."""
 
+CONTAINING: tuple[Metric, ...] = ("substring", "substring_formula", "open_answer")
+"""Metrics that look for a right answer in what was said; every text contains the empty one."""
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -56,7 +59,7 @@ class Sample:
         images: Image files, in the order of their ``<image>`` placeholders.
         question: The user's message, as it is sent.
         history: Earlier questions and answers, oldest first.
-        answers: Right answers; for `multiple_choice` letters of choices. VQA accuracy counts equal ones.
+        answers: Right answers; letters where there are choices. VQA accuracy counts equal ones.
         metric: How an answer is scored.
         choices: Texts of the choices A, B, ... in order, where the question has any.
         category: Under which it is counted besides the whole; "" for none.
@@ -97,12 +100,11 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
         where = f"{path.name}:{number}"
         try:
             sample = _sample(path.parent, _Line.model_validate(_parsed(line)))
-            if sample.id in samples:
-                raise _FieldError(f"id: seen {sample.id!r} a second time, expected one of its own")
+            check(sample, samples)
             samples[sample.id] = sample
         except ValidationError as error:
             faults += [f"{where}: {_fault(dict(fault))}" for fault in error.errors()]
-        except _FieldError as error:
+        except FieldError as error:
             faults.append(f"{where}: {error}")
     if faults:
         raise UserError(f"{len(faults)} faults in the task{listed(faults)}", fix="mend these lines")
@@ -111,20 +113,72 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
     return tuple(samples.values())
 
 
-class _FieldError(Exception):
-    """A field of a line and what is wrong with it."""
+class FieldError(UserError):
+    """A field of a sample and what is wrong with it."""
+
+
+def check(sample: Sample, earlier: Container[str] = ()) -> None:
+    """Whether a sample can be asked, and its answer scored by its metric.
+
+    Args:
+        sample: From a JSONL file or a published data set.
+        earlier: Ids of the samples before it.
+
+    Raises:
+        FieldError: naming the first field that is wrong, what was seen in it and what is expected.
+    """
+    _check_texts(sample)
+    if sample.id in earlier:
+        raise FieldError(f"id: seen {sample.id!r} a second time, expected one of its own")
+    said = [sample.system or "", *(text for turn in sample.history for text in turn), sample.question]
+    placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in said)
+    if placeholders not in (0, len(sample.images)):
+        seen = len(sample.images)
+        raise FieldError(f"images: seen {seen}, expected {placeholders}, one for each {IMAGE_PLACEHOLDER}")
+    _check_answers(sample)
+
+
+def _check_texts(sample: Sample) -> None:
+    fields: dict[str, Sequence[object]] = {
+        "id": (sample.id,),
+        "question": (sample.question,),
+        "answers": sample.answers,
+        "choices": sample.choices,
+        "category": (sample.category,),
+    }
+    for field, values in fields.items():
+        for value in values:
+            if not isinstance(value, str) or (value == "" and field in ("id", "question")):
+                raise FieldError(f"{field}: seen {value!r}, expected a text")
+
+
+def _check_answers(sample: Sample) -> None:
+    metric, answers, choices = sample.metric, [*sample.answers], sample.choices
+    if not answers:
+        raise FieldError("answers: seen none, expected a right one")
+    if len(choices) > (most := len(LETTERS) if metric in CHOOSING else 0):
+        raise FieldError(f"choices: seen {len(choices)}, expected {f'at most {most}' if most else 'none'} for {metric}")
+    if metric in ONE_ANSWER and len(answers) != 1:
+        raise FieldError(f"answers: seen {len(answers)}, expected 1 for {metric}")
+    letters = [*LETTERS[: len(choices)]]
+    if metric == "multiple_choice" and not choices:
+        raise FieldError(f"answers: seen {answers!r}, expected choices, and the letters of right ones")
+    if choices and not {*answers} <= {*letters}:
+        raise FieldError(f"answers: seen {answers!r}, expected letters of {', '.join(letters)}")
+    if metric in CONTAINING and not all(answer.strip() for answer in answers):
+        raise FieldError(f"answers: seen {answers!r}, expected none without a text: every answer contains that")
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    id: Annotated[str, Field(min_length=1)]
+    id: str
     images: list[str]
-    question: Annotated[str, Field(min_length=1)]
+    question: str
     history: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
-    answers: Annotated[list[str], Field(min_length=1)]
+    answers: list[str]
     metric: Metric
-    choices: Annotated[list[str], Field(max_length=len(LETTERS))] = []
+    choices: list[str] = []
     category: str = ""
     system: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -135,24 +189,18 @@ def _parsed(line: str) -> dict[str, object]:
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _FieldError(f"seen no JSON ({error}), expected an object") from None
+        raise FieldError(f"seen no JSON ({error}), expected an object") from None
     if not isinstance(raw, dict):
-        raise _FieldError(f"seen {type(raw).__name__}, expected an object")
+        raise FieldError(f"seen {type(raw).__name__}, expected an object")
     return raw
 
 
 def _sample(folder: Path, line: _Line) -> Sample:
-    _check_metric(line)
-    turns = tuple((question, answer) for question, answer in line.history)
-    said = [line.system or "", *(text for turn in turns for text in turn), line.question]
-    placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in said)
-    if placeholders not in (0, len(line.images)):
-        raise _FieldError(f"images: seen {len(line.images)}, expected {placeholders}, one for each {IMAGE_PLACEHOLDER}")
     return Sample(
         id=line.id,
         images=tuple(_images(folder, line.images)),
         question=line.question,
-        history=turns,
+        history=tuple((question, answer) for question, answer in line.history),
         answers=tuple(line.answers),
         metric=line.metric,
         choices=tuple(line.choices),
@@ -163,31 +211,23 @@ def _sample(folder: Path, line: _Line) -> Sample:
     )
 
 
-def _check_metric(line: _Line) -> None:
-    if line.metric == "multiple_choice":
-        letters = LETTERS[: len(line.choices)]
-        wrong = [answer for answer in line.answers if len(answer) != 1 or answer not in letters]
-        if not letters or wrong:
-            expected = f"letters of {', '.join(letters)}" if letters else "choices, and the letters of right ones"
-            raise _FieldError(f"answers: seen {line.answers!r}, expected {expected}")
-    elif line.metric in ONE_ANSWER and len(line.answers) != 1:
-        raise _FieldError(f"answers: seen {len(line.answers)}, expected 1 for {line.metric}")
-    if line.choices and line.metric not in CHOOSING:
-        raise _FieldError(f"choices: seen {len(line.choices)}, expected none for {line.metric}")
-
-
 def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """The files; relative ones must lie beneath the folder, by their names and where links lead."""
     root = folder.resolve()
     for index, name in enumerate(names):
         pure = PurePosixPath(name)
         if "://" in name or ".." in pure.parts or "\0" in name:
-            raise _FieldError(f"images.{index}: seen {name!r}, expected a file beneath the JSONL's folder, or absolute")
-        file = (root / pure).resolve()
+            raise FieldError(f"images.{index}: seen {name!r}, expected a file beneath the JSONL's folder, or absolute")
+        try:
+            file = (root / pure).resolve()
+            exists = file.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed; a loop of links; no such letters
+            reason = getattr(error, "strerror", None) or error
+            raise FieldError(f"images.{index}: seen {name[:80]!r}, which cannot be looked for ({reason})") from None
         if not pure.is_absolute() and not file.is_relative_to(root):
-            raise _FieldError(f"images.{index}: seen {name!r}, which leads out of the JSONL's folder")
-        if not file.is_file():
-            raise _FieldError(f"images.{index}: seen {name!r}, expected a file that exists")
+            raise FieldError(f"images.{index}: seen {name!r}, which leads out of the JSONL's folder")
+        if not exists:
+            raise FieldError(f"images.{index}: seen {name!r}, expected a file that exists")
         yield file
 
 

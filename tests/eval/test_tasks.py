@@ -92,8 +92,9 @@ def test_an_absolute_image_may_lie_anywhere(folder: Path):
         ({"images": ["images"]}, "expected a file that exists"),
         ({"images": ["none.png"]}, "expected a file that exists"),
         ({"images": ["b.png"], "question": "<image> or <image>?"}, "images: seen 1, expected 2, one for each <image>"),
-        ({"question": ""}, "question: seen '', expected otherwise"),
-        ({"answers": []}, "answers: seen"),
+        ({"question": ""}, "question: seen '', expected a text"),
+        ({"id": ""}, "id: seen '', expected a text"),
+        ({"answers": []}, "answers: seen none, expected a right one"),
         ({"answers": "4"}, "answers: seen '4', expected otherwise: Input should be a valid list"),
         ({"id": 1}, "id: seen '1', expected otherwise: Input should be a valid string"),
         ({"metric": "accuracy"}, "metric: seen 'accuracy', expected otherwise: Input should be 'exact'"),
@@ -104,14 +105,41 @@ def test_an_absolute_image_may_lie_anywhere(folder: Path):
         ({**CHOICE, "answers": ["C"]}, r"answers: seen \['C'\], expected letters of A, B"),
         ({**CHOICE, "answers": ["blue"]}, "expected letters of A, B"),
         ({"metric": "multiple_choice"}, "expected choices"),
+        ({**CHOICE, "answers": ["AB"]}, "expected letters of A, B"),
+        ({**CHOICE, "choices": ["x"] * 27}, "choices: seen 27, expected at most 26 for multiple_choice"),
+        ({**CHOICE, "metric": "mathvista", "answers": ["blue"]}, r"answers: seen \['blue'\], expected letters of A, B"),
+        ({**CHOICE, "metric": "mathvista", "answers": ["b"]}, "expected letters of A, B"),
+        ({"metric": "substring", "answers": ["4", " "]}, r"answers: seen \['4', ' '\], expected none without a text"),
+        ({"metric": "substring_formula", "answers": [""]}, "expected none without a text"),
+        ({"metric": "open_answer", "answers": [""]}, "expected none without a text"),
+        ({"images": ["x" * 300 + ".png"]}, r"images\.0: seen 'x+', which cannot be looked for \(File name too long\)"),
+        ({"images": ["loop.png"]}, r"images\.0: seen 'loop\.png', which cannot be looked for \(Symlink loop"),
+        ({"images": ["\ud800.png"]}, r"images\.0: seen .*, which cannot be looked for"),
         ({"choices": ["4", "5"]}, "choices: seen 2, expected none for exact"),
         ({"metric": "relaxed_accuracy", "answers": ["4", "5"]}, "answers: seen 2, expected 1 for relaxed_accuracy"),
     ],
 )
 def test_a_fault_is_told_with_line_seen_and_expected(folder: Path, change: dict[str, Any], message: str):
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
+    (folder / "loop.png").symlink_to("loop.png")
     with pytest.raises(UserError, match=rf"task\.jsonl:2: .*{message}"):
         read(folder, {**LINE, "id": "0"}, LINE | change)
+
+
+def test_an_image_that_may_not_be_looked_at_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(UserError, match=r"images\.0: seen 'b\.png', which cannot be looked for \(Permission denied\)"):
+        read(folder, LINE | {"images": ["b.png"]})
+
+
+def test_mathvista_takes_a_letter_with_choices_and_a_text_without(folder: Path):
+    letter, text = read(
+        folder, {**LINE, "id": "a", **CHOICE, "metric": "mathvista"}, LINE | {"metric": "mathvista", "answers": ["4.5"]}
+    )
+    assert (letter.answers, text.answers) == (("B",), ("4.5",))
 
 
 def test_a_missing_key_is_named(folder: Path):

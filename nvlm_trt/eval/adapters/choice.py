@@ -18,7 +18,8 @@ def ai2d(data: DataFolder) -> Iterator[Sample]:
     A line: image, question_id, question (with choices and instruction), answer (a letter). ``ai2d_test.jsonl`` is the
     masked setting, which is harder: the published 94.2 is without mask, with mask it is 85.2.
     """
-    for row in read_jsonl(data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")):
+    file = data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")
+    for row in data.rows(file, read_jsonl(file)):
         yield Sample(
             id=str(row["question_id"]),
             images=(data.image(row["image"]),),
@@ -39,7 +40,8 @@ def realworldqa(data: DataFolder) -> Iterator[Sample]:
         for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
             yield _realworldqa(index, row, data.extract(row["image"], str(index)))
         return
-    for index, row in enumerate(read_json(data.find_one("annotations.json", "*.json"))):
+    file = data.find_one("annotations.json", "*.json")
+    for index, row in enumerate(data.rows(file, read_json(file))):
         yield _realworldqa(index, row, data.image(row["image"]))
 
 
@@ -64,7 +66,8 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
             yield _mathvista(row, data.extract(row["decoded_image"], str(row["pid"])), row["query"])
         return
     queries: Mapping[str, str] = read_json(data.find_one("query.json"))
-    for pid, row in read_json(data.find_one("testmini.json")).items():
+    file = data.find_one("testmini.json")
+    for pid, row in data.rows(file, read_json(file).items()):
         yield _mathvista(row, data.image(row["image"]), queries[pid])
 
 

@@ -13,7 +13,8 @@ from nvlm_trt.eval.adapters.choice import ai2d, mathvista, mmmu, realworldqa
 from nvlm_trt.eval.adapters.folder import DataFolder
 from nvlm_trt.eval.adapters.reading import ocrbench
 from nvlm_trt.eval.adapters.vqa import chartqa, docvqa, textvqa, vqav2
-from nvlm_trt.eval.tasks import Sample
+from nvlm_trt.eval.tasks import FieldError, Sample, check
+from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +70,27 @@ def read_dataset(name: str, data: Path, extracted: Path, limit: int | None = Non
         limit: How many to read, from the first one on; None for all.
 
     Raises:
-        UserError: there is no such data set, its files are not in the folder, or they are of another format.
+        UserError: there is no such data set, its files are not in the folder, or they are of another format; or naming
+            file and entry of the first sample that `check` refuses.
     """
     if name not in DATASETS:
         raise UserError("there is no such data set", seen=name, expected=" | ".join(DATASETS))
-    dataset = DATASETS[name]
-    samples: list[Sample] = []
+    dataset, folder = DATASETS[name], DataFolder(data, extracted)
+    samples: dict[str, Sample] = {}
     try:
-        samples.extend(islice(dataset.read(DataFolder(data, extracted)), limit))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        for sample in islice(dataset.read(folder), limit):
+            check(sample, samples)
+            if IMAGE_PLACEHOLDER in sample.question:
+                raise FieldError(f"question: seen {IMAGE_PLACEHOLDER}, expected none: the image goes in front")
+            samples[sample.id] = sample
+    except FieldError as error:
+        raise UserError(f"{dataset.title}: {folder.place}: {error}", fix="mend this entry") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError, OSError) as error:
         raise UserError(
-            f"{dataset.title}: entry {len(samples)} is not as its publisher writes it",
+            f"{dataset.title}: {folder.place} is not as its publisher writes it",
             seen=f"{type(error).__name__}: {error}",
             expected=" ".join((dataset.read.__doc__ or "").split()),
         ) from None
     if not samples:
         raise UserError(f"{dataset.title}: the data set is empty", seen=data)
-    return tuple(samples)
+    return tuple(samples.values())

@@ -6,12 +6,12 @@ import importlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from nvlm_trt.errors import UserError
 
@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 Row = Mapping[str, Any]
 """An entry of an annotation file, as its publisher writes it."""
+
+Entry = TypeVar("Entry")
 
 
 class DataFolder:
@@ -28,6 +30,9 @@ class DataFolder:
         path: The folder.
         extracted: Where images go that lie inside a parquet file; made when it is needed.
 
+    Attributes:
+        place: File and number of the entry that is read, for messages; the folder before there is one.
+
     Raises:
         UserError: there is no such folder.
     """
@@ -36,6 +41,7 @@ class DataFolder:
         if not path.is_dir():
             raise UserError("there is no such folder of data", seen=path, fix="give it with --data")
         self.path = path
+        self.place = str(path)
         self._extracted = extracted
 
     def find(self, *patterns: str) -> list[Path]:
@@ -64,6 +70,12 @@ class DataFolder:
                 "the folder has several such annotation files", seen=names, fix="keep one, or give its folder"
             )
         return found[0]
+
+    def rows(self, file: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """The entries of an annotation file, with `place` kept."""
+        for number, entry in enumerate(entries, start=1):
+            self.place = f"{file.relative_to(self.path)}, entry {number}"
+            yield entry
 
     def image(self, name: object) -> Path:
         """The file of an image by its name: as a path in the folder, else anywhere below it.
@@ -103,8 +115,8 @@ class DataFolder:
             raise UserError("parquet files need pyarrow", seen=error, fix="pip install 'nvlm-trt[eval]'") from None
         for file in self.find(*patterns):
             try:
-                for batch in parquet.ParquetFile(file).iter_batches(batch_size=16):
-                    yield from batch.to_pylist()
+                batches = parquet.ParquetFile(file).iter_batches(batch_size=16)
+                yield from self.rows(file, (row for batch in batches for row in batch.to_pylist()))
             except (arrow.ArrowException, OSError) as error:
                 raise UserError(f"a parquet file cannot be read ({error})", seen=file) from None
 

@@ -29,9 +29,10 @@ def ocrbench(data: DataFolder) -> Iterator[Sample]:
             for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet"))
         )
     else:
+        file = data.find_one("OCRBench.json")
         rows = (
             (data.image(row["image_path"]), row["question"], row["answers"], row["dataset_name"], row["type"])
-            for row in read_json(data.find_one("OCRBench.json"))
+            for row in data.rows(file, read_json(file))
         )
     for index, (image, question, answers, part, kind) in enumerate(rows):
         metric: Metric = "substring_formula" if part == FORMULAS else "substring"

@@ -16,7 +16,8 @@ def docvqa(data: DataFolder) -> Iterator[Sample]:
     An entry of `data`: questionId, question, image ("documents/x.png"), answers. The test split has no answers; its
     score comes from the RRC server.
     """
-    for row in read_json(data.find_one("*val_v1.0_withQT.json", "*val_v1.0.json", "*_v1.0.json"))["data"]:
+    file = data.find_one("*val_v1.0_withQT.json", "*val_v1.0.json", "*_v1.0.json")
+    for row in data.rows(file, read_json(file)["data"]):
         if "answers" not in row:
             raise UserError("the questions have no answers", seen="the test split", expected="val_v1.0*.json")
         yield Sample(
@@ -37,7 +38,7 @@ def chartqa(data: DataFolder) -> Iterator[Sample]:
     """
     for file in data.find("test_*.json", "val_*.json"):
         part = file.stem.partition("_")[2]
-        for index, row in enumerate(read_json(file)):
+        for index, row in enumerate(data.rows(file, read_json(file))):
             yield Sample(
                 id=f"{part}-{index}",
                 images=(data.image(f"{file.parent.name}/png/{row['imgname']}"),),
@@ -54,7 +55,8 @@ def textvqa(data: DataFolder) -> Iterator[Sample]:
 
     An entry of `data`: question_id, question, image_id, answers (ten).
     """
-    for row in read_json(data.find_one("TextVQA_*_val.json"))["data"]:
+    file = data.find_one("TextVQA_*_val.json")
+    for row in data.rows(file, read_json(file)["data"]):
         yield Sample(
             id=str(row["question_id"]),
             images=(data.image(row["image_id"]),),
@@ -73,7 +75,8 @@ def vqav2(data: DataFolder) -> Iterator[Sample]:
     """
     annotations = read_json(data.find_one("v2_mscoco_val2014_annotations.json"))["annotations"]
     by_question = {row["question_id"]: row for row in annotations}
-    for row in read_json(data.find_one("v2_OpenEnded_mscoco_val2014_questions.json"))["questions"]:
+    file = data.find_one("v2_OpenEnded_mscoco_val2014_questions.json")
+    for row in data.rows(file, read_json(file)["questions"]):
         right = by_question[row["question_id"]]
         yield Sample(
             id=str(row["question_id"]),

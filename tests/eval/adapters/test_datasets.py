@@ -14,6 +14,14 @@ from .conftest import png
 ROW = {"imgname": "a.png", "query": "How many?", "label": "14"}
 
 
+def question(pid: str, colour: str) -> dict[str, object]:
+    """A row of MathVista in parquet, whose image is called by its id."""
+    return {
+        "pid": pid, "query": "How many?", "answer": "4", "question_type": "free_form", "metadata": {"task": "counting"},
+        "decoded_image": {"bytes": png(colour), "path": "x.png"},
+    }  # fmt: skip
+
+
 def test_every_data_set_has_the_published_figures_of_the_model_card():
     figures = {name: (dataset.published.hugging_face, dataset.published.megatron) for name, dataset in DATASETS.items()}
     assert figures == {
@@ -55,8 +63,43 @@ def test_an_image_that_cannot_be_told_from_another_is_refused(write, read):
 def test_an_entry_of_another_format_is_told_with_what_is_expected(write, read):
     write("test_human.json", [ROW, {"image": "a.png"}])
     write("png/a.png")
-    with pytest.raises(UserError, match=r"ChartQA: entry 1 .*seen: KeyError: .*expected: .*imgname, query, label"):
+    message = r"ChartQA: test_human\.json, entry 2 .*seen: KeyError: .*expected: .*imgname, query, label"
+    with pytest.raises(UserError, match=message):
         read("chartqa")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": []}, "answers: seen none, expected a right one"),
+        ({"label": ["14", "15"]}, "answers: seen 2, expected 1 for relaxed_accuracy"),
+        ({"query": "What does <image> show?"}, "question: seen <image>, expected none"),
+        ({"query": "Is <image> above <image>?"}, "images: seen 1, expected 2"),
+        ({"imgname": "x" * 300}, "is not as its publisher writes it; seen: OSError.*File name too long"),
+    ],
+)
+def test_a_sample_that_cannot_be_asked_or_scored_is_told_with_file_and_entry(write, read, change, message):
+    write("data/png/a.png")
+    write("test_augmented.json", [ROW])
+    write("test_human.json", [ROW, ROW | change])
+    with pytest.raises(UserError, match=rf"ChartQA: test_human\.json, entry 2:? {message}"):
+        read("chartqa")
+
+
+def test_a_text_that_is_none_is_told(write, read):
+    row = {"image_path": "a.png", "question": 5, "answers": "x", "dataset_name": "a", "type": "b"}
+    write("a.png")
+    write("OCRBench.json", [row])
+    with pytest.raises(UserError, match=r"OCRBench: OCRBench\.json, entry 1: question: seen 5, expected a text"):
+        read("ocrbench")
+
+
+def test_two_samples_of_one_id_are_refused(parquet, read):
+    parquet("a/testmini-0.parquet", [question("7", "red")])
+    parquet("b/testmini-1.parquet", [question("8", "red"), question("7", "blue")])
+    with pytest.raises(UserError, match=r"MathVista: b/testmini-1\.parquet, entry 2: id: seen '7' a second time"):
+        read("mathvista")
+    assert len(read("mathvista", 2)) == 2
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
@@ -97,14 +140,6 @@ def test_no_file_outside_of_the_folder_is_taken(write, read, data, tmp_path):
         )
         with pytest.raises(UserError, match="is missing"):
             read("ocrbench")
-
-
-def question(pid: str, colour: str) -> dict[str, object]:
-    """A row of MathVista in parquet, whose image is called by its id."""
-    return {
-        "pid": pid, "query": "How many?", "answer": "4", "question_type": "free_form", "metadata": {"task": "counting"},
-        "decoded_image": {"bytes": png(colour), "path": "x.png"},
-    }  # fmt: skip
 
 
 def test_an_image_of_a_parquet_file_stays_in_its_folder_whatever_it_is_called(parquet, read, tmp_path):
