@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from nvlm_trt.bench.peers import RUN, aiperf, perf_analyzer
-from nvlm_trt.bench.peers.tool import PeerTask, run_tool
+from nvlm_trt.bench.peers.tool import PeerTask, ToolName, run_tool
 from nvlm_trt.bench.workload import Question
 from nvlm_trt.errors import ServerError
 
@@ -77,7 +77,7 @@ def aiperf_record(start: float, ttft_ms: float, whole_ms: float) -> dict[str, An
 
 def test_the_records_of_aiperf_become_our_metrics(task: PeerTask) -> None:
     records = [aiperf_record(1, 500.0, 1500.0), aiperf_record(2.5, 700.0, 1700.0)]
-    found = aiperf.as_measured("\n".join(map(json.dumps, records)) + "\n", task)
+    found = aiperf.as_measured(("\n".join(map(json.dumps, records)) + "\n").encode(), task)
     check(found)
 
 
@@ -86,12 +86,25 @@ def test_another_export_than_expected_is_a_fault_that_names_the_tool(left: bytes
     with pytest.raises(ServerError, match="perf_analyzer left another export"):
         perf_analyzer.as_measured(left, task)
     with pytest.raises(ServerError, match="AIPerf left other records"):
-        aiperf.as_measured(left.decode() or "{", task)
+        aiperf.as_measured(left or b"{", task)
 
 
 def test_a_tool_that_asked_another_number_of_requests_is_not_believed(task: PeerTask) -> None:
     with pytest.raises(ServerError, match="another number of requests; seen: 1; expected: 2"):
         perf_analyzer.as_measured(export(profiled(1, 1.5, 2.5)), task)
+
+
+def test_times_in_another_unit_are_not_taken_for_milliseconds(task: PeerTask) -> None:
+    record = aiperf_record(1, 500.0, 1500.0)
+    record["metrics"]["request_latency"]["unit"] = "sec"
+    with pytest.raises(ServerError, match=r"other records than expected .*times in ms and sec"):
+        aiperf.as_measured(json.dumps(record).encode(), task)
+
+
+@pytest.mark.parametrize("times", [(1, 1, 1), (2, 1, 3), (1, 3, 2)])
+def test_requests_that_took_no_time_are_not_believed(times: tuple[float, float, float], task: PeerTask) -> None:
+    with pytest.raises(ServerError, match="end before they begin, or at once"):
+        perf_analyzer.as_measured(export(profiled(*times), profiled(*times)), task)
 
 
 def install(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +166,18 @@ def test_a_text_needs_no_image_field(task: PeerTask, tmp_path: Path, monkeypatch
     assert "image_bytes" not in (tmp_path / "body.json").read_text()
     found = perf_analyzer.as_measured(export(profiled(1, 1.5, 2.5)), text)
     assert "images_per_s" not in found
+
+
+@pytest.mark.parametrize(
+    ("tool", "lacks"),
+    [("perf_analyzer", r"perf_analyzer left no profile\.json"), ("aiperf", r"AIPerf left no profile_export\.jsonl")],
+)
+def test_a_tool_that_ends_well_and_leaves_nothing_has_failed(
+    tool: ToolName, lacks: str, task: PeerTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, tool, "exit 0", monkeypatch)
+    with pytest.raises(ServerError, match=lacks):
+        RUN[tool](task)
 
 
 def test_a_tool_that_fails_is_quoted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -152,27 +153,55 @@ def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
         Workers(WORKLOAD, plan.tile_size, timeout=0.01).round(plan.subjects[1], 0)
 
 
+class Silent:
+    """Answers at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+
+    def ask(self, question: Question) -> RequestRecord:
+        self.asked.append(question)
+        return made_request()
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+
+def test_our_own_figures_stand_beside_a_tool_that_left_nothing(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "perf_analyzer").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "perf_analyzer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(worker, "load", lambda *_: Loaded(Silent(), 1.0, 0, "127.0.0.1:1"))
+    job = RoundJob(
+        subject=plan.subjects[1],
+        workload=WORKLOAD,
+        number=0,
+        tile_size=112,
+        tools=("perf_analyzer",),
+        result=tmp_path / "unused",
+    )
+    record = measure_round(job)
+    assert [len(wave.requests) for wave in record.waves] == [2, 2]
+    assert [(peer.concurrency, peer.figures) for peer in record.peers] == [(1, {}), (2, {})]
+    assert all("perf_analyzer left no profile.json" in (peer.error or "") for peer in record.peers)
+
+
 def test_tools_of_others_get_requests_that_nobody_else_had(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, list[Question]]] = []
+    asked: list[list[Question]] = []
 
     def run(task: PeerTask) -> dict[str, tuple[float, ...]]:
-        asked.append((task.concurrency, list(task.questions)))
+        asked.append(list(task.questions))
         if task.concurrency == 2:
             raise ServerError("it crashed")
         return {"ttft": (1.0,)}
 
-    class Silent:
-        def ask(self, question: Question) -> RequestRecord:
-            asked.append((0, [question]))
-            return made_request()
-
-        def close(self) -> None:
-            """Nothing is left to close."""
-
+    silent = Silent()
     monkeypatch.setitem(RUN, "perf_analyzer", run)
-    monkeypatch.setattr(worker, "load", lambda *_: Loaded(Silent(), 1.0, 0, "127.0.0.1:1"))
+    monkeypatch.setattr(worker, "load", lambda *_: Loaded(silent, 1.0, 0, "127.0.0.1:1"))
     workload = WORKLOAD.model_copy(update={"text_only": True})
     for number in range(2):
         job = RoundJob(
@@ -186,5 +215,5 @@ def test_tools_of_others_get_requests_that_nobody_else_had(
         done, failed = measure_round(job).peers
         assert (done.concurrency, done.figures, done.error) == (1, {"ttft": (1.0,)}, None)
         assert (failed.concurrency, failed.figures, failed.error) == (2, {}, "it crashed")
-    texts = [question.text for _, questions in asked for question in questions]
+    texts = [question.text for questions in (silent.asked, *asked) for question in questions]
     assert len(texts) == len(set(texts)) == 2 * (1 + 2 + 2 + 2 + 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nvlm_trt.bench.ask.served import STREAM_PATH
-from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, run_tool
+from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, left_by, run_tool
 from nvlm_trt.client.request import MODEL
 from nvlm_trt.errors import ServerError
 from nvlm_trt.model.tokenizer import build_bpe, read_merges
@@ -25,14 +25,14 @@ def run_aiperf(task: PeerTask) -> Figures:
     """Run it; samples by the name of our metric, in its unit.
 
     Raises:
-        ServerError: it failed, or left other records than those of 0.13.
+        ServerError: it failed, or left no records, or others than those of 0.13.
     """
     body, inputs, out = task.scratch / "body.json", task.scratch / "inputs.jsonl", task.scratch / "out"
     body.write_text(_template(task), encoding="utf-8")
     inputs.write_text("".join(json.dumps(line) + "\n" for line in _inputs(task)), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}  # it breaks folders
     run_tool(command(task, body, inputs, out, _tokenizer(task)), task.scratch, environment)
-    return as_measured((out / RECORDS).read_text(encoding="utf-8"), task)
+    return as_measured(left_by("AIPerf", out / RECORDS), task)
 
 
 def command(task: PeerTask, body: Path, inputs: Path, out: Path, tokenizer: Path) -> list[str]:
@@ -50,12 +50,16 @@ def command(task: PeerTask, body: Path, inputs: Path, out: Path, tokenizer: Path
     ]
 
 
-def as_measured(records: str, task: PeerTask) -> Figures:
-    """The figures of profile_export.jsonl: one record a request."""
+def as_measured(records: bytes, task: PeerTask) -> Figures:
+    """The figures of profile_export.jsonl: one record a request.
+
+    Raises:
+        ServerError: it holds something else.
+    """
     try:
         lines = [json.loads(line) for line in records.splitlines() if line]
         requests = [_request(line) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ServerError(f"AIPerf left other records than expected ({error!r})") from None
     return as_figures(requests, task)
 
@@ -63,7 +67,8 @@ def as_measured(records: str, task: PeerTask) -> Figures:
 def _request(raw: dict[str, Any]) -> PeerRequest:
     started = int(raw["metadata"]["request_start_ns"])
     first, whole = (raw["metrics"][name] for name in ("time_to_first_token", "request_latency"))
-    assert first["unit"] == whole["unit"] == "ms"
+    if not first["unit"] == whole["unit"] == "ms":
+        raise ValueError(f"times in {first['unit']} and {whole['unit']}, not in ms")
     return PeerRequest(started, started + round(first["value"] * 1e6), started + round(whole["value"] * 1e6))
 
 

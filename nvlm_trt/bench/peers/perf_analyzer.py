@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, run_tool
+from nvlm_trt.bench.peers.tool import Figures, PeerRequest, PeerTask, as_figures, left_by, run_tool
 from nvlm_trt.bench.workload import Question
 from nvlm_trt.client.request import MODEL
 from nvlm_trt.errors import ServerError
@@ -21,12 +21,12 @@ def run_perf_analyzer(task: PeerTask) -> Figures:
     """Run it; samples by the name of our metric, in its unit.
 
     Raises:
-        ServerError: it failed, or left another export than the one of 2.51.
+        ServerError: it failed, or left no export, or another than that of 2.51.
     """
     data, export = task.scratch / "input.json", task.scratch / "profile.json"
     data.write_text(json.dumps({"data": [_entry(question, task.max_tokens) for question in task.questions]}))
     run_tool(command(task, data, export), task.scratch)
-    return as_measured(export.read_bytes(), task)
+    return as_measured(left_by("perf_analyzer", export), task)
 
 
 def command(task: PeerTask, data: Path, export: Path) -> list[str]:
@@ -46,6 +46,9 @@ def as_measured(export: bytes, task: PeerTask) -> Figures:
     """The figures of a profile export.
 
     The file holds the requests' images as raw bytes inside JSON strings, hence latin-1.
+
+    Raises:
+        ServerError: it holds something else.
     """
     try:
         raw = json.loads(export.decode("latin-1"), strict=False)

@@ -94,6 +94,18 @@ def run_tool(command: Sequence[str], folder: Path, environment: Mapping[str, str
         raise ServerError(f"{name} did not end", seen=f"{TIMEOUT_S:g} s") from None
 
 
+def left_by(tool: str, file: Path) -> bytes:
+    """What a tool that has ended left.
+
+    Raises:
+        ServerError: nothing that can be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ServerError(f"{tool} left no {file.name} ({error.strerror})") from None
+
+
 def as_figures(requests: Sequence[PeerRequest], task: PeerTask) -> Figures:
     """A tool's times in our metrics, by our formulas, in our units.
 
@@ -101,12 +113,14 @@ def as_figures(requests: Sequence[PeerRequest], task: PeerTask) -> Figures:
     times are divided by that.
 
     Raises:
-        ServerError: the tool reported another number of requests.
+        ServerError: the tool reported another number of requests, or requests that took no time.
     """
     if len(requests) != len(task.questions):
         raise ServerError(
             "the tool reported another number of requests", seen=len(requests), expected=len(task.questions)
         )
+    if not all(each.started_ns <= each.first_ns <= each.ended_ns > each.started_ns for each in requests):
+        raise ServerError("the tool reported requests that end before they begin, or at once")
     tokens = task.max_tokens
     wall = (max(each.ended_ns for each in requests) - min(each.started_ns for each in requests)) / 1e9
     images = sum(len(question.images) for question in task.questions)
