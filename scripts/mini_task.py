@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from nvlm_trt.errors import UserError
@@ -17,13 +18,26 @@ from nvlm_trt.miniature.tasks import ASKED, SEALED_SEED, write_task
 TILE = 112
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number that is not below `least`."""
+
+    def parse(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
 def main() -> int:
     """Write the task; 2 when something is wrong with what was asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--seed", type=int, help="default: the test split's own; needed for validation")
-    parser.add_argument("--per-category", type=int, default=100, help=f"questions of each of {len(ASKED)} categories")
+    parser.add_argument("--seed", type=at_least(0), help="default: the test split's own; needed for validation")
+    parser.add_argument(
+        "--per-category", type=at_least(1), default=100, help=f"questions of each of {len(ASKED)} categories"
+    )
     options = parser.parse_args()
     if options.split == "validation" and options.seed is None:
         parser.error("--split validation needs a --seed")
@@ -37,7 +51,7 @@ def main() -> int:
         file = write_task(
             options.output, options.split, seed=seed, per_category=options.per_category, tile=TILE, progress=progress
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(file)
