@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from nvlm_trt.errors import EngineError
 from nvlm_trt.eval.answer import read_images
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.config import NvlmConfig
-from nvlm_trt.model.image import read_image
+from nvlm_trt.model.image import DEFAULT_LIMITS, ImageLimits, read_image
 from nvlm_trt.model.prompt import Prompt, build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.recipe import BuildRecipe
 
 Tiles = npt.NDArray[np.uint8]
 
@@ -37,11 +40,37 @@ ASPECTS = ((2, 1), (1, 1), (1, 2))
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request to the engine may hold: tokens of the prompt, images, tiles of an image's grid."""
+    """What a request to the engine may hold, and how its image files are read.
+
+    Attributes:
+        input_len: Tokens of the prompt.
+        images: Images of a request.
+        tiles: Tiles of an image's grid.
+        files: What an image file may be.
+        exif_orientation: Whether an image is turned upright as its EXIF says.
+    """
 
     input_len: int
     images: int
     tiles: int
+    files: ImageLimits = DEFAULT_LIMITS
+    exif_orientation: bool = True
+
+    @classmethod
+    def of(cls, recipe: BuildRecipe, room: int) -> Self:
+        """Those of a recipe.
+
+        Args:
+            recipe: The recipe.
+            room: Tokens that an engine has for a prompt beside its answer.
+        """
+        return cls(
+            min(recipe.max_input_len, room),
+            recipe.max_images,
+            recipe.max_tiles,
+            ImageLimits(**recipe.image_limits.model_dump()),
+            recipe.exif_orientation,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +100,22 @@ def make_cases(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, cou
     return [case for case in cases if case is not None]
 
 
-def image_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits) -> Case | None:
-    """A request with one image; None where the limits do not allow it."""
-    if not limits.images:
-        return None
+def image_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits) -> Case:
+    """A request with one image of one tile.
+
+    Raises:
+        EngineError: it is longer than the limits allow.
+    """
     case = make_case(config, tokenizer, limits, 1, 1)
-    return case if len(case.prompt.input_ids) <= limits.input_len else None
+    needed = len(case.prompt.input_ids)
+    if needed > limits.input_len:
+        raise EngineError(
+            "the engine is too short for an image, so nothing that it says about images can be judged",
+            seen=f"{limits.input_len} tokens of a prompt",
+            expected=f"at least {needed}, for one tile and a short question",
+            fix="raise max_input_len in the recipe and build again",
+        )
+    return case
 
 
 def make_case(config: NvlmConfig, tokenizer: NvlmTokenizer, limits: Limits, number: int, images: int) -> Case:
@@ -125,9 +164,12 @@ def sample_case(sample: Sample, config: NvlmConfig, tokenizer: NvlmTokenizer, li
     """The request of an evaluation sample.
 
     Raises:
-        ImageRejected: an image cannot be read.
+        ImageRejected: an image cannot be read or is beyond the limits.
+        PromptError: there are more images than placeholders.
     """
-    pictures = tuple(map(read_image, read_images(sample)))
+    pictures = tuple(
+        read_image(data, limits.files, exif_orientation=limits.exif_orientation) for data in read_images(sample)
+    )
     blocks = [_tiles([picture], config, limits) for picture in pictures]
     prompt = build_prompt(
         tokenizer,

@@ -144,8 +144,8 @@ class Plain:
 class Fp8:
     """FP8Linear and FP8RowLinear: e4m3 weight [out, in] and input, a static scale [1] each.
 
-    Both scales are cast to the model's dtype before they are used, as the layers do without a GEMM plugin; builds of this
-    project choose none for fp8 (`decoder/trtllm_build_command.py`).
+    Both scales are cast to the model's dtype before they are used, as the layers do without a GEMM plugin; builds of
+    this project choose none for fp8 (`decoder/trtllm_build_command.py`).
     """
 
     weight: torch.Tensor

@@ -61,14 +61,11 @@ class EmulatedAnswers:
     def judge(
         self, asked: Asked, samples: Sequence[Sample], log: Log, work: Path | None
     ) -> tuple[dict[str, Figures], list[str]]:
-        """Figures of the parts `logits`, `canary` and `task`, as far as there are images and samples, and remarks."""
-        figures: dict[str, Figures] = {}
-        remarks: list[str] = []
+        """Figures of the parts `logits` and `canary`, of `task` where there are samples, and remarks."""
+        log("answers: prompts with images, and with other images in their place, emulated")
         questions = asked.shown.questions(asked.goldens, asked.stop_id, asked.by_reference, asked.by_subject)
-        if questions:
-            log("answers: prompts with images, and with other images in their place, emulated")
-            subject = RanksSubject(self._engine / "decoder" / "checkpoint", TIMEOUT)
-            figures, remarks = judge_answers(subject, ReferenceSubject(self._reference), questions)
+        subject = RanksSubject(self._engine / "decoder" / "checkpoint", TIMEOUT)
+        figures, remarks = judge_answers(subject, ReferenceSubject(self._reference), questions)
         if samples:
             log(f"task: {len(samples)} samples, each answered by the emulation and by the reference")
             figures["task"], more = self._judge_task(samples, log, work)

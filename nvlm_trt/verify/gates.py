@@ -15,7 +15,7 @@ A figure beyond its gate is a defect, or a precision that does not suit the chec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -210,17 +210,27 @@ def answer_gates(recipe: BuildRecipe) -> dict[str, tuple[Gate, ...]]:
 
 
 def judge_parts(
-    gates: Mapping[str, tuple[Gate, ...]], figures: Mapping[str, Mapping[str, float]], fields: GateFields
+    gates: Mapping[str, tuple[Gate, ...]],
+    figures: Mapping[str, Mapping[str, float]],
+    fields: GateFields,
+    *,
+    without: Collection[str] = (),
 ) -> list[Check]:
-    """Apply the gates of every part that was measured, with the bounds that the recipe sets.
+    """Apply the gates of every part, with the bounds that the recipe sets.
+
+    Args:
+        gates: By part.
+        figures: What was measured, by part.
+        fields: The recipe's bounds.
+        without: Parts that were not to be measured.
 
     Raises:
-        KeyError: a gate's figure is missing among those of its part.
+        KeyError: a part that was to be measured was not, or a gate's figure is missing among those of its part.
     """
     return [
         check
         for part, wanted in gates.items()
-        if figures.get(part)
+        if part not in without
         for check in judge(part, bounded(part, wanted, fields), figures[part])
     ]
 

@@ -39,7 +39,7 @@ def layer_costs(
     Args:
         checkpoint: The source.
         reference: Its decoder in float32.
-        goldens: Requests with the reference's answers; without images among them nothing is measured.
+        goldens: Requests with the reference's answers, at least one of them with images.
         stop_id: What ends an answer.
         vision: Precision of vision.
         calibration: What the stage vision-calibrate leaves; of fp8 and int8 only.
@@ -51,8 +51,6 @@ def layer_costs(
         for golden in goldens
         if golden.table is not None
     ]
-    if not asked:
-        return []
     costs = list(vision_costs(checkpoint, vision, calibration, reference, asked))
     if roundings is not None:
         costs += decoder_costs(reference, roundings, [request for _, request in asked], exclude)
@@ -171,14 +169,14 @@ def with_advice(report: VerifyReport, costs: Sequence[LayerCost], recipe: BuildR
 
     Args:
         report: The report.
-        costs: Of every quantised layer; none where they could not be measured.
+        costs: Of every quantised layer.
         recipe: The recipe as built.
     """
     report = replace(report, costs=tuple(costs))
     failed = failed_costs(report.checks)
     ratio = cost_ratio(failed)
     if ratio is None:
-        remarks = () if costs else ("Nothing is quantised, or no prompt has images: no layer's cost was measured.",)
+        remarks = () if costs else ("Nothing is quantised: no layer's cost was measured.",)
         return replace(report, remarks=(*report.remarks, *remarks))
     about = {PARTS.get(check.part, "") for check in failed}
     concerned = [each for each in costs if len(about) > 1 or about <= {"", each.part}]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nvlm_trt.errors import EngineError, ImageRejected, PromptError
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -26,8 +27,8 @@ class Shown:
     """What the reference and what is judged are shown.
 
     Attributes:
-        cases: The requests of the recipe's `verify_prompts`.
-        others: Further ones, all with images.
+        cases: The requests of the recipe's `verify_prompts`, and one with an image if these have none.
+        others: Samples of a task, all with images.
         swapped: Of each of both, in order, the tiles that take the place of its own; none where it has no image.
     """
 
@@ -100,24 +101,25 @@ def show(
         limits: What a request may hold.
         count: Requests with 0, 1 and 2 images in turn.
         samples: Of a task; the first ones with images that fit are shown too, each with the next one's in canaries.
+            Those that an engine refuses are passed over.
 
     Returns:
-        No cases where the limits are too narrow for any question.
+        At least one request, and at least one with an image.
 
     Raises:
-        ImageRejected: an image of a sample cannot be read.
+        EngineError: the limits are too narrow for any question, or for one with an image.
     """
-    cases = tuple(make_cases(config, tokenizer, limits, count))
+    cases = make_cases(config, tokenizer, limits, count)
     if not cases:
-        return Shown((), (), ())
-    one = None if any(case.pictures for case in cases) else image_case(config, tokenizer, limits)
-    extra = () if one is None else (one,)
+        raise EngineError("the engine is too short for any question", seen=f"{limits.input_len} tokens")
+    if not any(case.pictures for case in cases):
+        cases.append(image_case(config, tokenizer, limits))
     asked = _sample_cases(config, tokenizer, limits, samples)
-    swapped = [swapped_tiles(case, config, limits) for case in (*cases, *extra)]
+    swapped = [swapped_tiles(case, config, limits) for case in cases]
     for place, case in enumerate(asked):
         neighbours = asked[(place + 1) % len(asked)].pictures if len(asked) > 1 else ()
         swapped.append(swapped_tiles(case, config, limits, neighbours))
-    return Shown(cases, (*extra, *asked), tuple(swapped))
+    return Shown(tuple(cases), tuple(asked), tuple(swapped))
 
 
 def _sample_cases(
@@ -129,7 +131,10 @@ def _sample_cases(
             break
         if not 0 < len(sample.images) <= limits.images or sample.max_tiles is not None:
             continue
-        case = sample_case(sample, config, tokenizer, limits)
+        try:
+            case = sample_case(sample, config, tokenizer, limits)
+        except (ImageRejected, PromptError):  # the task counts it as wrong, and says why
+            continue
         if len(case.prompt.input_ids) <= limits.input_len:
             cases.append(case)
     return cases

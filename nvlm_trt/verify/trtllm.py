@@ -59,6 +59,9 @@ MEMORY_SHARE = 0.25
 MOST_BYTES = 4 << 30
 """Of a whole decoder at most, a billion weights in float32: the ranks compute in float64, on the CPU."""
 
+NEED_ALL_RANKS = ("ranks", "logits", "canary", "task")
+"""Parts that are not judged where the ranks cannot be run together; the report says so."""
+
 Figures = dict[str, float]
 Log = Callable[[str], None]
 
@@ -88,7 +91,8 @@ def verify_trtllm(
             a decoder that can be run here as a whole.
 
     Raises:
-        EngineError: a part is missing, the decoder is not what the recipe asks for, or no question fits its limits.
+        EngineError: a part is missing, the decoder is not what the recipe asks for, or no question, or no image, fits
+            its limits.
         CheckpointError: a checkpoint cannot be read, or a rank's header is wrong; every fault is listed.
         UserError: the recipe's task cannot be read.
         FaultError: a rank failed.
@@ -102,10 +106,7 @@ def verify_trtllm(
     converted = TrtllmCheckpoint.open(engine / "decoder" / "checkpoint")
     _check_contract(converted, recipe)
     reason = _too_large(checkpoint, converted)
-    limits = _limits(checkpoint, recipe)
-    shown = show(checkpoint.config, tokenizer, limits, recipe.verify_prompts, samples)
-    if not shown.cases:
-        raise EngineError("the engine is too short for any question", seen=f"{limits.input_len} tokens")
+    shown = show(checkpoint.config, tokenizer, _limits(checkpoint, recipe), recipe.verify_prompts, samples)
     if reason:
         shown = shown.cases_alone()
     faults = prompt_faults(checkpoint.config, tokenizer, shown.cases)
@@ -136,7 +137,7 @@ def verify_trtllm(
         remarks += more
     remarks.append("Engines were not run, that needs their GPU: figures of vision and answers are an emulation's.")
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
-    checks = tuple(_judge_all(figures, converted, layers, recipe))
+    checks = tuple(_judge_all(figures, converted, layers, recipe, run_together=answers is not None))
     report = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers.layer_errors()))
     if answers is None or not (sensitivity or failed_costs(checks)):
         return report
@@ -169,14 +170,15 @@ def _check_contract(converted: TrtllmCheckpoint, recipe: BuildRecipe) -> None:
 def _limits(checkpoint: Checkpoint, recipe: BuildRecipe) -> Limits:
     """Of prompts that leave room for one token; more of an answer need not fit the engine to be emulated."""
     room = recipe.max_seq_len(checkpoint.config.decoder.max_position_embeddings) - 1
-    return Limits(min(recipe.max_input_len, room), recipe.max_images, recipe.max_tiles)
+    return Limits.of(recipe, room)
 
 
 def _compare_vision(shown: Shown, expected: Sequence[Tables | None], seen: Sequence[Tables | None]) -> Figures:
-    """Figures of the prompt tables of the cases; none where no case has an image."""
+    """Figures of the prompt tables of the cases."""
     pairs = zip(expected[: len(shown.cases)], seen, strict=False)
-    figures = [closeness(ours.right, theirs.right) for theirs, ours in pairs if theirs is not None and ours is not None]
-    return worst_figures(figures) if figures else {}
+    return worst_figures(
+        [closeness(ours.right, theirs.right) for theirs, ours in pairs if theirs is not None and ours is not None]
+    )
 
 
 def _prompts(shown: Shown, vocab_size: int, expected: Sequence[Tables | None]) -> list[Prompt]:
@@ -190,7 +192,8 @@ def peak_bytes(config: NvlmConfig, recipe: BuildRecipe) -> int:
     projector = config.projector_hidden * (config.projector_in + config.decoder.hidden_size)
     width, wide = config.vision.hidden_size, config.vision.intermediate_size
     vision = 4 * max(projector, 2 * width * (2 * width + wide))
-    return max(vision, layerwise.peak_bytes(config.decoder, recipe.verify_prompts * MAX_TOKENS))
+    prompts = max(recipe.verify_prompts, 2)  # the first has no image: beside it alone one is shown that has
+    return max(vision, layerwise.peak_bytes(config.decoder, prompts * MAX_TOKENS))
 
 
 def _too_large(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> str | None:
@@ -225,7 +228,12 @@ def _layer_remarks(layers: LayerwiseReport) -> list[str]:
 
 
 def _judge_all(
-    figures: Mapping[str, Figures], converted: TrtllmCheckpoint, layers: LayerwiseReport, recipe: BuildRecipe
+    figures: Mapping[str, Figures],
+    converted: TrtllmCheckpoint,
+    layers: LayerwiseReport,
+    recipe: BuildRecipe,
+    *,
+    run_together: bool,
 ) -> list[Check]:
     quantization = converted.config.quantization
     cache_alone = quantization.kv_cache_quant_algo is not None and quantization.quant_algo is None
@@ -236,4 +244,5 @@ def _judge_all(
         "ranks": QUANTISED_CACHE_GATES if cache_alone else RANKS_GATES[recipe.decoder_precision],
         **answer_gates(recipe),
     }
-    return judge_parts(gates, figures, recipe.gates)
+    whole = () if recipe.gates.task else ("task",)
+    return judge_parts(gates, figures, recipe.gates, without=whole if run_together else NEED_ALL_RANKS)

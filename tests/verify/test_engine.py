@@ -227,6 +227,19 @@ def test_engines_of_the_gpu_target_and_engines_without_room_are_refused(
     recipe = load_recipe(engine / "recipe.yaml").model_copy(update={"max_input_len": 3})
     with pytest.raises(EngineError, match="too short for any question"):
         verify_engine(engine, tiny_checkpoint, recipe)
+    recipe = load_recipe(engine / "recipe.yaml").model_copy(update={"max_input_len": 60, "verify_prompts": 3})
+    with pytest.raises(EngineError, match=r"too short for an image.*seen: 60 tokens.*raise max_input_len"):
+        verify_engine(engine, tiny_checkpoint, recipe)
+
+
+def test_vision_and_answers_about_images_are_judged_however_few_prompts_there_are(
+    engine_of: Callable[..., Path], tiny_checkpoint: Path, ranks_aside: None
+) -> None:
+    engine = engine_of("fp32", "fp32")
+    recipe = load_recipe(engine / "recipe.yaml").model_copy(update={"verify_prompts": 1})
+    report = verify_engine(engine, tiny_checkpoint, recipe)
+    report.require_ok()
+    assert {check.part for check in report.checks} >= {"vision", "logits", "canary"}
 
 
 def test_4_bit_weights_are_judged_by_torch_with_the_same_groups(

@@ -122,10 +122,17 @@ def test_a_gate_may_ask_for_a_least_value() -> None:
     assert not Check("logits", agreement.gate, math.nan).ok
 
 
-def test_parts_that_were_not_measured_are_not_judged() -> None:
+def test_a_part_that_was_not_measured_is_a_fault_unless_it_was_not_to_be() -> None:
+    """Else an engine would pass whatever nobody looked at."""
     recipe = parse_recipe({"name": "x", "target": "cpu"}, "x")
-    figures = {"task": {"accuracy_drop": 1.5}, "canary": {}}
-    assert [check.ok for check in judge_parts(answer_gates(recipe), figures, recipe.gates)] == [False]
+    gates, canary = answer_gates(recipe), {"response": 1.0, "control": 0.0, "answers_unchanged": 0}
+    figures = {"logits": {"mean_kl_divergence": 1.0, "top1_agreement": 1.0}, "canary": canary}
+    checks = judge_parts(gates, figures, recipe.gates, without=("task",))
+    assert [check.ok for check in checks] == [False, True, True, True, True]
+    with pytest.raises(KeyError, match="task"):
+        judge_parts(gates, figures, recipe.gates)
+    with pytest.raises(KeyError, match="response"):
+        judge_parts(gates, {**figures, "canary": {}}, recipe.gates, without=("task",))
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_a_missing_tensor_is_found_in_the_headers(damaged: Damaged, tiny_checkpo
 def test_ranks_too_large_for_the_memory_are_not_run_and_the_report_says_so(
     engine_of: Callable[[str], Path], tiny_checkpoint: Path, no_memory: None
 ) -> None:
-    report = verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16"))
+    report = verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", verify_prompts=1))
     assert report.ok
     assert {check.part for check in report.checks} == {"prompt", "vision", "layers"}
     assert "ranks" not in report.figures
@@ -304,3 +304,5 @@ def test_an_engine_that_is_not_what_the_recipe_says_is_refused(
         verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", tp=4))
     with pytest.raises(EngineError, match="too short for any question"):
         verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", max_input_len=3))
+    with pytest.raises(EngineError, match="too short for an image"):
+        verify_trtllm(engine_of("bf16"), tiny_checkpoint, recipe_of("bf16", max_input_len=60))
