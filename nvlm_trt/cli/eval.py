@@ -40,7 +40,10 @@ def eval(
     idle_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds of a server's silence that end a wait.")
     ] = 120.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check the command line and show what would be asked; ask and write nothing."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
 ) -> None:
@@ -95,15 +98,32 @@ def _subject(
     options: AnswerOptions,
     idle_timeout: float,
 ) -> AbstractContextManager[Subject]:
-    """Who is asked; opened when it is entered."""
+    """Who is asked: checked at once, opened when it is entered."""
     from nvlm_trt.errors import UserError
     from nvlm_trt.eval.subject import engine_subject, server_subject, torch_subject
 
     if (engine_dir is None) == (url is None):
-        raise UserError("there must be an engine directory or --url, and not both")
+        raise UserError(
+            "one must be asked",
+            seen="neither an engine directory nor --url" if url is None else f"{engine_dir} and --url {url}",
+            expected="an engine directory or --url",
+            fix="give one of the two",
+        )
+    if checkpoint is not None and emulate is None:
+        raise UserError(
+            "--checkpoint is for --emulate alone",
+            seen=f"--checkpoint {checkpoint}",
+            expected="--emulate PRECISION beside it",
+            fix="leave it out, or give --emulate",
+        )
     if engine_dir is None:
         if emulate is not None:
-            raise UserError("--emulate runs the checkpoint of an engine directory", fix="give that in place of --url")
+            raise UserError(
+                "--emulate runs the checkpoint of an engine directory",
+                seen=f"--url {url}",
+                expected="an engine directory",
+                fix="give that in place of --url",
+            )
         assert url is not None
         return server_subject(url, options, idle_timeout=idle_timeout)
     if emulate is not None:

@@ -1,8 +1,8 @@
 """A decoder in a precision of the gpu target, run in torch: what the precision costs in answers, without a GPU.
 
 The decoder is converted as for TensorRT-LLM, with the scales of a calibration, and the converted file is run in the
-arithmetic of its precision (nvlm_trt/verify/emulate.py). What TensorRT's kernels round beyond that is not emulated, nor
-is a quantised vision encoder.
+arithmetic of its precision (nvlm_trt/verify/emulate.py). What TensorRT's kernels round beyond that is not emulated; the
+vision encoder has an emulation of its own (nvlm_trt/verify/emulate_vision.py).
 """
 
 from __future__ import annotations

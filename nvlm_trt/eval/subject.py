@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from nvlm_trt import __version__
-from nvlm_trt.decoder.precision import PRECISIONS, decoder_precision
+from nvlm_trt.decoder.precision import PRECISIONS, Precision, decoder_precision
 from nvlm_trt.errors import EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.emulate import emulated_decoder
@@ -20,15 +21,22 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
 from nvlm_trt.pipeline.manifest import recorded_checkpoint
-from nvlm_trt.pipeline.stages.calibrate import DECODER_CALIBRATION
+from nvlm_trt.pipeline.stages.calibrate import DECODER_CALIBRATION, VISION_CALIBRATION, vision_quantization
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.verify.emulate_vision import VisionArithmetic
+
+if TYPE_CHECKING:
+    from nvlm_trt.client import NvlmClient
 
 ENGINE_FILES = ("recipe.yaml", "config.json", "tokenizer", "vision/cpu", "decoder/cpu")
 """What the answers of an engine directory of the cpu target depend on."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Precisions that torch computes in itself; the others are emulated."""
+
+CALIBRATED_BY = {VISION_CALIBRATION: "vision-calibrate", DECODER_CALIBRATION: "decoder-calibrate"}
+"""Which stage leaves a calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +54,11 @@ class Subject:
     identity: str
 
 
-@contextmanager
-def engine_subject(engine_dir: Path, options: AnswerOptions) -> Iterator[Subject]:
-    """An engine directory of the cpu target in this process.
+def engine_subject(engine_dir: Path, options: AnswerOptions) -> AbstractContextManager[Subject]:
+    """An engine directory of the cpu target in this process: checked at once, opened when it is entered.
 
     Raises:
-        EngineError: it is incomplete, or of the gpu target.
+        EngineError: it is of the gpu target, or, when it is entered, incomplete.
         RequestError: the options ask for more tiles than it was built for.
     """
     recipe = engine_recipe(engine_dir)
@@ -63,6 +70,11 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> Iterator[Subject
         )
     if (options.max_tiles or 1) > recipe.max_tiles:
         raise RequestError("max_tiles is out of range", seen=options.max_tiles, expected=f"1 to {recipe.max_tiles}")
+    return _engine(engine_dir, recipe, options)
+
+
+@contextmanager
+def _engine(engine_dir: Path, recipe: BuildRecipe, options: AnswerOptions) -> Iterator[Subject]:
     from nvlm_trt.local import LocalEngine
 
     with LocalEngine(engine_dir) as engine:
@@ -71,20 +83,29 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> Iterator[Subject
         yield Subject(title, EngineAnswerer(engine, options), _identity(options, {"engine": files}))
 
 
-@contextmanager
-def server_subject(url: str, options: AnswerOptions, *, idle_timeout: float = 120.0) -> Iterator[Subject]:
-    """A running server. It is known by its address alone: records say nothing of the engine behind it.
+def server_subject(url: str, options: AnswerOptions, *, idle_timeout: float = 120.0) -> AbstractContextManager[Subject]:
+    """A running server: what is asked is checked at once, the server itself by the first question.
+
+    It is known by its address alone: records say nothing of the engine behind it.
 
     Raises:
-        UserError: the options ask for what a server does not do.
+        UserError: this is no address, or the options ask for what a server does not do.
     """
     from nvlm_trt.client import NvlmClient
 
-    with NvlmClient(url, idle_timeout=idle_timeout) as client:
-        yield Subject(f"server {url}", ServerAnswerer(client, options), _identity(options, {"url": url}))
+    host, _, port = url.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError("this is no address of a server", seen=url, expected="HOST:PORT of its gRPC")
+    client = NvlmClient(url, idle_timeout=idle_timeout)
+    return _server(client, Subject(f"server {url}", ServerAnswerer(client, options), _identity(options, {"url": url})))
 
 
 @contextmanager
+def _server(client: NvlmClient, subject: Subject) -> Iterator[Subject]:
+    with client:
+        yield subject
+
+
 def torch_subject(
     engine_dir: Path,
     precision: str,
@@ -92,14 +113,15 @@ def torch_subject(
     *,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> Iterator[Subject]:
-    """The checkpoint of an engine directory in torch, as it is or with its decoder in a precision of the gpu target.
+) -> AbstractContextManager[Subject]:
+    """The checkpoint of an engine directory in torch, as it is or in the precisions of the gpu target.
 
-    Vision is computed in float32 for fp32 and in bfloat16 for all others, whatever the recipe says.
+    For fp32 and bf16 both parts are computed in that. For any other precision it is the decoder's, and vision has the
+    recipe's `vision_precision`, in the arithmetic of `VisionArithmetic`. Checked at once, opened when it is entered.
 
     Args:
         engine_dir: A directory of either target; its recipe says how images are cut, and for an emulated precision
-            what it has left of the stage decoder-calibrate is used.
+            what it has left of the stages vision-calibrate and decoder-calibrate is used.
         precision: "fp32", "bf16", or a decoder precision of the gpu target.
         options: How samples are asked.
         checkpoint: Where the checkpoint lies now, if it was moved.
@@ -107,43 +129,75 @@ def torch_subject(
 
     Raises:
         UserError: there is no such precision.
-        RecipeError: the shapes do not allow it, or it needs a calibration that is not there.
-        CheckpointError: the checkpoint or the calibration cannot be read.
+        EngineError: it needs a calibration that is not there.
+        CheckpointError: the checkpoint cannot be read, or, when it is entered, a calibration.
+        RecipeError: when it is entered, the shapes do not allow the precision.
     """
     known = [*TORCH_DTYPES, *(name for name in PRECISIONS if name not in TORCH_DTYPES)]
     if precision not in known:
         raise UserError("there is no such precision", seen=precision, expected=" | ".join(known))
     recipe = engine_recipe(engine_dir)
-    source, cache = checkpoint or recorded_checkpoint(engine_dir), DigestCache(engine_dir)
-    who: dict[str, object] = {"checkpoint": identify(source, cache).fingerprint, "precision": precision}
-    who["recipe"] = recipe.model_dump(mode="json")
+    source = Checkpoint.open(checkpoint or recorded_checkpoint(engine_dir))
     if precision in TORCH_DTYPES:
-        dtype = TORCH_DTYPES[precision]
-        title = f"{recipe.name} (torch, {precision})"
-        yield Subject(title, ReferenceAnswerer(source, dtype, options, recipe=recipe), _identity(options, who))
-        return
-    fields, calibration = recipe.decoder_engine, engine_dir / DECODER_CALIBRATION
-    target = decoder_precision(precision, kv_cache=fields.kv_cache_precision, group_size=fields.awq_group_size)
-    if target.needs_calibration and not calibration.is_dir():
-        raise EngineError(
-            f"{precision} needs a calibration",
-            seen=f"no {DECODER_CALIBRATION} in {engine_dir}",
-            fix="build a recipe of the gpu target of this precision with --until decoder-calibrate, and evaluate that",
-        )
-    if target.needs_calibration:
-        who["calibration"] = combined(cache.digest_outputs(engine_dir, [DECODER_CALIBRATION]))
+        return _reference(engine_dir, recipe, source, precision, options)
+    for output in _measured(recipe, _target(recipe, precision)):
+        if not (engine_dir / output).exists():
+            raise EngineError(
+                "these precisions need a calibration",
+                seen=f"decoder {precision}, vision {recipe.vision_precision}, no {output} in {engine_dir}",
+                fix=f"build a recipe of these precisions with --until {CALIBRATED_BY[output]}, and evaluate that",
+            )
+    return _emulation(engine_dir, recipe, source, precision, options, progress)
+
+
+@contextmanager
+def _reference(
+    engine_dir: Path, recipe: BuildRecipe, source: Checkpoint, precision: str, options: AnswerOptions
+) -> Iterator[Subject]:
+    answerer = ReferenceAnswerer(source.path, TORCH_DTYPES[precision], options, recipe=recipe)
+    who = _who(engine_dir, recipe, source) | {"precision": precision}
+    yield Subject(f"{recipe.name} (torch, {precision})", answerer, _identity(options, who))
+
+
+@contextmanager
+def _emulation(
+    engine_dir: Path,
+    recipe: BuildRecipe,
+    source: Checkpoint,
+    precision: str,
+    options: AnswerOptions,
+    progress: Progress | None,
+) -> Iterator[Subject]:
+    target = _target(recipe, precision)
+    measured = DigestCache(engine_dir).digest_outputs(engine_dir, _measured(recipe, target))
+    who = _who(engine_dir, recipe, source) | {"precision": precision, "calibrations": combined(measured)}
+    who["vision"] = recipe.vision_precision
     with tempfile.TemporaryDirectory(prefix="nvlm-trt-emulate-") as work:
         decoder = emulated_decoder(
-            Checkpoint.open(source),
+            source,
             target,
             Path(work),
-            calibration=calibration if target.needs_calibration else None,
+            calibration=engine_dir / DECODER_CALIBRATION if target.needs_calibration else None,
             column_blocks=recipe.tp,
             progress=progress,
         )
-        answerer = ReferenceAnswerer(source, torch.bfloat16, options, recipe=recipe, decoder=decoder)
-        title = f"{recipe.name} (decoder {precision} emulated in torch, vision bf16 in torch)"
+        vision = VisionArithmetic(source, recipe.vision_precision, engine_dir / VISION_CALIBRATION)
+        answerer = ReferenceAnswerer(
+            source.path, options=options, recipe=recipe, vision=vision.encoder(), decoder=decoder
+        )
+        title = f"{recipe.name} (vision {recipe.vision_precision}, decoder {precision}, emulated in torch)"
         yield Subject(title, answerer, _identity(options, who))
+
+
+def _target(recipe: BuildRecipe, precision: str) -> Precision:
+    fields = recipe.decoder_engine
+    return decoder_precision(precision, kv_cache=fields.kv_cache_precision, group_size=fields.awq_group_size)
+
+
+def _measured(recipe: BuildRecipe, target: Precision) -> list[str]:
+    """The calibrations that an emulation takes its scales from."""
+    vision = [] if vision_quantization(recipe) is None else [VISION_CALIBRATION]
+    return [*vision, DECODER_CALIBRATION] if target.needs_calibration else vision
 
 
 def engine_recipe(engine_dir: Path) -> BuildRecipe:
@@ -155,6 +209,12 @@ def engine_recipe(engine_dir: Path) -> BuildRecipe:
     if not (engine_dir / "recipe.yaml").is_file():
         raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
     return load_recipe(engine_dir / "recipe.yaml")
+
+
+def _who(engine_dir: Path, recipe: BuildRecipe, source: Checkpoint) -> dict[str, object]:
+    """What answers in torch depend on in every precision."""
+    fingerprint = identify(source.path, DigestCache(engine_dir)).fingerprint
+    return {"checkpoint": fingerprint, "recipe": recipe.model_dump(mode="json")}
 
 
 def _identity(options: AnswerOptions, who: dict[str, object]) -> str:

@@ -90,7 +90,7 @@ def test_torch_takes_the_place_of_the_engine(nvlm_trt, small_engine, task, tmp_p
         assert shown.code == 0
         texts[name] = {str(row["id"]): row["text"] for row in records(tmp_path / name)}
         if name == "int4_wo":
-            assert "decoder int4_wo emulated in torch" in shown.json["subject"]
+            assert shown.json["subject"] == "small (vision fp32, decoder int4_wo, emulated in torch)"
     assert texts["fp32"] == texts["engine"] != texts["int4_wo"]
 
 
@@ -137,6 +137,33 @@ def test_a_dry_run_shows_the_samples_and_writes_nothing(nvlm_trt, small_engine, 
     shown = nvlm_trt(*words)
     assert "first question: What?" in shown.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(nvlm_trt, small_engine, task, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ((tmp_path / "empty",), "no engine directory"),
+        ((small_engine, "--max-tiles", "7"), "max_tiles is out of range"),
+        ((small_engine, "--emulate", "fp8"), "need a calibration"),
+        (("--url", "http://server"), "no address of a server"),
+        (("--url", "server:8001", "--tags", "removed"), "writes the tags of tiles itself"),
+    ):
+        shown = nvlm_trt("eval", *words, "--task", task, "--dry-run")
+        assert (shown.code, message in shown.err) == (2, True), words
+
+
+def test_what_is_asked_is_one_and_an_option_without_use_is_refused(nvlm_trt, small_engine, task, tiny_checkpoint):
+    for words, seen in (
+        ((), "neither an engine directory nor --url"),
+        ((small_engine, "--url", "server:8001"), f"{small_engine} and --url server:8001"),
+        ((small_engine, "--checkpoint", tiny_checkpoint), f"--checkpoint {tiny_checkpoint}"),
+        (("--url", "server:8001", "--checkpoint", tiny_checkpoint), f"--checkpoint {tiny_checkpoint}"),
+        (("--url", "server:8001", "--emulate", "fp32"), "--url server:8001"),
+    ):
+        error = nvlm_trt("eval", *words, "--task", task, "--dry-run", "--json").json["error"]
+        assert error["seen"] == seen
+        assert error["expected"]
+        assert error["fix"]
 
 
 def test_a_published_data_set_is_read_from_a_folder_and_compared(nvlm_trt, small_engine, photograph, tmp_path):
