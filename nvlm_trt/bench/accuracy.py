@@ -5,39 +5,62 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
+from nvlm_trt import __version__
 from nvlm_trt.bench.record import AccuracyRecord
-from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject, ServerSubject, Subject
+from nvlm_trt.bench.subjects import EngineSubject, OpenedEngine, ReferenceSubject, ServerSubject, Subject
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
 from nvlm_trt.eval.tasks import read_tasks
+from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
+from nvlm_trt.pipeline.fingerprint import identify
 from nvlm_trt.recipe import load_recipe
 
 CONCURRENCY: Final = 8
 """Questions asked at a time of whoever can answer several."""
 
 
-def measure_accuracy(subject: Subject, task: Path, limit: int | None) -> AccuracyRecord:
-    """Put a task to a subject.
+def measure_accuracy(subject: Subject, task: Path, limit: int | None, output: Path) -> AccuracyRecord:
+    """Put a task to a subject. Answers are recorded as they come; what the same one answered earlier is taken over.
 
     Args:
         subject: Who; over HTTP nothing is asked, the same server has gRPC.
         task: The JSONL file.
         limit: Questions at most, from the first one on; None for all.
+        output: Folder of the records.
 
     Raises:
-        UserError: the task cannot be read.
+        UserError: the task cannot be read, or the records cannot be written.
         FaultError: the subject failed.
     """
     samples = read_tasks(task)[:limit]
     with ExitStack() as stack:
         answerer = _answerer(subject, stack)
         at_a_time = 1 if subject.kind == "reference" else CONCURRENCY
-        records = run_eval(samples, answerer, concurrency=at_a_time)
+        records = run_eval(samples, answerer, identity=_identity(subject), output=output, concurrency=at_a_time)
     return AccuracyRecord(
         scores=tuple(record.score for record in records), failed=sum(record.error is not None for record in records)
     )
+
+
+def _identity(subject: Subject) -> str:
+    """Digest of who answers. Of a server that ran already nobody knows what is behind it: it is another one each time.
+
+    Raises:
+        EngineError: the engine directory is not complete.
+    """
+    who = subject.model_dump(mode="json", exclude={"name", "engine", "checkpoint"})
+    if isinstance(subject, ServerSubject):
+        return digest_json({**who, "run": uuid4().hex})
+    cache, parts = DigestCache(subject.engine), ("recipe.yaml",)
+    if isinstance(subject, ReferenceSubject):
+        who["checkpoint"] = identify(subject.checkpoint, cache).fingerprint
+    else:
+        parts += OpenedEngine(subject.engine).parts
+    engine = combined(cache.digest_outputs(subject.engine, parts))
+    return digest_json({**who, "engine": engine, "version": __version__})
 
 
 def _answerer(subject: Subject, stack: ExitStack) -> Answerer:

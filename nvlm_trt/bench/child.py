@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,24 +26,38 @@ GRACE_S: Final = 30.0
 TAIL: Final = 500
 
 
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """What accuracy is measured on, and where answers are kept.
+
+    Attributes:
+        questions: The JSONL file.
+        limit: Questions of it at most, from the first one on; None for all.
+        answers: A folder, in which each subject's records get one of its own.
+    """
+
+    questions: Path
+    limit: int | None
+    answers: Path
+
+    def answers_of(self, subject: Subject) -> Path:
+        """The folder of a subject's records."""
+        return self.answers / re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
+
+
 class Workers:
     """Measures in processes of their own.
 
     Args:
         workload: What is asked.
         tile_size: Side of a tile in pixels.
-        timeout: Seconds after which a round, or the task, is given up.
-        task: The JSONL file that accuracy is measured on.
-        limit: Questions of it at most.
+        timeout: Seconds after which a round is given up; the task takes as long as it takes.
+        task: What accuracy is measured on; None where it is not.
     """
 
-    def __init__(
-        self, workload: Workload, tile_size: int, timeout: float, task: Path | None = None, limit: int | None = None
-    ) -> None:
-        self._workload = workload
-        self._task, self._limit = task, limit
-        self._tile_size = tile_size
-        self._timeout = timeout
+    def __init__(self, workload: Workload, tile_size: int, timeout: float, task: TaskFiles | None = None) -> None:
+        self._workload, self._tile_size, self._timeout = workload, tile_size, timeout
+        self._task = task
 
     def round(self, subject: Subject, number: int, tools: tuple[ToolName, ...] = ()) -> RoundRecord:
         """Measure one round of one subject.
@@ -59,7 +75,7 @@ class Workers:
                 tools=tools,
                 result=result,
             )
-            return RoundRecord.model_validate_json(self._run(job))
+            return RoundRecord.model_validate_json(self._run(job, self._timeout))
 
     def ceilings(self, device: Device) -> tuple[Rate, ...]:
         """Measure what the machine can do.
@@ -68,7 +84,8 @@ class Workers:
             FaultError: the worker failed; with its reason.
         """
         with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as folder:
-            return RATES.validate_json(self._run(CeilingsJob(device=device, result=Path(folder) / "rates.json")))
+            job = CeilingsJob(device=device, result=Path(folder) / "rates.json")
+            return RATES.validate_json(self._run(job, self._timeout))
 
     def accuracy(self, subject: Subject) -> AccuracyRecord:
         """Have a subject answer the task.
@@ -79,10 +96,16 @@ class Workers:
         assert self._task is not None
         with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as folder:
             result = Path(folder) / "scores.json"
-            job = AccuracyJob(subject=subject, task=self._task, limit=self._limit, result=result)
-            return AccuracyRecord.model_validate_json(self._run(job))
+            job = AccuracyJob(
+                subject=subject,
+                task=self._task.questions,
+                limit=self._task.limit,
+                output=self._task.answers_of(subject),
+                result=result,
+            )
+            return AccuracyRecord.model_validate_json(self._run(job, None))
 
-    def _run(self, job: Job) -> bytes:
+    def _run(self, job: Job, timeout: float | None) -> bytes:
         command = [sys.executable, "-m", "nvlm_trt.bench.worker"]
         with tempfile.TemporaryFile() as said:
             worker = subprocess.Popen(
@@ -93,10 +116,10 @@ class Workers:
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker in order
             )
             try:
-                worker.communicate(job.model_dump_json().encode(), timeout=self._timeout)
+                worker.communicate(job.model_dump_json().encode(), timeout=timeout)
             except subprocess.TimeoutExpired:
                 raise FaultError(
-                    "the round took too long", seen=f"{self._timeout:g} s", fix="give a longer --round-timeout"
+                    "the round took too long", seen=f"{timeout:g} s", fix="give a longer --round-timeout"
                 ) from None
             finally:
                 _end(worker)

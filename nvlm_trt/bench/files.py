@@ -1,4 +1,4 @@
-"""The files of a report: report.json after every round, report.md and plots at the end."""
+"""The files of a report: report.json after every round, records of answers, report.md and plots at the end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nvlm_trt.pipeline.durable import write_atomic
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
+ANSWERS_NAME = "answers"
 
 
 def default_folder() -> Path:
@@ -39,6 +40,11 @@ class ReportFolder:
             probe.unlink()
         except OSError as error:
             raise UserError("the report cannot be written there", seen=f"{path} ({error.strerror})") from None
+
+    @property
+    def answers(self) -> Path:
+        """Where records of answers go."""
+        return self.path / ANSWERS_NAME
 
     def save(self, report: Report) -> None:
         """Write report.json."""

@@ -48,7 +48,7 @@ class Benchmark:
         plan: What is done.
         measurer: Who measures.
         say: Told in a line what is done now.
-        save: Given the report after every round, so that nothing is lost.
+        save: Given the report after every round, and after every subject's answers, so that nothing is lost.
     """
 
     def __init__(
@@ -144,10 +144,12 @@ class Benchmark:
                 record = self._measurer.accuracy(column.subject)
             except NvlmTrtError as error:
                 self._fail(column, error)
-                continue
-            column.scores = record.scores
-            if record.failed:
-                self._remarks.append(f"{column.subject.name} could not answer {record.failed} questions of the task")
+            else:
+                column.scores = record.scores
+                if record.failed:
+                    missed = f"{column.subject.name} could not answer {record.failed} questions of the task"
+                    self._remarks.append(missed)
+            self._save(self.report())
 
     def _fail(self, column: Column, error: NvlmTrtError) -> None:
         column.failure = str(error)

@@ -97,8 +97,8 @@ class OpenedEngine:
         if not (directory / "recipe.yaml").is_file():
             raise EngineError("this is no engine directory", seen=directory, expected="one made by nvlm-trt build")
         self.recipe: BuildRecipe = load_recipe(directory / "recipe.yaml")
-        self._parts = ENGINE_PARTS[self.recipe.target]
-        missing = [name for name in self._parts if not (directory / name).exists()]
+        self.parts = ENGINE_PARTS[self.recipe.target]
+        missing = [name for name in self.parts if not (directory / name).exists()]
         if missing:
             raise EngineError(
                 "the engine directory is not complete",
@@ -120,7 +120,7 @@ class OpenedEngine:
     @property
     def size_bytes(self) -> int:
         """Bytes of the files that serving reads, without what they were compiled from."""
-        return sum(size_of(self.directory / name) for name in self._parts)
+        return sum(size_of(self.directory / name) for name in self.parts)
 
     @property
     def checkpoint(self) -> Path:

@@ -75,6 +75,7 @@ class AccuracyJob(Frozen):
         subject: Who.
         task: The JSONL file.
         limit: Questions at most, from the first one on; None for all.
+        output: Folder of the answers' records.
         result: The file that the scores are written to.
     """
 
@@ -82,6 +83,7 @@ class AccuracyJob(Frozen):
     subject: Subject
     task: Path
     limit: int | None
+    output: Path
     result: Path
 
 
@@ -106,7 +108,7 @@ def _done(job: Job) -> bytes:
         case CeilingsJob():
             return RATES.dump_json(measure_ceilings(job.device))
         case AccuracyJob():
-            return measure_accuracy(job.subject, job.task, job.limit).model_dump_json().encode()
+            return measure_accuracy(job.subject, job.task, job.limit, job.output).model_dump_json().encode()
         case RoundJob():
             return measure_round(job).model_dump_json().encode()
 

@@ -43,7 +43,9 @@ def bench(
     columns: Annotated[int, typer.Option(min=1, max=12, help="Columns of tiles of a made image.")] = 2,
     rows: Annotated[int, typer.Option(min=1, max=12, help="Rows of tiles of a made image.")] = 1,
     peer_tools: Annotated[str, typer.Option(help="Run perf_analyzer (grpc), aiperf (http) beside us.")] = "",
-    round_timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a round is given up.")] = 3600.0,
+    round_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a round of a subject is given up.")
+    ] = 3600.0,
     output: Annotated[Path | None, typer.Option(help="Folder of the report; default engines/bench/<time>.")] = None,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw no PNG; they need the extra plots.")] = False,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json, measure nothing.")] = None,
@@ -106,7 +108,7 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
     """Measure, write the report after every round, and show it."""
     import signal
 
-    from nvlm_trt.bench.child import Workers
+    from nvlm_trt.bench.child import TaskFiles, Workers
     from nvlm_trt.bench.files import ReportFolder, default_folder
     from nvlm_trt.bench.run import Benchmark
     from nvlm_trt.bench.show.markdown import as_markdown
@@ -115,7 +117,8 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
 
     request = plan.request
     folder = ReportFolder(output or default_folder())
-    workers = Workers(request.workload, plan.tile_size, round_timeout, request.task, request.task_limit)
+    task = TaskFiles(request.task, request.task_limit, folder.answers) if request.task else None
+    workers = Workers(request.workload, plan.tile_size, round_timeout, task)
     say = reporter_for(silent=quiet or json).line
     benchmark = Benchmark(plan, workers, say, folder.save)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are ended, rounds kept

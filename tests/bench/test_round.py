@@ -13,7 +13,7 @@ from PIL import Image
 from nvlm_trt.bench import worker
 from nvlm_trt.bench.accuracy import measure_accuracy
 from nvlm_trt.bench.ceilings import measure_ceilings
-from nvlm_trt.bench.child import Workers
+from nvlm_trt.bench.child import TaskFiles, Workers
 from nvlm_trt.bench.loading import Loaded
 from nvlm_trt.bench.peers import RUN, PeerTask
 from nvlm_trt.bench.peers.tool import ToolName
@@ -55,7 +55,7 @@ class InThisProcess:
 
     def accuracy(self, subject: Subject) -> AccuracyRecord:
         assert self.plan.request.task is not None
-        return measure_accuracy(subject, self.plan.request.task, self.plan.request.task_limit)
+        return measure_accuracy(subject, self.plan.request.task, self.plan.request.task_limit, self.scratch / "answers")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,16 @@ def test_what_a_worker_cannot_do_comes_back_as_one_sentence(plan: Plan, tmp_path
 def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
     with pytest.raises(FaultError, match=r"took too long; seen: 0\.01 s"):
         Workers(WORKLOAD, plan.tile_size, timeout=0.01).round(plan.subjects[1], 0)
+
+
+def test_a_worker_has_all_the_time_it_needs_for_a_task_and_leaves_its_answers(
+    plan: Plan, task: Path, tmp_path: Path
+) -> None:
+    files = TaskFiles(task, 2, tmp_path / "answers")
+    served = plan.subjects[1].model_copy(update={"name": "small (grpc)"})  # by name alone: it answers in its process
+    assert Workers(WORKLOAD, plan.tile_size, 0.01, files).accuracy(served).failed == 0
+    lines = (tmp_path / "answers" / "small-grpc" / "records.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines) == ["0", "1"]
 
 
 class Silent:

@@ -110,10 +110,16 @@ def test_each_round_measures_everybody_and_begins_with_another_one(benchmark: Be
     assert "small could not answer 1 questions of the task" in report.remarks
 
 
-def test_the_report_is_saved_after_every_round(benchmark: Benchmark, saved: list[Report]) -> None:
+def test_the_report_is_saved_after_every_round_and_after_each_subjects_answers(
+    benchmark: Benchmark, measurer: Measurer, saved: list[Report]
+) -> None:
+    measurer.at["accuracy torch fp32"] = raiser(FaultError("no memory"))
     benchmark.run()
-    assert [report.rounds_done for report in saved] == [1, 2, 3]
-    assert not any(report.complete for report in saved)  # accuracy is still to come
+    assert [report.rounds_done for report in saved] == [1, 2, 3, 3, 3, 3]
+    answered = [sum(subject.figure("accuracy") is not None for subject in report.subjects) for report in saved]
+    assert answered == [0, 0, 0, 1, 1, 2]
+    assert saved[4].subjects[1].failure == "no memory"
+    assert not any(report.complete for report in saved)
 
 
 def test_an_engine_that_fails_is_measured_no_more_and_the_others_are(benchmark: Benchmark, measurer: Measurer) -> None:
