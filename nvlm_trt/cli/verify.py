@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     from nvlm_trt.pipeline.progress import Reporter
     from nvlm_trt.recipe import BuildRecipe
     from nvlm_trt.verify.report import VerifyReport
+
+
+WORK_NAME: Final = ".verify-task.{}.work"
+"""Folder in the engine directory of the answers to a task, until all gates are judged."""
 
 
 def verify(
@@ -54,10 +60,10 @@ def verify(
     if task is not None:
         recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"task": str(task)})})
     reporter = reporter_for(silent=quiet or json)
+    source = checkpoint or recorded_checkpoint(engine_dir)
     with locked(engine_dir, wait=False):
-        report = _judge(
-            engine_dir, checkpoint or recorded_checkpoint(engine_dir), recipe, reporter, sensitivity=sensitivity
-        )
+        with _kept_answers(engine_dir, source, recipe, reporter) as work:
+            report = _judge(engine_dir, source, recipe, reporter, work, sensitivity=sensitivity)
         write_atomic(engine_dir / "verify.json", report.encoded())
         for line in leave_plot(report, engine_dir):
             reporter.line(line)
@@ -84,15 +90,52 @@ def verify(
         raise typer.Exit(1)
 
 
+@contextmanager
+def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter) -> Iterator[Path | None]:
+    """Where answers to the recipe's task are kept while gates are judged; None where it has none.
+
+    A run that did not come to its end leaves them to the next one with the same engine, checkpoint, recipe and code.
+    """
+    from nvlm_trt.pipeline.code_digest import code_digest
+    from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
+    from nvlm_trt.pipeline.durable import remove
+    from nvlm_trt.pipeline.fingerprint import identify
+    from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
+
+    if recipe.gates.task is None:
+        yield None
+        return
+    cache = DigestCache(engine)
+    with reporter.task("digest of the checkpoint") as progress:
+        identity = identify(checkpoint, cache, progress)
+    answering = ("recipe.yaml", "tokenizer", "vision/cpu", "decoder/cpu", VISION_CALIBRATION, DECODER_CALIBRATION)
+    basis = {
+        "checkpoint": identity.fingerprint,
+        "engine": combined(cache.digest_outputs(engine, answering)),
+        "recipe": recipe.model_dump(mode="json"),
+        "code": code_digest(["nvlm_trt.verify.engine", "nvlm_trt.verify.trtllm"]),
+    }
+    cache.save()
+    work = engine / WORK_NAME.format(digest_json(basis)[:16])
+    for other in engine.glob(WORK_NAME.format("*")):
+        if other != work:
+            remove(other)
+    work.mkdir(exist_ok=True)
+    yield work
+    remove(work)
+
+
 def _judge(
-    engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter, *, sensitivity: bool
+    engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter, work: Path | None, *, sensitivity: bool
 ) -> VerifyReport:
     """The gates of the recipe's target; only those of cpu need OpenVINO."""
     if recipe.target == "cpu":
         from nvlm_trt.verify.engine import verify_engine
 
-        return verify_engine(engine, checkpoint, recipe, log=reporter.line, sensitivity=sensitivity)
+        return verify_engine(engine, checkpoint, recipe, log=reporter.line, work=work, sensitivity=sensitivity)
     from nvlm_trt.verify.trtllm import verify_trtllm
 
     with reporter.task("verify") as progress:
-        return verify_trtllm(engine, checkpoint, recipe, log=reporter.line, progress=progress, sensitivity=sensitivity)
+        return verify_trtllm(
+            engine, checkpoint, recipe, log=reporter.line, progress=progress, work=work, sensitivity=sensitivity
+        )

@@ -17,6 +17,7 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import Roundings
+from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.verify.golden import Golden, make_goldens
 from nvlm_trt.verify.layer_errors import LayerCost
 from nvlm_trt.verify.sensitivity import layer_costs
@@ -80,7 +81,7 @@ class EmulatedAnswers:
             asked.goldens,
             asked.stop_id,
             vision=self._recipe.vision_precision,
-            calibration=self._engine / "vision" / "calibration.safetensors",
+            calibration=self._engine / VISION_CALIBRATION,
             roundings=None if self._precision.quantization == UNQUANTIZED else Roundings.of(self._precision),
         )
 
@@ -96,7 +97,7 @@ class EmulatedAnswers:
                 self._checkpoint,
                 self._precision,
                 Path(folder),
-                calibration=self._engine / "decoder" / "calibration",
+                calibration=self._engine / DECODER_CALIBRATION,
                 column_blocks=self._recipe.tp,
             )
             emulation = ReferenceAnswerer(

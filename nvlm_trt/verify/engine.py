@@ -21,6 +21,7 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
+from nvlm_trt.verify.files import VISION_CALIBRATION
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,
@@ -158,7 +159,7 @@ class _Run:
         precision, blocks = self.recipe.vision_precision, [case.tiles for case in shown.cases]
         reduced: list[Floats | None] = [None] * len(blocks)
         if precision != "fp32":
-            calibration = self.engine / "vision" / "calibration.safetensors"
+            calibration = self.engine / VISION_CALIBRATION
             reduced = VisionArithmetic(self.checkpoint, precision, calibration).tables(blocks)
         figures, yardsticks = [], []
         for theirs, ours, rounded in zip(expected, seen, reduced, strict=False):
@@ -187,7 +188,7 @@ class _Run:
             goldens,
             stop_id,
             vision=self.recipe.vision_precision,
-            calibration=self.engine / "vision" / "calibration.safetensors",
+            calibration=self.engine / VISION_CALIBRATION,
             roundings=layer_roundings(self.recipe.decoder_precision),
             exclude=self.recipe.exclude_layers,
         )

@@ -27,6 +27,7 @@ from nvlm_trt.verify.answers import Tables
 from nvlm_trt.verify.cases import Limits, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.emulated import TIMEOUT, Asked, EmulatedAnswers
+from nvlm_trt.verify.files import VISION_CALIBRATION
 from nvlm_trt.verify.gates import (
     CACHE_GATES,
     COPY_GATES,
@@ -115,8 +116,7 @@ def verify_trtllm(
 
     log(f"vision: prompt tables by the reference, and emulated in {recipe.vision_precision}")
     expected = shown.tables(VisionArithmetic(checkpoint, "fp32").tables, control=False)
-    calibration = engine / "vision" / "calibration.safetensors"
-    vision = VisionArithmetic(checkpoint, recipe.vision_precision, calibration)
+    vision = VisionArithmetic(checkpoint, recipe.vision_precision, engine / VISION_CALIBRATION)
     seen = shown.tables(vision.tables, control=False)
     figures["vision"] = _compare_vision(shown, expected, seen)
     log("decoder: every tensor of every rank, layer by layer")

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from nvlm_trt.errors import FaultError
+from nvlm_trt.eval.answer import Answer, EngineAnswerer
+from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
@@ -45,12 +48,34 @@ def test_layers_and_what_they_cost_are_shown_when_asked_for(nvlm_trt: Run, small
     assert shown.out.count("<- worst") == 2
 
 
-def test_a_task_can_be_named(nvlm_trt: Run, small_engine: Path, photograph: Path, tmp_path: Path) -> None:
-    line = {"id": "1", "images": [str(photograph)], "question": "What?", "answers": ["a"], "metric": "exact"}
-    (tmp_path / "task.jsonl").write_text(json.dumps(line | {"max_tokens": 2}))
+def test_a_task_can_be_named_and_a_run_that_stopped_goes_on_after_its_last_answer(
+    nvlm_trt: Run, small_engine: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"images": [str(photograph)], "question": "What?", "answers": ["a"], "metric": "exact", "max_tokens": 2}
+    lines = [json.dumps({"id": name} | line) for name in ("first", "second")]
+    (tmp_path / "task.jsonl").write_text("\n".join(lines))
+    asked: list[str] = []
+    answer, stops = EngineAnswerer.answer, ["second"]
+
+    def stopping(self: EngineAnswerer, sample: Sample) -> Answer:
+        asked.append(sample.id)
+        if sample.id in stops:
+            raise FaultError("the power went off")
+        return answer(self, sample)
+
+    monkeypatch.setattr(EngineAnswerer, "answer", stopping)
     words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json")
+    stopped = nvlm_trt(*words, "--task", tmp_path / "task.jsonl")
+    assert (stopped.code, asked) == (1, ["first", "second"])
+    (kept,) = small_engine.glob(".verify-task.*.work")
+    stale = kept.with_name(".verify-task.0123.work")
+    stale.mkdir()
+    stops.clear()
     facts = nvlm_trt(*words, "--task", tmp_path / "task.jsonl").json
-    assert facts["figures"]["task"]["samples"] == 1
+    assert facts["figures"]["task"]["samples"] == 2
+    assert asked == ["first", "second", "second"]
+    assert not kept.exists()
+    assert not stale.exists()
     shown = nvlm_trt(*words, "--task", tmp_path / "absent.jsonl")
     assert shown.code == 2
     assert "the task cannot be read" in shown.err

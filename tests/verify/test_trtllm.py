@@ -27,9 +27,11 @@ from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.pipeline.stages import calibrate
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.verify import sharded, trtllm
+from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.verify.sharded import Prompt
 from nvlm_trt.verify.trtllm import verify_trtllm
 from nvlm_trt.vision.quantize import calibrate_vision
@@ -67,7 +69,7 @@ def engine_of(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         engine = root / name
         if not engine.exists():
             precision = decoder_precision(name, group_size=64)
-            calibration, out = engine / "decoder" / "calibration", engine / "decoder" / "checkpoint"
+            calibration, out = engine / DECODER_CALIBRATION, engine / "decoder" / "checkpoint"
             if precision.needs_calibration:
                 calibrate_decoder(checkpoint, prompts, calibration, engine / "work", precision=precision)
             convert_decoder(checkpoint, out, tp=2, pp=1, precision=precision, calibration=calibration)
@@ -157,7 +159,7 @@ def test_quantised_vision_and_answers_to_a_task_are_emulated(
     checkpoint = Checkpoint.open(tiny_checkpoint)
     tiles = np.random.default_rng(4).integers(0, 256, (4, 112, 112, 3)).astype(np.uint8)
     (engine / "vision").mkdir()
-    calibrate_vision(checkpoint, tiles, engine / "vision" / "calibration.safetensors", work_dir=tmp_path / "work")
+    calibrate_vision(checkpoint, tiles, engine / VISION_CALIBRATION, work_dir=tmp_path / "work")
     gates = {"task": str(task), "task_accuracy_drop": 0}
     recipe = recipe_of("int8_wo", vision_precision="int8", gates=gates)
     report = verify_trtllm(engine, tiny_checkpoint, recipe, sensitivity=True)
@@ -285,6 +287,11 @@ def test_the_memory_is_that_of_one_layer_of_the_release_whatever_their_number() 
     more = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=800))
     assert trtllm.peak_bytes(more, recipe_of("fp8")) == estimate
     assert 7.5 * (1 << 30) < estimate < 10 * (1 << 30)  # 7.5 GiB were measured for one layer at these widths
+
+
+def test_calibrations_are_looked_for_where_the_stages_leave_them() -> None:
+    assert calibrate.VISION_CALIBRATION == VISION_CALIBRATION
+    assert calibrate.DECODER_CALIBRATION == DECODER_CALIBRATION
 
 
 def test_it_runs_where_openvino_is_not_installed() -> None:
