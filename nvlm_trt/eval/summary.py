@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from nvlm_trt.eval.records import Record
@@ -22,7 +23,7 @@ class Score:
         samples: How many there are.
         failed: Those of them that could not be answered; they score 0.
         mean: Mean score.
-        low: Lower end of the 95% interval.
+        low: Lower end of the 95% interval, see `interval`.
         high: Its upper end.
     """
 
@@ -36,9 +37,9 @@ class Score:
     @classmethod
     def of(cls, name: str, records: list[Record]) -> Score:
         """The mean score of records, at least one."""
-        mean = sum(record.score for record in records) / len(records)
-        low, high = wilson(min(mean, 1.0), len(records))
-        return cls(name, len(records), sum(record.error is not None for record in records), mean, low, high)
+        scores = [record.score for record in records]
+        failed = sum(record.error is not None for record in records)
+        return cls(name, len(records), failed, statistics.fmean(scores), *interval(scores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,22 @@ def summarise(records: Iterable[Record]) -> Summary:
         output_tokens=sum(record.output_tokens for record in everything),
         answer_seconds=sum(record.seconds for record in everything),
     )
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the mean of scores, at least one: Wilson's, or the normal one where a score is above 1.
+
+    Formula of the normal one: m +- 1.96 s / sqrt(n), s with n - 1, and nothing below 0. Scores of OCRBench are counts
+    of right answers, and Wilson's is of shares. One score alone shows no spread: both ends are that score.
+
+    Args:
+        scores: 0 or more each.
+    """
+    mean, count = statistics.fmean(scores), len(scores)
+    if max(scores) <= 1:
+        return wilson(mean, count)
+    half = Z95 * statistics.stdev(scores) / math.sqrt(count) if count > 1 else 0.0
+    return max(0.0, mean - half), mean + half
 
 
 def wilson(mean: float, count: int) -> tuple[float, float]:

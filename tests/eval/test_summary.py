@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nvlm_trt.eval.records import Record
-from nvlm_trt.eval.summary import summarise, wilson
+from nvlm_trt.eval.summary import interval, summarise, wilson
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,16 @@ def test_a_task_without_categories_has_none():
     assert summarise([record("1", 1)]).categories == ()
 
 
-def test_scores_above_one_keep_their_mean_and_end_the_interval_at_one():
-    overall = summarise([record("1", 3), record("2", 1)]).overall
-    assert overall.mean == 2
-    assert overall.high == 1
+def test_the_interval_of_scores_above_one_is_normal_and_holds_the_mean():
+    """By hand: mean 1.5, s = sqrt((0.25 + 0.25 + 2.25 + 2.25) / 3), half = 1.959964 s / 2."""
+    overall = summarise([record("1", 1), record("2", 2), record("3", 0), record("4", 3)]).overall
+    assert overall.mean == 1.5
+    assert (overall.low, overall.high) == pytest.approx((0.234849, 2.765151), abs=1e-6)
+
+
+def test_a_mean_below_one_with_a_score_above_one_has_the_normal_interval_too():
+    assert interval([0, 0, 0, 2]) == pytest.approx((0.0, 0.5 + 1.959964 * 1 / 2), abs=1e-6)
+
+
+def test_one_score_above_one_shows_no_spread():
+    assert interval([2]) == (2, 2)

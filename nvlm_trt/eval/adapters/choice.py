@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nvlm_trt.eval.adapters.folder import DataFolder, Row, read_json, read_jsonl
@@ -13,11 +13,24 @@ from nvlm_trt.eval.tasks import LETTERS, Sample
 
 
 def ai2d(data: DataFolder) -> Iterator[Sample]:
-    """AI2D as the released evaluation reads it: ``ai2d_test_vlmevalkit.jsonl`` (no mask) and its images.
+    """AI2D as the released evaluation reads it, ``ai2d_test_vlmevalkit.jsonl`` (no mask) and its images; or in parquet.
 
     A line: image, question_id, question (with choices and instruction), answer (a letter). ``ai2d_test.jsonl`` is the
-    masked setting, which is harder: the published 94.2 is without mask, with mask it is 85.2.
+    masked setting, which is harder: the published 94.2 is without mask, with mask it is 85.2. A row of the parquet
+    files (lmms-lab/ai2d, with mask; lmms_eval/tasks/ai2d/utils.py): question, options, answer (the place of the right
+    one, from 0, as text or number), image.
     """
+    if any(data.path.rglob("*.parquet")) and not any(data.path.rglob("*.jsonl")):
+        for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
+            yield Sample(
+                id=str(index),
+                images=(data.extract(row["image"], str(index)),),
+                question=with_choices(row["question"], row["options"]),
+                history=(),
+                answers=(_letter(row["options"], int(row["answer"])),),
+                metric="exact_match",
+            )
+        return
     file = data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")
     for row in data.rows(file, read_jsonl(file)):
         yield Sample(
@@ -49,7 +62,7 @@ def _realworldqa(index: int, row: Row, image: Path) -> Sample:
     question: str = row["question"]
     kind = row.get("question_type")
     if kind == "multi-choice":
-        question, answer = with_choices(question, row["choices"]), LETTERS[row["correct_choice_index"]]
+        question, answer = with_choices(question, row["choices"]), _letter(row["choices"], row["correct_choice_index"])
     else:
         question, answer = question if kind is None else question + SHORT, row["answer"]
     return Sample(str(index), (image,), question, (), (str(answer),), "exact_match", system=LATER_SYSTEM)
@@ -69,6 +82,12 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
     file = data.find_one("testmini.json")
     for pid, row in data.rows(file, read_json(file).items()):
         yield _mathvista(row, data.image(row["image"]), queries[pid])
+
+
+def _letter(choices: Sequence[str], place: int) -> str:
+    if not 0 <= place < len(choices):
+        raise IndexError(f"choice {place} of {len(choices)}")
+    return LETTERS[place]
 
 
 def _mathvista(row: Row, image: Path, query: str) -> Sample:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from nvlm_trt.errors import UserError
+
 from .conftest import png
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -17,6 +21,43 @@ def test_ai2d_asks_what_the_file_says(write, read):
     (sample,) = read("ai2d")
     assert (sample.id, sample.question, sample.answers, sample.metric) == ("7", question, ("B",), "exact_match")
     assert sample.images[0].name == "0.png"
+
+
+def ai2d_row(**change: object) -> dict[str, object]:
+    """A row with the columns and types of lmms-lab/ai2d."""
+    return {"question": "What is A?", "options": ["ears", "nose", "0", "1"], "answer": "2", "image": CELL} | change
+
+
+def test_ai2d_in_parquet_is_asked_in_the_words_of_the_prepared_file(parquet, read):
+    rows = [ai2d_row(), ai2d_row(options=["a", "b"], answer=0, image=CELL | {"path": None})]
+    parquet("data/test-00000-of-00001.parquet", rows)
+    first, second = read("ai2d")
+    assert first.question == f"What is A?\nA. ears\nB. nose\nC. 0\nD. 1\n{LETTER}"
+    assert (first.id, first.answers, first.metric, first.choices) == ("0", ("C",), "exact_match", ())
+    assert (second.id, second.answers, second.question) == ("1", ("A",), f"What is A?\nA. a\nB. b\n{LETTER}")
+    assert first.images[0].read_bytes() == second.images[0].read_bytes() == png("blue")
+
+
+@pytest.mark.parametrize("answer", ["4", "-1", 4, "C", None])
+def test_an_answer_of_ai2d_that_is_the_place_of_no_option_is_refused(parquet, read, answer):
+    parquet("data/test-00000-of-00001.parquet", [ai2d_row(), ai2d_row(answer=answer)])
+    with pytest.raises(UserError, match=r"AI2D: data/test-.*parquet, entry 2 is not as its publisher writes it"):
+        read("ai2d")
+
+
+def test_where_both_forms_of_ai2d_lie_the_prepared_one_is_read(write, parquet, read):
+    parquet("data/test-00000-of-00001.parquet", [ai2d_row()])
+    write("ai2d_test_vlmevalkit.jsonl", [{"image": "0.png", "question_id": 7, "question": "What?", "answer": "B"}])
+    write("0.png")
+    assert [sample.id for sample in read("ai2d")] == ["7"]
+
+
+def test_a_place_of_no_choice_is_refused_for_realworldqa_too(write, read):
+    row = {"image": "0.webp", "question": "Which?", "question_type": "multi-choice", "choices": ["left", "right"]}
+    write("annotations.json", [row | {"correct_choice_index": 2}])
+    write("0.webp")
+    with pytest.raises(UserError, match="seen: IndexError: choice 2 of 2"):
+        read("realworldqa")
 
 
 def test_realworldqa_asks_what_the_file_says(write, read):
