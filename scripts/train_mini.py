@@ -122,7 +122,7 @@ PHASES = (
     Phase("text", 400, 1e-3, 0.02, 48, 2, TEXT_ALONE),
     Phase("projector", 300, 1e-3, 0.0, 24, 3, SCENES),
     Phase("reading", 3000, 1e-3, 0.004, 32, 4, ONE_TILE_SCENES),
-    Phase("together", 3400, 1e-3, 0.004, 24, 5, SCENES),
+    Phase("together", 3000, 1e-3, 0.004, 24, 5, SCENES),
 )
 
 
@@ -260,7 +260,7 @@ def _as_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of the tokens of all answers."""
-    longest = max(len(each.ids) for each in batch)
+    longest = _rounded(max(len(each.ids) for each in batch))
     ids, learned = (
         torch.zeros(len(batch), longest, dtype=torch.long),
         torch.zeros(len(batch), longest, dtype=torch.bool),
@@ -274,14 +274,20 @@ def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tens
     x = F.embedding(ids.masked_fill(visual, 0), weights[f"{DECODER_PREFIX}model.embed_tokens.weight"])
     if bool(visual.any()):
         tiles = np.concatenate([each.tiles for each in batch])
+        padded = F.pad(normalise(tiles), (0, 0) * 3 + (0, _rounded(len(tiles)) - len(tiles))).bfloat16().to(device)
         with torch.no_grad():
-            features = torch.cat([encode(weights, part.bfloat16().to(device)) for part in normalise(tiles).split(64)])
-        x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features))
+            features = torch.cat([encode(weights, part) for part in padded.split(64)])
+        x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features)[: len(tiles)])
     before = learned[:, 1:].nonzero(as_tuple=True)
     logits = F.linear(decode(weights, x)[before], weights[f"{DECODER_PREFIX}lm_head.weight"]).float()
     wanted = ids[before[0], before[1] + 1]
     right = logits.argmax(dim=-1) == wanted
     return F.cross_entropy(logits, wanted), {"token_accuracy": float(right.float().mean())}
+
+
+def _rounded(count: int) -> int:
+    """Up to a multiple of 16: products of few different shapes are prepared once, which saves a fifth of the time."""
+    return -(-count // 16) * 16
 
 
 def _device(weights: Weights) -> torch.device:
