@@ -68,6 +68,13 @@ def _realworldqa(index: int, row: Row, image: Path) -> Sample:
     return Sample(str(index), (image,), question, (), (str(answer),), "exact_match", system=LATER_SYSTEM)
 
 
+def _letter(choices: Sequence[str], place: int) -> str:
+    """The letter of the choice at a place, counted from 0."""
+    if not 0 <= place < len(choices):
+        raise IndexError(f"choice {place} of {len(choices)}")
+    return LETTERS[place]
+
+
 def mathvista(data: DataFolder) -> Iterator[Sample]:
     """MathVista testmini: the publisher's parquet files, or ``testmini.json``, ``query.json`` and the images.
 
@@ -82,12 +89,6 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
     file = data.find_one("testmini.json")
     for pid, row in data.rows(file, read_json(file).items()):
         yield _mathvista(row, data.image(row["image"]), queries[pid])
-
-
-def _letter(choices: Sequence[str], place: int) -> str:
-    if not 0 <= place < len(choices):
-        raise IndexError(f"choice {place} of {len(choices)}")
-    return LETTERS[place]
 
 
 def _mathvista(row: Row, image: Path, query: str) -> Sample:
