@@ -13,10 +13,10 @@ from nvlm_trt.bench.subjects import EngineSubject, OpenedEngine, ReferenceSubjec
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
+from nvlm_trt.eval.subject import engine_recipe
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
-from nvlm_trt.recipe import load_recipe
 
 CONCURRENCY: Final = 8
 """Questions asked at a time of whoever can answer several."""
@@ -54,7 +54,7 @@ def _identity(subject: Subject) -> str:
     who = subject.model_dump(mode="json", exclude={"name", "engine", "checkpoint"})
     if isinstance(subject, ServerSubject):
         return digest_json({**who, "run": uuid4().hex})
-    cache, parts = DigestCache(subject.engine), ("recipe.yaml",)
+    cache, parts = DigestCache(subject.engine), ["recipe.yaml"]
     if isinstance(subject, ReferenceSubject):
         who["checkpoint"] = identify(subject.checkpoint, cache).fingerprint
     else:
@@ -66,11 +66,12 @@ def _identity(subject: Subject) -> str:
 def _answerer(subject: Subject, stack: ExitStack) -> Answerer:
     match subject:
         case ReferenceSubject():
-            from nvlm_trt.bench.ask.reference import DTYPES
+            from nvlm_trt.bench.ask.placed import open_reference
             from nvlm_trt.eval.reference import ReferenceAnswerer
 
-            recipe = load_recipe(subject.engine / "recipe.yaml")
-            return ReferenceAnswerer(subject.checkpoint, DTYPES[subject.dtype], recipe=recipe)
+            recipe = engine_recipe(subject.engine)
+            vision, decoder = open_reference(subject.checkpoint, subject.dtype, subject.device)
+            return ReferenceAnswerer(subject.checkpoint, recipe=recipe, vision=vision, decoder=decoder)
         case EngineSubject(transport="local"):
             from nvlm_trt.local import LocalEngine
 

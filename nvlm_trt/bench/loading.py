@@ -12,7 +12,7 @@ from typing import Protocol
 from nvlm_trt.bench.load import Asker
 from nvlm_trt.bench.memory import forget_peak, resident_bytes
 from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject, ServerSubject, Subject, Transport
-from nvlm_trt.recipe import load_recipe
+from nvlm_trt.eval.subject import engine_recipe
 
 
 class ClosingAsker(Asker, Protocol):
@@ -77,8 +77,8 @@ def _engine(subject: EngineSubject, max_tokens: int) -> Callable[[], ClosingAske
 def _reference(subject: ReferenceSubject, max_tokens: int) -> Callable[[], ClosingAsker]:
     from nvlm_trt.bench.ask.reference import ReferenceAsker
 
-    recipe = load_recipe(subject.engine / "recipe.yaml")
-    return lambda: ReferenceAsker(subject.checkpoint, subject.dtype, recipe, max_tokens)
+    recipe = engine_recipe(subject.engine)
+    return lambda: ReferenceAsker(subject.checkpoint, subject.dtype, subject.device, recipe, max_tokens)
 
 
 def _served(engine: Path, transport: Transport, max_tokens: int, stack: ExitStack) -> Loaded:

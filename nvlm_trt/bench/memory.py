@@ -1,4 +1,4 @@
-"""Resident memory as the kernel counts it."""
+"""Resident memory of the host as the kernel counts it."""
 
 from __future__ import annotations
 

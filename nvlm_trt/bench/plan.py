@@ -111,8 +111,8 @@ def make_plan(request: Request) -> Plan:
     )
     tile_size = _tile_size(engines)
     _check_tools(request.tools, subjects)
-    targets = {engine.recipe.target for engine in engines}
-    if len(targets) > 1:
+    devices = {engine.device for engine in engines} or {"cpu"}
+    if len(devices) > 1:
         raise UserError("engines of two targets are not measured in one run", seen="cpu and gpu")
     return Plan(
         request,
@@ -121,7 +121,7 @@ def make_plan(request: Request) -> Plan:
         tile_size,
         _prompt_tokens(engines, request.workload, tile_size),
         None if request.task is None else _task(request.task, request.task_limit),
-        "cuda" if "gpu" in targets else "cpu",
+        devices.pop(),
         tuple(_remarks(engines, subjects)),
     )
 

@@ -118,6 +118,7 @@ class RoundRecord(Frozen):
         load_s: From nothing to ready, libraries imported before; None for a server that runs already.
         before_bytes: Resident memory before loading.
         peak_bytes: Largest resident memory, that of child processes added; None for a server that runs already.
+        gpu_peak_bytes: Most GPU memory in use, all GPUs together, less what was in use before; None without a GPU.
         warmup: The requests that come first and count for nothing else.
         waves: One for each concurrency.
         foreign_cores: Cores that other processes kept busy meanwhile; None for a server that runs already, which is one
@@ -128,6 +129,7 @@ class RoundRecord(Frozen):
     load_s: Seconds | None
     before_bytes: Count | None
     peak_bytes: Count | None
+    gpu_peak_bytes: Count | None = None
     warmup: tuple[RequestRecord, ...]
     waves: tuple[WaveRecord, ...]
     foreign_cores: Seconds | None = None

@@ -46,7 +46,7 @@ class Range(Frozen):
         low: The lower end.
         high: The higher end.
         n: Samples.
-        spread: What the ends are: quartiles, or the 95% Wilson interval of a share.
+        spread: What the ends are: quartiles, or the 95% interval of a mean score, Wilson's for a share.
     """
 
     value: Number

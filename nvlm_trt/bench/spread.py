@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nvlm_trt.eval.summary import wilson
+from nvlm_trt.eval.summary import interval
 
-Kind = Literal["quartiles", "wilson95"]
-"""What `low` and `high` are: quartiles of timings, or the 95% Wilson interval of a share of right answers."""
+Kind = Literal["quartiles", "wilson95", "normal95"]
+"""What `low` and `high` are: quartiles of timings, or the 95% interval of a mean score, Wilson's or the normal one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,9 @@ def quartiles(samples: Sequence[float]) -> Spread:
     return Spread(middle, low, high, len(samples))
 
 
-def proportion(scores: Sequence[float]) -> Spread:
-    """The mean of scores between 0 and 1, and its 95% Wilson interval; there must be a score."""
-    mean = statistics.fmean(scores)
-    low, high = wilson(min(mean, 1.0), len(scores))
-    return Spread(mean, low, high, len(scores), "wilson95")
+def mean_score(scores: Sequence[float]) -> Spread:
+    """The mean of scores and its 95% interval (nvlm_trt/eval/summary.py): Wilson's, or the normal one where a score is
+    beyond 1; there must be a score.
+    """
+    kind: Kind = "wilson95" if max(scores) <= 1 else "normal95"
+    return Spread(statistics.fmean(scores), *interval(scores), len(scores), kind)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from nvlm_trt.bench.record import Frozen
+from nvlm_trt.bench.record import Device, Frozen
+from nvlm_trt.bench.work import REFERENCE_DTYPES
+from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.eval.subject import engine_recipe
+from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig, load_config
 from nvlm_trt.pipeline.manifest import load_manifest, recorded_checkpoint
-from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, PLAN
 
 Transport = Literal["local", "grpc", "http"]
@@ -25,6 +30,10 @@ ENGINE_PARTS: dict[str, tuple[str, ...]] = {
 }
 """What serving reads of an engine directory, besides its model repository."""
 
+NO_BASELINE: Final = "leave the baseline out with --baseline none"
+GPU_ROOM_BYTES: Final = 4 << 30
+"""Beside the reference's weights, for its KV cache, its activations and CUDA itself."""
+
 
 class EngineSubject(Frozen):
     """An engine directory, loaded for each round.
@@ -34,12 +43,14 @@ class EngineSubject(Frozen):
         name: Tells it from the others.
         transport: In the worker's own process, or through a server that is started for it.
         engine: The directory.
+        device: Where it computes.
     """
 
     kind: Literal["engine"] = "engine"
     name: str
     transport: Transport
     engine: Path
+    device: Device = "cpu"
 
 
 class ServerSubject(Frozen):
@@ -68,6 +79,7 @@ class ReferenceSubject(Frozen):
         checkpoint: What it reads.
         dtype: Of weights and arithmetic.
         engine: The engine directory whose recipe says how images are cut.
+        device: Where it computes: where the engines do.
     """
 
     kind: Literal["reference"] = "reference"
@@ -76,6 +88,7 @@ class ReferenceSubject(Frozen):
     checkpoint: Path
     dtype: Dtype
     engine: Path
+    device: Device = "cpu"
 
 
 Subject = Annotated[EngineSubject | ServerSubject | ReferenceSubject, Field(discriminator="kind")]
@@ -94,9 +107,7 @@ class OpenedEngine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        if not (directory / "recipe.yaml").is_file():
-            raise EngineError("this is no engine directory", seen=directory, expected="one made by nvlm-trt build")
-        self.recipe: BuildRecipe = load_recipe(directory / "recipe.yaml")
+        self.recipe: BuildRecipe = engine_recipe(directory)
         self.parts = ENGINE_PARTS[self.recipe.target]
         missing = [name for name in self.parts if not (directory / name).exists()]
         if missing:
@@ -111,6 +122,11 @@ class OpenedEngine:
     def name(self) -> str:
         """The directory's name."""
         return self.directory.resolve().name
+
+    @property
+    def device(self) -> Device:
+        """Where the engines compute."""
+        return "cuda" if self.recipe.target == "gpu" else "cpu"
 
     @property
     def precision(self) -> str:
@@ -182,7 +198,8 @@ def choose_subjects(
                     "engines of the gpu target run inside a server", seen=engine.directory, fix="--transport grpc"
                 )
             name = engine.name if transport == "local" else f"{engine.name} ({transport})"
-            subjects.append(EngineSubject(name=name, transport=transport, engine=engine.directory))
+            engine_dir, device = engine.directory, engine.device
+            subjects.append(EngineSubject(name=name, transport=transport, engine=engine_dir, device=device))
     if grpc_url is not None:
         subjects.append(ServerSubject(name=f"{grpc_url} (grpc)", transport="grpc", url=grpc_url))
     if http_url is not None:
@@ -201,6 +218,32 @@ def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> R
         raise UserError(
             "the checkpoint that the baseline reads is not there",
             seen=read,
-            fix="give it with --checkpoint, or leave the baseline out with --baseline none",
+            fix=f"give it with --checkpoint, or {NO_BASELINE}",
         )
-    return ReferenceSubject(name=f"torch {dtype}", checkpoint=read, dtype=dtype, engine=engine.directory)
+    if engine.device == "cuda":
+        _check_fits_gpu(read, dtype)
+    return ReferenceSubject(
+        name=f"torch {dtype}", checkpoint=read, dtype=dtype, engine=engine.directory, device=engine.device
+    )
+
+
+def _check_fits_gpu(checkpoint: Path, dtype: Dtype) -> None:
+    """Look whether the first GPU holds a checkpoint; on the CPU the reference of such engines would take days.
+
+    Raises:
+        UserError: it does not, or there is no GPU.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    report = find_gpus()
+    if not report.gpus:
+        raise UserError("the baseline of engines of the gpu target needs a GPU", seen=report.fault, fix=NO_BASELINE)
+    gpu = report.gpus[0]
+    elements = sum(math.prod(info.shape) for info in Checkpoint.open(checkpoint).tensors.values())
+    needed = elements * REFERENCE_DTYPES[dtype].torch.itemsize + GPU_ROOM_BYTES
+    if gpu.memory_bytes is not None and needed > gpu.memory_bytes:
+        raise UserError(
+            f"the baseline in {dtype} does not fit the GPU",
+            seen=f"{needed / 2**30:.1f} GiB, {GPU_ROOM_BYTES >> 30} of them room to compute in",
+            expected=f"at most {gpu.memory_bytes / 2**30:.1f} GiB ({gpu.name})",
+            fix=NO_BASELINE,
+        )

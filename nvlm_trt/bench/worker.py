@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from nvlm_trt.bench.accuracy import measure_accuracy
 from nvlm_trt.bench.ceilings import measure_ceilings
+from nvlm_trt.bench.gpu_memory import GpuMemoryWatch
 from nvlm_trt.bench.load import run_wave
 from nvlm_trt.bench.loading import load
 from nvlm_trt.bench.memory import peak_bytes
@@ -118,6 +119,7 @@ def measure_round(job: RoundJob) -> RoundRecord:
     workload, start = job.workload, job.number * job.workload.per_round()
     questions = [workload.question(start + index, job.tile_size) for index in range(workload.per_round())]
     with ExitStack() as stack:
+        gpu = stack.enter_context(GpuMemoryWatch()) if _on_gpu(job.subject) else None
         loaded = load(job.subject, workload.max_tokens, stack)
         warmup = tuple(loaded.asker.ask(question) for question in questions[: workload.warmup])
         waves, begin = [], workload.warmup
@@ -127,16 +129,23 @@ def measure_round(job: RoundJob) -> RoundRecord:
                 waves.append(run_wave(loaded.asker, questions[begin:end], level))
                 begin = end
         peak = None if loaded.load_s is None else peak_bytes()
+        gpu_peak = None if gpu is None else gpu.peak_bytes()
         peers = _peers(job, loaded.url) if loaded.url else ()
     return RoundRecord(
         load_s=loaded.load_s,
         before_bytes=loaded.before_bytes,
         peak_bytes=peak,
+        gpu_peak_bytes=gpu_peak,
         warmup=warmup,
         waves=tuple(waves),
         foreign_cores=None if loaded.load_s is None else others.cores,
         peers=peers,
     )
+
+
+def _on_gpu(subject: Subject) -> bool:
+    """Whether it is loaded into a GPU now; a server that runs already has been."""
+    return not isinstance(subject, ServerSubject) and subject.device == "cuda"
 
 
 def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:

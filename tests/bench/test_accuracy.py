@@ -15,7 +15,7 @@ from nvlm_trt.errors import FaultError
 from nvlm_trt.eval.answer import Answer
 from nvlm_trt.eval.tasks import Sample
 
-from .test_plan import copied
+from .engines import copied
 
 
 class Answerer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nvlm_trt.bench.metrics import METRICS, Measured, Metric, all_metrics
-from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
+from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakGpuMemory, PeakHostMemory, SizeOnDisk
 from nvlm_trt.bench.metrics.disturbance import OthersLoad
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
@@ -53,7 +53,8 @@ STEP_S = 0.1
         (Accuracy(), [100.0, 0.0, 50.0]),
         (SizeOnDisk(), [5.0]),
         (LoadTime(), [2.0, 2.0]),
-        (PeakMemory(), [356.0, 356.0]),
+        (PeakHostMemory(), [356.0, 356.0]),
+        (PeakGpuMemory(), []),
         (EngineMemory(), [256.0, 256.0]),
         (TimeToFirstToken(1), [500.0, 700.0, 900.0]),
         (TimeToFirstToken(2), [1000.0, 2000.0] * 2),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from nvlm_trt.bench.peers import RUN, aiperf, perf_analyzer
 from nvlm_trt.bench.peers.tool import PeerTask, ToolName, run_tool
 from nvlm_trt.bench.workload import Question
 from nvlm_trt.errors import ServerError
+
+from .engines import on_path
 
 QUESTIONS = (Question("What is this?", (b"\xff\xd8 one",)), Question("And this?", (b"\xff\xd8 two",)))
 SECOND = 10**9
@@ -107,22 +108,13 @@ def test_requests_that_took_no_time_are_not_believed(times: tuple[float, float, 
         perf_analyzer.as_measured(export(profiled(*times), profiled(*times)), task)
 
 
-def install(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tool on PATH."""
-    tools = folder / "bin"
-    tools.mkdir()
-    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-    (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-
-
 def test_perf_analyzer_is_asked_for_the_same_requests(
     task: PeerTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = tmp_path / "answer.json"
     answer.write_bytes(export(profiled(1, 1.5, 2.5), profiled(2.5, 3.2, 4.2)))
     script = f'echo "$@" > words.txt\ncp {answer} profile.json'
-    install(tmp_path, "perf_analyzer", script, monkeypatch)
+    on_path(tmp_path, "perf_analyzer", script, monkeypatch)
     check(RUN["perf_analyzer"](task))
     words = (tmp_path / "words.txt").read_text()
     for flags in ("-m nvlm -i grpc -u 127.0.0.1:8001", "--async --streaming", "--concurrency-range 2:2"):
@@ -142,7 +134,7 @@ def test_aiperf_is_asked_for_the_same_requests_and_gets_the_tokenizer(
     records.write_text("\n".join(map(json.dumps, written)))
     script = f"""echo "$@" > words.txt; echo "$HF_HUB_OFFLINE" > offline.txt
         mkdir out; cp {records} out/profile_export.jsonl"""
-    install(tmp_path, "aiperf", script, monkeypatch)
+    on_path(tmp_path, "aiperf", script, monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     check(RUN["aiperf"](task))
     words = (tmp_path / "words.txt").read_text()
@@ -160,7 +152,7 @@ def test_aiperf_is_asked_for_the_same_requests_and_gets_the_tokenizer(
 
 def test_a_text_needs_no_image_field(task: PeerTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = replace(task, questions=(Question("Why?", ()),))
-    install(tmp_path, "aiperf", "exit 1", monkeypatch)
+    on_path(tmp_path, "aiperf", "exit 1", monkeypatch)
     with pytest.raises(ServerError, match="aiperf ended with code 1"):
         RUN["aiperf"](text)
     assert "image_bytes" not in (tmp_path / "body.json").read_text()
@@ -175,7 +167,7 @@ def test_a_text_needs_no_image_field(task: PeerTask, tmp_path: Path, monkeypatch
 def test_a_tool_that_ends_well_and_leaves_nothing_has_failed(
     tool: ToolName, lacks: str, task: PeerTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, tool, "exit 0", monkeypatch)
+    on_path(tmp_path, tool, "exit 0", monkeypatch)
     with pytest.raises(ServerError, match=lacks):
         RUN[tool](task)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nvlm_trt.bench.plan import Request, make_plan
-from nvlm_trt.bench.subjects import OpenedEngine, ReferenceSubject, size_of
+from nvlm_trt.bench.subjects import Dtype, OpenedEngine, ReferenceSubject, ServerSubject, size_of
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.model.checkpoint import Checkpoint
+
+from .engines import NVIDIA_SMI, copied, gpu_engine, on_path
 
 SMALL = Workload(max_tokens=2, columns=1)
 
@@ -32,17 +36,6 @@ def request_of(small_engine: Path) -> Request:
         task_limit=None,
         tools=(),
     )
-
-
-def copied(engine: Path, folder: Path, **recipe: Any) -> Path:
-    """The engine directory with another recipe; its files are links."""
-    folder.mkdir()
-    for path in engine.iterdir():
-        if path.name != "recipe.yaml":
-            (folder / path.name).symlink_to(path)
-    fields = yaml.safe_load((engine / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**fields, **recipe}))
-    return folder
 
 
 def test_a_plan_knows_its_subjects_its_prompt_and_its_checkpoint(request_of: Request, tiny_checkpoint: Path) -> None:
@@ -116,16 +109,9 @@ def test_servers_are_started_for_the_engines_that_are_named(
 def test_engines_of_the_gpu_target_are_asked_through_a_server(
     request_of: Request, small_engine: Path, tmp_path: Path
 ) -> None:
-    gpu = copied(small_engine, tmp_path / "gpu", target="gpu", decoder_precision="fp8")
-    for part in ("vision", "decoder"):
-        (gpu / part).unlink()
-    (gpu / "decoder" / "engine").mkdir(parents=True)
-    (gpu / "decoder" / "engine" / "rank0.engine").write_bytes(b"engine")
-    (gpu / "vision").mkdir()
-    (gpu / "vision" / "model.plan").write_bytes(b"plan")
-    (gpu / "vision" / "vision.onnx").write_bytes(b"what the plan was compiled from")
+    gpu = gpu_engine(small_engine, tmp_path)
     with pytest.raises(UserError, match="run inside a server"):
-        make_plan(dataclasses.replace(request_of, engines=(gpu,)))
+        make_plan(dataclasses.replace(request_of, engines=(gpu,), baselines=()))
     plan = make_plan(dataclasses.replace(request_of, engines=(gpu,), transports=("grpc",), baselines=()))
     assert plan.device == "cuda"
     rest = size_of(gpu / "config.json") + size_of(gpu / "tokenizer")
@@ -167,3 +153,45 @@ def test_a_tool_needs_the_transport_that_it_speaks(
         dataclasses.replace(request_of, transports=("grpc", "http"), tools=("perf_analyzer", "aiperf"), baselines=())
     )
     assert [plan.tools_of(subject) for subject in plan.subjects] == [("perf_analyzer",), ("aiperf",)]
+
+
+@pytest.fixture
+def on_gpu(request_of: Request, small_engine: Path, tmp_path: Path) -> Request:
+    """A gpu engine through its server, beside the baseline."""
+    return dataclasses.replace(request_of, engines=(gpu_engine(small_engine, tmp_path),), transports=("grpc",))
+
+
+def test_the_baseline_of_a_gpu_engine_is_on_the_gpu(
+    on_gpu: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path(tmp_path, "nvidia-smi", NVIDIA_SMI.format(folder=tmp_path, mebibytes=81559), monkeypatch)
+    plan = make_plan(on_gpu)
+    assert [subject.name for subject in plan.subjects] == ["torch bf16", "gpu (grpc)"]
+    assert [subject.device for subject in plan.subjects if not isinstance(subject, ServerSubject)] == ["cuda", "cuda"]
+
+
+def test_a_baseline_that_no_gpu_holds_is_refused(
+    on_gpu: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a GPU; seen: nvidia-smi is not on PATH.*--baseline none"):
+        make_plan(on_gpu)
+    on_path(tmp_path, "nvidia-smi", NVIDIA_SMI.format(folder=tmp_path, mebibytes=4096), monkeypatch)
+    monkeypatch.setenv("PATH", os.defpath, prepend=os.pathsep)
+    with pytest.raises(UserError, match=r"does not fit the GPU; seen: 4\.\d GiB.*at most 4\.0 GiB.*--baseline none"):
+        make_plan(on_gpu)
+
+
+@pytest.mark.parametrize(("dtype", "room"), [("bf16", True), ("fp32", False)])
+def test_whether_the_baseline_fits_depends_on_its_dtype(
+    dtype: Dtype, room: bool, on_gpu: Request, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elements = sum(math.prod(info.shape) for info in Checkpoint.open(tiny_checkpoint).tensors.values())
+    mebibytes = 4096 + 3 * elements // 2**20  # between 2 and 4 bytes an element
+    on_path(tmp_path, "nvidia-smi", NVIDIA_SMI.format(folder=tmp_path, mebibytes=mebibytes), monkeypatch)
+    asked = dataclasses.replace(on_gpu, baselines=(dtype,))
+    if room:
+        assert make_plan(asked).subjects[0].name == "torch bf16"
+    else:
+        with pytest.raises(UserError, match="the baseline in fp32 does not fit the GPU"):
+            make_plan(asked)

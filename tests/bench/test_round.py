@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from nvlm_trt.bench.worker import RoundJob, measure_round
 from nvlm_trt.bench.workload import Question, Workload
 from nvlm_trt.errors import FaultError, ServerError
 
+from .engines import NVIDIA_SMI, on_path
 from .made_up import made_request
 
 WORKLOAD = Workload(max_tokens=3, concurrencies=(1, 2), requests=2, warmup=1, columns=1)
@@ -104,7 +104,7 @@ def test_a_round_of_engine_and_reference_leaves_a_complete_report(measured: tupl
     assert {ceiling.name for ceiling in report.ceilings} == {"read", "fp32", "bf16", "int8"}
     for subject in report.subjects:
         once = {figure.metric for figure in subject.figures if figure.concurrency is None}
-        assert once == {name for name, made in report.metrics.items() if made.section != "load"}
+        assert once == {name for name, made in report.metrics.items() if made.section != "load"} - {"gpu_memory"}
         loaded = [(figure.metric, figure.concurrency) for figure in subject.figures if figure.concurrency is not None]
         metrics = [name for name, made in report.metrics.items() if made.section == "load"]
         assert loaded == [(metric, level) for metric in metrics for level in (1, 2)]
@@ -180,9 +180,7 @@ class Silent:
 def test_our_own_figures_stand_beside_a_tool_that_left_nothing(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "perf_analyzer").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "perf_analyzer").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    on_path(tmp_path, "perf_analyzer", "exit 0", monkeypatch)
     monkeypatch.setattr(worker, "load", lambda *_: Loaded(Silent(), 1.0, 0, "127.0.0.1:1"))
     job = RoundJob(
         subject=plan.subjects[1],
@@ -196,6 +194,28 @@ def test_our_own_figures_stand_beside_a_tool_that_left_nothing(
     assert [len(wave.requests) for wave in record.waves] == [2, 2]
     assert [(peer.concurrency, peer.figures) for peer in record.peers] == [(1, {}), (2, {})]
     assert all("perf_analyzer left no profile.json" in (peer.error or "") for peer in record.peers)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", 3000 << 20), ("cpu", None)])
+def test_memory_of_the_gpu_is_that_of_a_subject_on_it(
+    device: Device, expected: int | None, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "used").write_text("1000\n")
+    on_path(tmp_path, "nvidia-smi", NVIDIA_SMI.format(folder=tmp_path, mebibytes=81559), monkeypatch)
+
+    def load(*_: object) -> Loaded:
+        (tmp_path / "used").write_text("4000\n")
+        return Loaded(Silent(), 1.0, 0)
+
+    monkeypatch.setattr(worker, "load", load)
+    job = RoundJob(
+        subject=plan.subjects[1].model_copy(update={"device": device}),
+        workload=WORKLOAD,
+        number=0,
+        tile_size=112,
+        result=tmp_path / "unused",
+    )
+    assert measure_round(job).gpu_peak_bytes == expected
 
 
 def test_tools_of_others_get_requests_that_nobody_else_had(

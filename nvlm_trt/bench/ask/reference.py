@@ -13,18 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nvlm_trt.bench.record import RequestRecord
+from nvlm_trt.bench.ask.placed import open_reference
+from nvlm_trt.bench.record import Device, RequestRecord
 from nvlm_trt.bench.workload import Question
-from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.image import ImageLimits, read_image
 from nvlm_trt.model.prompt import build_prompt
-from nvlm_trt.model.reference.decoder import DecoderReference
-from nvlm_trt.model.reference.vision import VisionReference
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TokenClock(Collection[int]):
@@ -50,18 +46,17 @@ class ReferenceAsker:
     Args:
         checkpoint: An NVLM-D directory.
         dtype: "fp32" or "bf16", of weights and arithmetic.
+        device: Where they are.
         recipe: How images are cut and how many threads compute.
         max_tokens: Tokens of every answer.
     """
 
-    def __init__(self, checkpoint: Path, dtype: str, recipe: BuildRecipe, max_tokens: int) -> None:
+    def __init__(self, checkpoint: Path, dtype: str, device: Device, recipe: BuildRecipe, max_tokens: int) -> None:
         if recipe.cpu_threads:
             torch.set_num_threads(recipe.cpu_threads)
-        opened = Checkpoint.open(checkpoint)
-        self._config = opened.config
+        self._vision, self._decoder = open_reference(checkpoint, dtype, device)
+        self._config = self._vision.config
         self._tokenizer = NvlmTokenizer.load(checkpoint)
-        self._vision = VisionReference(opened, DTYPES[dtype])
-        self._decoder = DecoderReference(opened, DTYPES[dtype])
         self._recipe = recipe
         self._limits = ImageLimits(**recipe.image_limits.model_dump())
         self._max_tokens = max_tokens
@@ -89,6 +84,8 @@ class ReferenceAsker:
         prompt = build_prompt(self._tokenizer, config.tokens_per_tile, question.text, tiles=counts)
         cut_at = time.perf_counter()
         table = self._vision(np.concatenate(tiles)).reshape(-1, config.decoder.hidden_size) if tiles else None
+        if table is not None and table.is_cuda:
+            torch.cuda.synchronize()  # a GPU is only told what to do
         seen_at = time.perf_counter()
         clock = TokenClock()
         ids = prompt.decoder_ids(config.decoder.vocab_size)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nvlm_trt.bench.metrics.base import Better, Measured, Metric, Section
-from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakMemory, SizeOnDisk
+from nvlm_trt.bench.metrics.cost import (
+    Accuracy,
+    EngineMemory,
+    LoadTime,
+    PeakGpuMemory,
+    PeakHostMemory,
+    SizeOnDisk,
+)
 from nvlm_trt.bench.metrics.disturbance import OthersLoad
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
@@ -32,8 +39,9 @@ ONCE: tuple[type[Metric], ...] = (
     Accuracy,
     SizeOnDisk,
     LoadTime,
-    PeakMemory,
+    PeakHostMemory,
     EngineMemory,
+    PeakGpuMemory,
     TileThroughput,
     PrefillThroughput,
     VisionRate,
