@@ -41,8 +41,6 @@ def quartiles(samples: Sequence[float]) -> Spread:
 
 
 def mean_score(scores: Sequence[float]) -> Spread:
-    """The mean of scores and its 95% interval (nvlm_trt/eval/summary.py): Wilson's, or the normal one where a score is
-    beyond 1; there must be a score.
-    """
+    """The mean of scores and its 95% interval (nvlm_trt/eval/summary.py), normal for scores beyond 1; at least one."""
     kind: Kind = "wilson95" if max(scores) <= 1 else "normal95"
     return Spread(statistics.fmean(scores), *interval(scores), len(scores), kind)
