@@ -148,6 +148,11 @@ def cut_the_range_of_inputs(ranks: Ranks) -> None:
         rank[f"{LAYER}mlp.proj.activation_scaling_factor"] /= 4
 
 
+def halve_the_range_of_inputs(ranks: Ranks) -> None:
+    for rank in ranks:
+        rank[f"{LAYER}mlp.proj.activation_scaling_factor"] /= 2
+
+
 def cut_the_range_of_the_cache(ranks: Ranks) -> None:
     ranks[1][f"{LAYER}attention.kv_cache_scaling_factor"] /= 4
 
@@ -213,6 +218,7 @@ LINEAR, CACHE, COPY = "linear_excess", "cache_excess", "tensors_differing"
         ("sq", give_both_ranks_the_same_factors, LINEAR),
         ("sq", shift_the_scales_of_outputs, LINEAR),
         ("sq", cut_the_range_of_inputs, LINEAR),
+        ("sq", halve_the_range_of_inputs, LINEAR),
         ("sq", cut_the_range_of_the_cache, CACHE),
         ("fp16-kv8", cut_the_range_of_the_cache, CACHE),
         ("awq", swap_halves_of_bytes, LINEAR),
