@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from nvlm_trt.decoder.precision import QuantAlgo
 from nvlm_trt.errors import RecipeError, VerificationError
 from nvlm_trt.recipe import CPU_DECODER, DecoderPrecision, VisionPrecision, parse_recipe
 from nvlm_trt.verify.gates import (
@@ -16,6 +17,7 @@ from nvlm_trt.verify.gates import (
     CANARY_GATES,
     DECODER_GATES,
     EMULATED_VISION_GATES,
+    LINEAR_GATES,
     LOGIT_GATES,
     RANKS_GATES,
     TASK_GATES,
@@ -113,6 +115,13 @@ def test_the_recipe_sets_every_bound_on_what_a_precision_may_cost_and_no_other()
     }
     with pytest.raises(RecipeError, match=r"unknown field gates\.logit_kk, did you mean logit_kl"):
         parse_recipe({"name": "x", "target": "cpu", "gates": {"logit_kk": 1}}, "x")
+
+
+def test_smoothquant_bound_lies_between_little_calibration_and_inputs_cut_to_half_their_range() -> None:
+    """Figures of random decoders: 12 layers after 495 tokens, and a layer of four whose inputs are cut."""
+    (gate,) = LINEAR_GATES[QuantAlgo.SMOOTH_QUANT]
+    assert Check("layers", gate, 2.38).ok
+    assert not Check("layers", gate, 3.44).ok
 
 
 def test_a_gate_may_ask_for_a_least_value() -> None:
