@@ -56,8 +56,10 @@ def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orient
     image = _open(data, limits)
     _check_header(image, data, limits)
     try:
-        upright = ImageOps.exif_transpose(image) if exif_orientation else image
-        return upright.convert("RGB")
+        image.load()
+        if exif_orientation:
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception:  # decoders raise many types on damaged data; their texts may carry addresses or paths
         raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
 
