@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,18 +18,10 @@ from nvlm_trt.model.synthetic import like_72b
 from nvlm_trt.plan.flops import layer_elements
 from nvlm_trt.plan.gpus import Gpu, load_gpu
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_gpu.py"
-
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_gpu"] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+def bench(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("bench_gpu")
 
 
 @pytest.fixture(scope="module")

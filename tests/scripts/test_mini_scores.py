@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def score_mini(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("score_mini")
 
 
 @pytest.fixture
-def score_mini() -> ModuleType:
-    return load("score_mini")
+def mini_task(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("mini_task")
 
 
 class Asked:
@@ -90,19 +83,24 @@ def test_a_row_made_alone_joins_the_others_and_a_failed_one_is_told(
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+    mini_task: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["mini_task.py", "--output", str(tmp_path / "task"), *options])
     with pytest.raises(SystemExit, match="2"):
-        load("mini_task").main()
+        mini_task.main()
     assert said in capsys.readouterr().err
     assert not (tmp_path / "task").exists()
 
 
 def test_an_output_that_cannot_be_made_is_a_mistake_of_the_caller(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_task: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["mini_task.py", "--output", str(tmp_path / "file" / "task")])
-    assert load("mini_task").main() == 2
+    assert mini_task.main() == 2
     assert "file" in capsys.readouterr().err

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,18 +20,10 @@ from nvlm_trt.model.reference.vision import VisionReference, normalise
 from nvlm_trt.model.tensors import decoder_tensors, projector_tensors, vision_tensors
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_mini.py"
-
 
 @pytest.fixture(scope="module")
-def train_mini() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_mini", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_mini"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def train_mini(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("train_mini")
 
 
 @pytest.fixture(scope="module")
