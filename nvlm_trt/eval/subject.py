@@ -21,10 +21,11 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
 from nvlm_trt.pipeline.manifest import recorded_checkpoint
-from nvlm_trt.pipeline.stages.calibrate import DECODER_CALIBRATION, VISION_CALIBRATION, vision_quantization
+from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
+from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 
 if TYPE_CHECKING:
     from nvlm_trt.client import NvlmClient

@@ -7,7 +7,7 @@ default device. The CPU gets the plain classes: a default device costs time in e
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -47,50 +47,36 @@ class PlacedCheckpoint(Checkpoint):
 
     def __init__(self, opened: Checkpoint, device: torch.device) -> None:
         super().__init__(opened.path, opened.config, opened.tensors)
-        self.device = device
+        self._device = device
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, cast to `dtype` if given."""
-        return super().read(name, dtype).to(self.device)
+        return super().read(name, dtype).to(self._device)
 
 
 class PlacedVision(VisionReference):
-    """Tiles to prompt-table rows on the device of the checkpoint.
-
-    Args:
-        checkpoint: The checkpoint.
-        dtype: Of weights and arithmetic.
-    """
-
-    def __init__(self, checkpoint: PlacedCheckpoint, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, dtype)
-        self._device = checkpoint.device
+    """Tiles to prompt-table rows on the device of its weights."""
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Patches of pixels that come from the host: [n, 3, s, s] -> [n, 1 + patches, hidden]."""
-        return super().embed(pixels.to(self._device))
+        return super().embed(pixels.to(_device_of(self._weights)))
 
 
 class PlacedDecoder(DecoderReference):
-    """Ids and a prompt table to tokens on the device of the checkpoint.
-
-    Args:
-        checkpoint: The checkpoint.
-        dtype: Of weights and arithmetic.
-    """
-
-    def __init__(self, checkpoint: PlacedCheckpoint, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, dtype)
-        self._device = checkpoint.device
+    """Ids and a prompt table to tokens on the device of its weights."""
 
     def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
         """Logits of every position, float32 [t, vocab_size]."""
-        with self._device:
+        with _device_of(self._weights):
             return super().logits(ids, table)
 
     def greedy_steps(
         self, ids: Ids, table: Table = None, *, max_tokens: int, stop_ids: Collection[int] = ()
     ) -> list[tuple[int, torch.Tensor]]:
         """Greedy tokens and the logits that each was taken from."""
-        with self._device:
+        with _device_of(self._weights):
             return super().greedy_steps(ids, table, max_tokens=max_tokens, stop_ids=stop_ids)
+
+
+def _device_of(weights: Mapping[str, torch.Tensor]) -> torch.device:
+    return next(iter(weights.values())).device

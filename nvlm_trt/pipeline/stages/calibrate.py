@@ -13,12 +13,10 @@ from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 
 if TYPE_CHECKING:
     from nvlm_trt.calibration.prompts import CalibrationPrompt
-
-VISION_CALIBRATION = "vision/calibration.safetensors"
-DECODER_CALIBRATION = "decoder/calibration"
 
 QUANTISED_VISION = ("fp8", "int8")
 

@@ -7,8 +7,9 @@ from nvlm_trt.decoder.precision import Precision, stored_dtype
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.calibrate import DECODER_CALIBRATION, needs_decoder_calibration
+from nvlm_trt.pipeline.stages.calibrate import needs_decoder_calibration
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
+from nvlm_trt.verify.files import DECODER_CALIBRATION
 
 CPU_DTYPES = {"fp32": "float32"}
 """Values of the checkpoint by decoder precision of the cpu target; every other one starts from bfloat16."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
-from nvlm_trt.pipeline.stages.calibrate import VISION_CALIBRATION, vision_quantization
+from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.verify.files import VISION_CALIBRATION
 
 
 def export_precision(recipe: BuildRecipe) -> str:
