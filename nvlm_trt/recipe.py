@@ -89,6 +89,24 @@ class DecoderEngineFields(BaseModel):
     speculative_decoding: Literal["none", "lookahead"] = "none"
 
 
+class CpuEngineFields(BaseModel):
+    """How the cpu target's engines are run; cpu target only.
+
+    Attributes:
+        kv_cache_mib: Memory of the decoder's KV cache at most; None for max_batch_size requests of the longest kind.
+        kv_cache_precision: "auto" is the dtype that the decoder computes in; "u8" takes 8 bits a value.
+        kv_cache_reuse: Keep blocks of earlier prompts; images are told apart by the content of their tiles.
+        vision_cache_mib: Memory for prompt-table rows of tiles seen before; 0 keeps none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_cache_mib: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_precision: Literal["auto", "u8"] = "auto"
+    kv_cache_reuse: bool = True
+    vision_cache_mib: Annotated[int, Field(ge=0)] = 512
+
+
 class CalibrationFields(BaseModel):
     """What scales of quantised activations are measured on; on the cpu target those of vision alone.
 
@@ -169,6 +187,7 @@ class BuildRecipe(BaseModel):
     gpu: str | None = None
     vision_engine: VisionEngineFields = VisionEngineFields()
     decoder_engine: DecoderEngineFields = DecoderEngineFields()
+    cpu_engine: CpuEngineFields = CpuEngineFields()
     calibration: CalibrationFields = CalibrationFields()
     cpu_threads: Annotated[int, Field(ge=0)] = 0
     verify_prompts: Annotated[int, Field(ge=1, le=64)] = 3

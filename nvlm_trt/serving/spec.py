@@ -62,6 +62,23 @@ class GpuSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuSpec:
+    """What a model repository of the cpu target needs to know besides; the recipe's `cpu_engine`.
+
+    Attributes:
+        kv_cache_mib: Memory of the decoder's KV cache at most; None for max_batch_size requests of the longest kind.
+        kv_cache_precision: "auto" or "u8".
+        kv_cache_reuse: Whether blocks of earlier prompts are kept.
+        vision_cache_mib: Memory for prompt-table rows of tiles seen before; 0 keeps none.
+    """
+
+    kv_cache_mib: int | None
+    kv_cache_precision: str
+    kv_cache_reuse: bool
+    vision_cache_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServingSpec:
     """Shapes and limits of a model repository. Lengths are in tokens, visual ones included.
 
@@ -86,6 +103,7 @@ class ServingSpec:
         min_image_side: Shorter side of an image.
         cpu_threads: Threads to compute with; 0 leaves it to the engine.
         max_requests: Requests in the orchestrator at once; more are refused as unavailable.
+        cpu: What concerns the cpu target alone; None on the gpu target.
         gpu: What concerns GPUs; None on the cpu target.
     """
 
@@ -109,6 +127,7 @@ class ServingSpec:
     min_image_side: int
     cpu_threads: int
     max_requests: int = 512
+    cpu: CpuSpec | None = None
     gpu: GpuSpec | None = None
 
     @property
@@ -163,10 +182,12 @@ class ServingSpec:
             min_image_side=limits.min_side,
             cpu_threads=recipe.cpu_threads,
         )
-        return spec if recipe.target == "cpu" else replace(spec, gpu=GpuSpec.of(recipe, spec.max_tiles_per_request))
+        if recipe.target == "cpu":
+            return replace(spec, cpu=CpuSpec(**recipe.cpu_engine.model_dump()))
+        return replace(spec, gpu=GpuSpec.of(recipe, spec.max_tiles_per_request))
 
     def to_json(self) -> str:
-        """The spec as the text that the models' configurations carry; without member gpu on the cpu target."""
+        """The spec as the text that the models' configurations carry; without the member of the other target."""
         return json.dumps({name: value for name, value in asdict(self).items() if value is not None}, sort_keys=True)
 
     @classmethod
@@ -177,18 +198,26 @@ class ServingSpec:
             EngineError: the text is of another version of nvlm-trt.
         """
         raw = _members(json.loads(text), cls)
-        gpu = raw.pop("gpu", None)
-        return cls(**raw, gpu=GpuSpec(**_members(gpu, GpuSpec)) if gpu is not None else None)
+        cpu, gpu = raw.pop("cpu", None), raw.pop("gpu", None)
+        return cls(
+            **raw,
+            cpu=CpuSpec(**_members(cpu, CpuSpec)) if cpu is not None else None,
+            gpu=GpuSpec(**_members(gpu, GpuSpec)) if gpu is not None else None,
+        )
 
 
-def _members(raw: object, kind: type[ServingSpec] | type[GpuSpec]) -> dict[str, Any]:
-    """The members of one of the specs, which are all there but `gpu`.
+TARGETS = {"cpu", "gpu"}
+"""Members of which a spec has one."""
+
+
+def _members(raw: object, kind: type[ServingSpec | CpuSpec | GpuSpec]) -> dict[str, Any]:
+    """The members of one of the specs, which are all there but those of the targets.
 
     Raises:
         EngineError: there are others, or some are missing.
     """
     names = {field.name for field in fields(kind)}
-    if not isinstance(raw, dict) or raw.keys() | {"gpu"} != names | {"gpu"}:
+    if not isinstance(raw, dict) or raw.keys() | TARGETS != names | TARGETS:
         seen = sorted(names ^ set(raw)) if isinstance(raw, dict) else type(raw).__name__
         raise EngineError("the model repository is of another version", seen=seen, fix="package it again")
     return raw
