@@ -112,6 +112,31 @@ def like_72b(layers: int) -> ReleaseSpec:
     return ReleaseSpec(_with_parts(vision, decoder), 7, 4_000_000_000)
 
 
+def small_spec() -> ReleaseSpec:
+    """0.9 B parameters in the shapes of InternViT-300M and Qwen2-0.5B, for figures of speed on a laptop."""
+    vision = VisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_layers=24,
+        num_heads=16,
+        image_size=448,
+        patch_size=14,
+        layer_norm_eps=1e-6,
+    )
+    decoder = DecoderConfig(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        vocab_size=151936,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position_embeddings=32768,
+    )
+    return ReleaseSpec(_with_parts(vision, decoder), 4, 1_000_000_000)
+
+
 def write_synthetic(out: Path, spec: ReleaseSpec, *, seed: int = 0, progress: Progress | None = None) -> None:
     """Write a synthetic checkpoint directory: equal specs and seeds give equal bytes.
 
@@ -173,5 +198,5 @@ def _zero_dummy_heads(block: torch.Tensor, tensor: TensorSpec, spec: ReleaseSpec
         block[max(0, real - start) :] = 0
 
 
-TINY = tiny_spec()
-"""What ``synth:tiny`` makes."""
+SIZES = {"tiny": tiny_spec, "small": small_spec}
+"""What ``synth:tiny`` and ``synth:small`` make."""

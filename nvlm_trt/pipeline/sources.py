@@ -11,15 +11,13 @@ from nvlm_trt.errors import RecipeError
 from nvlm_trt.miniature import shipped
 from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, TensorInfo
 from nvlm_trt.model.release import ReleaseSpec
-from nvlm_trt.model.synthetic import TINY
+from nvlm_trt.model.synthetic import SIZES
 from nvlm_trt.model.tensors import expected_tensors
 from nvlm_trt.model.tiling import most_tiles
 from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
 from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
 
 RECIPE_FOLDER = Path("build") / "recipes"
-
-SYNTHETIC_SPECS = {"tiny": TINY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def planned_checkpoint(directory: Path, spec: ReleaseSpec) -> Checkpoint:
 
 def _synthetic_spec(checkpoint: str) -> ReleaseSpec:
     size = checkpoint.removeprefix(SYNTHETIC_PREFIX)
-    if size not in SYNTHETIC_SPECS:
-        known = ", ".join(SYNTHETIC_PREFIX + name for name in SYNTHETIC_SPECS)
+    if size not in SIZES:
+        known = ", ".join(SYNTHETIC_PREFIX + name for name in SIZES)
         raise RecipeError("there is no such synthetic checkpoint", seen=checkpoint, expected=known)
-    return SYNTHETIC_SPECS[size]
+    return SIZES[size]()

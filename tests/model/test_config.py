@@ -12,11 +12,11 @@ import pytest
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.config import load_config, parse_config
 from nvlm_trt.model.release import release_config
-from nvlm_trt.model.synthetic import TINY, like_72b
+from nvlm_trt.model.synthetic import like_72b, tiny_spec
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    raw = copy.deepcopy(release_config(TINY.config))
+    raw = copy.deepcopy(release_config(tiny_spec().config))
     target: Any = raw
     *parents, last = path.split(".")
     for name in parents:
@@ -45,11 +45,11 @@ def test_a_synthetic_72b_config_equals_the_released_one_but_for_its_layers(nvlm_
 
 
 def test_what_a_synthetic_config_says_is_read_back() -> None:
-    assert parse_config(release_config(TINY.config)) == TINY.config
+    assert parse_config(release_config(tiny_spec().config)) == tiny_spec().config
 
 
 def test_the_decoders_model_type_llama_and_its_rope_scaling_below_32k_are_ignored() -> None:
-    raw: Any = release_config(TINY.config)
+    raw: Any = release_config(tiny_spec().config)
     assert raw["llm_config"]["model_type"] == "llama"
     assert raw["llm_config"]["rope_scaling"] == {"factor": 3.0, "type": "dynamic"}
     assert parse_config(raw).decoder.rope_theta == 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from nvlm_trt.errors import DoesNotFitError, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec
-from nvlm_trt.model.synthetic import TINY, like_72b, tiny_spec, write_synthetic
+from nvlm_trt.model.synthetic import like_72b, small_spec, tiny_spec, write_synthetic
 from nvlm_trt.model.tensors import expected_tensors
 
 
@@ -30,9 +31,9 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path: Path) -> 
 
 
 def test_the_tiny_checkpoint_has_the_releases_tiles_and_tokens(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "tiny", TINY)
+    write_synthetic(tmp_path / "tiny", tiny_spec())
     checkpoint = Checkpoint.open(tmp_path / "tiny")
-    assert checkpoint.config == TINY.config
+    assert checkpoint.config == tiny_spec().config
     assert checkpoint.config.tokens_per_tile == 256
     assert checkpoint.dummy_heads == 3
 
@@ -45,6 +46,15 @@ def test_the_like_72b_spec_has_the_releases_widths() -> None:
     assert shapes["language_model.lm_head.weight"] == (152064, 8192)
     with pytest.raises(UserError, match="1 to 45"):
         like_72b(46)
+
+
+def test_the_small_spec_has_the_shapes_of_internvit_300m_and_qwen2_0_5b() -> None:
+    spec = small_spec()
+    shapes = expected_tensors(spec.config, spec.dummy_heads)
+    assert shapes["vision_model.encoder.layers.23.mlp.fc1.weight"] == (4096, 1024)
+    assert shapes["language_model.model.layers.23.self_attn.k_proj.weight"] == (128, 896)
+    assert shapes["language_model.lm_head.weight"] == (151936, 896)
+    assert 0.9e9 < sum(math.prod(shape) for shape in shapes.values()) < 1.0e9
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
