@@ -92,6 +92,9 @@ class AnswerStream:
     """The text of an answer as it comes; the joined pieces are `result.text`.
 
     Iterate it once. Leaving the loop early and calling `close` ends the request.
+
+    Attributes:
+        arrivals: `time.perf_counter()` of each token of the answer so far.
     """
 
     def __init__(self, handle: RequestHandle, prepared: PreparedPrompt, text: AnswerText, started: float) -> None:
@@ -99,7 +102,7 @@ class AnswerStream:
         self._prepared = prepared
         self._text = text
         self._started = started
-        self._first: float | None = None
+        self.arrivals: list[float] = []
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._reason: FinishReason | None = None
@@ -127,7 +130,7 @@ class AnswerStream:
             if event.finish_reason == "error":
                 raise ServerError(event.error or "the decoder failed")
             if event.token is not None and self._reason is None:
-                self._first = self._first or time.perf_counter()
+                self.arrivals.append(time.perf_counter())
                 self._ids.append(event.token)
                 yield from self._emit(self._text.push([event.token]))
                 if self._text.stopped:
@@ -144,7 +147,7 @@ class AnswerStream:
             yield piece
 
     def _finished(self, ended: float) -> GenerateResult:
-        first = self._first or ended
+        first = self.arrivals[0] if self.arrivals else ended
         decode = ended - first
         prompt = self._prepared.prompt
         return GenerateResult(

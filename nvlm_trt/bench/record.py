@@ -33,6 +33,7 @@ class RequestRecord(Frozen):
         tiles: Tiles of all images, thumbnails included; None where only the server knows.
         preprocess_s: Reading and cutting the images and building the prompt; None through a server.
         vision_s: The vision encoder; None through a server.
+        arrivals_s: From its start to each token; through a server, to each piece of text. Empty where nobody looked.
     """
 
     ttft_s: Seconds
@@ -43,6 +44,7 @@ class RequestRecord(Frozen):
     tiles: Count | None = None
     preprocess_s: Seconds | None = None
     vision_s: Seconds | None = None
+    arrivals_s: tuple[Seconds, ...] = ()
 
 
 class WaveRecord(Frozen):

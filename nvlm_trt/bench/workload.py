@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from nvlm_trt.bench.record import Frozen
-from nvlm_trt.client.request import image_bytes
+from nvlm_trt.client.request import Turn, image_bytes
 from nvlm_trt.verify.cases import make_picture
 
 JPEG_QUALITY = 90
@@ -32,10 +32,19 @@ PROMPT = "What is in this picture?"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request: the text and the files of its images."""
+    """One request.
+
+    Attributes:
+        text: The user's message; an ``<image>`` in it or in the history is an image's place.
+        images: The files of its images.
+        history: Earlier questions and answers, oldest first.
+        max_tokens: Tokens of the answer, neither more nor fewer; None for what whoever is asked was made with.
+    """
 
     text: str
-    images: tuple[bytes, ...]
+    images: tuple[bytes, ...] = ()
+    history: tuple[Turn, ...] = ()
+    max_tokens: int | None = None
 
 
 class Workload(Frozen):

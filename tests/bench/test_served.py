@@ -75,6 +75,20 @@ def test_a_text_is_sent_without_images(stand: Stand) -> None:
     assert "image_bytes" not in stand.sent[0][1]
 
 
+def test_a_question_brings_its_history_and_the_length_of_its_answer(stand: Stand) -> None:
+    record = HttpAsker(stand.url, 3).ask(Question("And now?", (b"picture",), (("<image>\nA cat?", "Yes."),), 1))
+    assert record.ttft_s in record.arrivals_s
+    assert len(record.arrivals_s) == 2  # of three events one has no text
+    ((_, body),) = stand.sent
+    assert json.loads(body["messages"]) == [
+        {"role": "user", "content": "<image>\nA cat?"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert "text_input" not in body
+    assert (body["max_tokens"], body["min_tokens"]) == (1, 1)
+
+
 def test_an_answer_without_text_begins_at_its_end(stand: Stand) -> None:
     stand.events = [{**ANSWER[-1], "text_output": ""}]
     record = HttpAsker(stand.url, 3).ask(Question("Why?", ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from nvlm_trt.bench.record import RequestRecord
@@ -15,16 +16,20 @@ class LocalAsker:
 
     Args:
         engine_dir: ``engines/<recipe>``.
-        max_tokens: Tokens of every answer; the end of turn is forbidden before.
+        max_tokens: Tokens of an answer whose question says nothing; the end of turn is forbidden before.
     """
 
     def __init__(self, engine_dir: Path, max_tokens: int) -> None:
         self._engine = LocalEngine(engine_dir)
-        self._sampling = SamplingParams(max_tokens, min_tokens=max_tokens)
+        self._max_tokens = max_tokens
 
     def ask(self, question: Question) -> RequestRecord:
         """Ask and wait for the whole answer."""
-        result = self._engine.generate(question.text, self._sampling, images=question.images)
+        length = question.max_tokens or self._max_tokens
+        sampling = SamplingParams(length, min_tokens=length)
+        started = time.perf_counter()
+        stream = self._engine.stream(question.text, sampling, images=question.images, history=question.history)
+        result = stream.result
         timings = result.timings
         return RequestRecord(
             ttft_s=timings.ttft_s,
@@ -35,6 +40,7 @@ class LocalAsker:
             tiles=sum(result.tiles),
             preprocess_s=timings.preprocess_s,
             vision_s=timings.vision_s,
+            arrivals_s=tuple(each - started for each in stream.arrivals),
         )
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class ReferenceAsker:
         dtype: "fp32" or "bf16", of weights and arithmetic.
         device: Where they are.
         recipe: How images are cut and how many threads compute.
-        max_tokens: Tokens of every answer.
+        max_tokens: Tokens of an answer whose question says nothing.
     """
 
     def __init__(self, checkpoint: Path, dtype: str, device: Device, recipe: BuildRecipe, max_tokens: int) -> None:
@@ -81,7 +81,9 @@ class ReferenceAsker:
             for data in question.images
         ]
         counts = [len(cut) for cut in tiles]
-        prompt = build_prompt(self._tokenizer, config.tokens_per_tile, question.text, tiles=counts)
+        prompt = build_prompt(
+            self._tokenizer, config.tokens_per_tile, question.text, tiles=counts, history=question.history
+        )
         cut_at = time.perf_counter()
         table = self._vision(np.concatenate(tiles)).reshape(-1, config.decoder.hidden_size) if tiles else None
         if table is not None and table.is_cuda:
@@ -89,7 +91,8 @@ class ReferenceAsker:
         seen_at = time.perf_counter()
         clock = TokenClock()
         ids = prompt.decoder_ids(config.decoder.vocab_size)
-        answer = self._decoder.greedy(ids, table, max_tokens=self._max_tokens, stop_ids=clock)
+        length = question.max_tokens or self._max_tokens
+        answer = self._decoder.greedy(ids, table, max_tokens=length, stop_ids=clock)
         return RequestRecord(
             ttft_s=clock.times[0] - started,
             total_s=clock.times[-1] - started,
@@ -99,6 +102,7 @@ class ReferenceAsker:
             tiles=sum(counts),
             preprocess_s=cut_at - begun,
             vision_s=seen_at - cut_at,
+            arrivals_s=tuple(each - started for each in clock.times),
         )
 
     def close(self) -> None:

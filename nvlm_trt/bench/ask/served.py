@@ -23,26 +23,27 @@ SILENCE_S: Final = 600.0
 
 
 class _Times:
-    """Arrival of the first piece of text, and the end."""
+    """Arrivals of the pieces of text, and the end."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._first: float | None = None
+        self._arrivals: list[float] = []
 
     def piece(self, text: str) -> None:
         """A piece has come."""
-        if text and self._first is None:
-            self._first = time.perf_counter()
+        if text:
+            self._arrivals.append(time.perf_counter() - self._started)
 
     def record(self, question: Question, prompt_tokens: int, output_tokens: int) -> RequestRecord:
         """The request, which ends now; an answer without any text has its first token at its end."""
-        ended = time.perf_counter()
+        whole = time.perf_counter() - self._started
         return RequestRecord(
-            ttft_s=(self._first or ended) - self._started,
-            total_s=ended - self._started,
+            ttft_s=self._arrivals[0] if self._arrivals else whole,
+            total_s=whole,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             images=len(question.images),
+            arrivals_s=tuple(self._arrivals),
         )
 
 
@@ -51,17 +52,21 @@ class GrpcAsker:
 
     Args:
         url: ``host:port`` of gRPC.
-        max_tokens: Tokens of every answer; the end of turn is forbidden before.
+        max_tokens: Tokens of an answer whose question says nothing; the end of turn is forbidden before.
     """
 
     def __init__(self, url: str, max_tokens: int) -> None:
         self._client = NvlmClient(url, idle_timeout=SILENCE_S)
-        self._options = Options(max_tokens=max_tokens, min_tokens=max_tokens)
+        self._max_tokens = max_tokens
 
     def ask(self, question: Question) -> RequestRecord:
         """Ask and wait for the whole answer."""
+        length = question.max_tokens or self._max_tokens
+        options = Options(max_tokens=length, min_tokens=length)
         times = _Times()
-        with self._client.stream(question.text, images=question.images, options=self._options) as stream:
+        with self._client.stream(
+            question.text, images=question.images, history=question.history, options=options
+        ) as stream:
             for piece in stream:
                 times.piece(piece)
             answer = stream.answer
@@ -77,12 +82,12 @@ class HttpAsker:
 
     Args:
         url: ``host:port`` of HTTP.
-        max_tokens: Tokens of every answer; the end of turn is forbidden before.
+        max_tokens: Tokens of an answer whose question says nothing; the end of turn is forbidden before.
     """
 
     def __init__(self, url: str, max_tokens: int) -> None:
         self._url = url
-        self._lengths = {"max_tokens": max_tokens, "min_tokens": max_tokens}
+        self._max_tokens = max_tokens
 
     def ask(self, question: Question) -> RequestRecord:
         """Ask and wait for the whole answer.
@@ -93,7 +98,8 @@ class HttpAsker:
         """
         times = _Times()
         images = [base64.b64encode(data).decode() for data in question.images]
-        body = {"text_input": question.text, **self._lengths, "stream": True}
+        length = question.max_tokens or self._max_tokens
+        body = {**_said(question), "max_tokens": length, "min_tokens": length, "stream": True}
         last: dict[str, Any] = {}
         for event in self._events(json.dumps({**body, "image_bytes": images} if images else body)):
             times.piece(event.get("text_output", ""))
@@ -123,3 +129,12 @@ class HttpAsker:
             kind = RequestError if 400 <= status < 500 else ServerError
             raise kind(f"the server refused the request: {event['error']}", seen=f"HTTP {status}")
         return event
+
+
+def _said(question: Question) -> dict[str, str]:
+    """The field that holds the message, or the whole conversation where there is a history."""
+    if not question.history:
+        return {"text_input": question.text}
+    turns = [zip(("user", "assistant"), turn, strict=True) for turn in question.history]
+    said = [*(pair for turn in turns for pair in turn), ("user", question.text)]
+    return {"messages": json.dumps([{"role": role, "content": text} for role, text in said])}
