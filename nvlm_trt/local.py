@@ -24,6 +24,7 @@ from nvlm_trt.model.prompt import Prompt, TileTags, Turn, build_prompt
 from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
+from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
 
@@ -188,7 +189,8 @@ class LocalEngine:
         self.config = load_config(engine_dir)
         self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
         count = self.recipe.cpu_threads if threads is None else threads
-        self.vision = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
+        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
+        self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
         self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count)
         self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
         self._names = itertools.count()
@@ -200,7 +202,8 @@ class LocalEngine:
         self.close()
 
     def close(self) -> None:
-        """End every request and the decoder's worker."""
+        """End every request and the engines' workers."""
+        self.vision.close()
         self.decoder.close()
 
     def generate(
@@ -287,7 +290,9 @@ class LocalEngine:
         longest = self.decoder.config.max_seq_len - 1
         prompt.check_length(min(self.recipe.max_input_len, longest))
         cut_at = time.perf_counter()
-        table = self.vision.encode(np.concatenate(tiles)).reshape(-1, self.vision.hidden_size) if tiles else None
+        table = (
+            self.vision.encode(np.concatenate(tiles)).reshape(-1, self.config.decoder.hidden_size) if tiles else None
+        )
         ids = prompt.decoder_ids(self.decoder.config.vocab_size)
         return PreparedPrompt(prompt, ids, table, cut_at - started, time.perf_counter() - cut_at)
 

@@ -73,6 +73,18 @@ class VisionRunner:
         """Width of a row."""
         return self._source.hidden_size
 
+    def check(self, tiles: npt.NDArray[np.uint8]) -> None:
+        """Look whether these are tiles that the engine takes.
+
+        Raises:
+            RequestError: they are of another type or shape.
+        """
+        side = self.tile_size
+        if tiles.dtype != np.uint8:
+            raise RequestError("tiles are of the wrong type", seen=tiles.dtype, expected="uint8")
+        if tiles.ndim != 4 or tiles.shape[1:] != (side, side, 3):
+            raise RequestError("tiles have the wrong shape", seen=list(tiles.shape), expected=f"[n, {side}, {side}, 3]")
+
     def encode(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Encode tiles.
 
@@ -85,11 +97,7 @@ class VisionRunner:
         Raises:
             RequestError: the tiles are of another type or shape.
         """
-        side = self.tile_size
-        if tiles.dtype != np.uint8:
-            raise RequestError("tiles are of the wrong type", seen=tiles.dtype, expected="uint8")
-        if tiles.ndim != 4 or tiles.shape[1:] != (side, side, 3):
-            raise RequestError("tiles have the wrong shape", seen=list(tiles.shape), expected=f"[n, {side}, {side}, 3]")
+        self.check(tiles)
         table = np.empty((len(tiles), self.tokens_per_tile, self.hidden_size), dtype=np.float32)
         with self._lock:
             for tile, rows in zip(tiles, table, strict=True):

@@ -28,6 +28,7 @@ from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
 from nvlm_trt.verify.engine import verify_engine
 from nvlm_trt.verify.report import short
 from nvlm_trt.verify.yardstick import reduced_decoder
+from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
 FIELDS = {"target": "cpu", "max_batch_size": 2, "max_input_len": 512, "max_output_len": 64, "tp": 2, "cpu_threads": 1}
@@ -96,8 +97,9 @@ def test_tiles_in_another_order_are_noticed(
     engine_of: Callable[..., Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of("fp32", "fp32")
-    encode = VisionRunner.encode
-    monkeypatch.setattr(VisionRunner, "encode", lambda self, tiles: encode(self, tiles[::-1]))
+    for kind in (VisionRunner, TileEncoder):
+        encode = kind.encode
+        monkeypatch.setattr(kind, "encode", lambda self, tiles, encode=encode: encode(self, tiles[::-1]))
     report = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"))
     failed = {(check.part, check.gate.figure) for check in report.checks if not check.ok}
     assert ("vision", "max_rel_error") in failed
