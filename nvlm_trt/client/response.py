@@ -10,6 +10,7 @@ from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.errors import NvlmTrtError, RequestError, ServerError
+from nvlm_trt.serving.faults import UnavailableError
 
 CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "404")
 
@@ -75,7 +76,7 @@ def error_of(error: InferenceServerException | grpc.RpcError) -> NvlmTrtError:
     if code in CLIENT_FAULTS:
         return RequestError(message)
     if code == "UNAVAILABLE":
-        return ServerError("the server cannot be reached or is busy", seen=message, fix="try again later")
+        return UnavailableError("the server cannot be reached or is busy", seen=message, fix="try again later")
     return ServerError(message or "the server failed")
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nvlm_trt.client.request import MODEL
 from nvlm_trt.errors import ServerError
+from nvlm_trt.gateway.app import Served
+from nvlm_trt.gateway.server import Gateway
+from nvlm_trt.gateway.settings import GatewaySettings, Limits, Upstream
 from nvlm_trt.serving.host.command import require_launcher
 from nvlm_trt.serving.host.engine import ServedEngine
 from nvlm_trt.serving.host.environment import Installation, find_installation
-from nvlm_trt.serving.host.gateway import Gateway
 from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import LOOPBACK, Ports
 from nvlm_trt.serving.host.process import TritonProcess
@@ -37,6 +40,9 @@ class TritonServer:
         ports: Ports; 0 takes a free one. They stay the same when the server is replaced.
         on_event: Called, from a thread of the server's own, with what happens.
         nodes: Where the ranks of a gpu engine run.
+        with_gateway: Whether HTTP goes through the gateway; otherwise clients meet tritonserver itself.
+        gateway: How the gateway treats its clients; None for the limits of the engine's recipe. Where it asks for API
+            keys, gRPC and metrics are on loopback, since they would let everybody past it.
         installation: The tritonserver to run; None for the one that serves the engine's target.
         start_timeout: Seconds until the server must be ready; None for the target's own.
         hang_timeout: Seconds without a heartbeat after which a model process is hung.
@@ -54,6 +60,8 @@ class TritonServer:
         ports: Ports | None = None,
         on_event: Callable[[ServerEvent], None] | None = None,
         nodes: Nodes | None = None,
+        with_gateway: bool = True,
+        gateway: GatewaySettings | None = None,
         installation: Installation | None = None,
         start_timeout: float | None = None,
         hang_timeout: float = 15.0,
@@ -72,6 +80,12 @@ class TritonServer:
             grace=grace,
         )
         require_launcher(self._options)
+        self._with_gateway = with_gateway
+        self._settings = gateway or GatewaySettings(Limits.of(engine.recipe))
+        self._host = host
+        if with_gateway and self._settings.api_keys:
+            self._options = replace(self._options, host=LOOPBACK)
+        self._names = tuple(dict.fromkeys((engine.recipe.name, MODEL)))
         self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None
         self._supervisor = Supervisor(self._launch, on_event or _ignore)
@@ -90,7 +104,7 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """``host:port`` of HTTP."""
-        return f"{self._options.host}:{self.ports.http}"
+        return f"{self._host}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
@@ -127,20 +141,14 @@ class TritonServer:
         """
         remove_stale_regions()
         remove_stale_runtime_dirs()
-        host = self._options.host
-        self._ports = self._hold(self._ports, host)
-        inner = replace(self._ports, http=self._hold(Ports(0, 0, 0), LOOPBACK).http)
-        self._options = replace(self._options, ports=inner)
+        self._ports = self._hold(self._ports, self._host)
+        self._options = replace(self._options, ports=self._ports)
         self._runtime = new_runtime_dir()
-        self._gateway = Gateway(
-            host,
-            self._ports.http,
-            f"{LOOPBACK}:{inner.http}",
-            max_body_bytes=self._options.max_body_bytes,
-            is_ready=self._supervisor.ready.is_set,
-            grace=self._options.grace,
-        )
-        self._gateway.start()
+        if self._with_gateway:
+            inner = replace(self._ports, http=self._hold(Ports(0, 0, 0), LOOPBACK).http)
+            self._options = replace(self._options, ports=inner)
+            self._gateway = self._new_gateway(inner)
+            self._gateway.start()
         self._thread.start()
         while not self._supervisor.ready.wait(0.05) and self._thread.is_alive():
             continue
@@ -203,6 +211,12 @@ class TritonServer:
         held = ports.held(host)
         self._held.callback(held.release)
         return held.ports
+
+    def _new_gateway(self, inner: Ports) -> Gateway:
+        own = LOOPBACK if self._options.host in ("0.0.0.0", "") else self._options.host
+        upstream = Upstream(f"{LOOPBACK}:{inner.http}", f"{own}:{inner.grpc}", f"{own}:{inner.metrics}")
+        served = Served(upstream, self._names, self._supervisor.ready.is_set, lambda: self.restarts)
+        return Gateway(self._host, self._ports.http, served, self._settings, grace=self._options.grace)
 
     def _launch(self) -> TritonProcess:
         if self._runtime is None:

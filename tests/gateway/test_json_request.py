@@ -7,8 +7,8 @@ import json
 import pytest
 
 from nvlm_trt.errors import RequestError
+from nvlm_trt.gateway.json_request import check_generate
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
-from nvlm_trt.serving.host.json_request import check_generate
 
 
 @pytest.mark.parametrize(

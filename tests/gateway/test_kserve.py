@@ -14,7 +14,10 @@ import urllib3
 from aiohttp import web
 
 from nvlm_trt.errors import BusyError
-from nvlm_trt.serving.host.gateway import Gateway
+from nvlm_trt.gateway.app import Served
+from nvlm_trt.gateway.server import Gateway
+from nvlm_trt.gateway.settings import GatewaySettings, Limits
+from nvlm_trt.gateway.settings import Upstream as Addresses
 
 LIMIT = 10_000
 
@@ -96,14 +99,10 @@ class Door:
     def __init__(self, upstream_port: int) -> None:
         self.port = free_port()
         self.ready = True
-        self.gateway = Gateway(
-            "127.0.0.1",
-            self.port,
-            f"127.0.0.1:{upstream_port}",
-            max_body_bytes=LIMIT,
-            is_ready=lambda: self.ready,
-            grace=0.2,
-        )
+        address = f"127.0.0.1:{upstream_port}"
+        served = Served(Addresses(address, address, address), ("nvlm",), lambda: self.ready)
+        settings = GatewaySettings(Limits(max_body=LIMIT))
+        self.gateway = Gateway("127.0.0.1", self.port, served, settings, grace=0.2)
         self.gateway.start()
         self.pool = urllib3.PoolManager(retries=False)
 
@@ -218,7 +217,8 @@ def test_a_port_in_use_is_a_clear_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        gateway = Gateway("127.0.0.1", port, "127.0.0.1:1", max_body_bytes=1, is_ready=lambda: True)
+        served = Served(Addresses("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), ("nvlm",), lambda: True)
+        gateway = Gateway("127.0.0.1", port, served, GatewaySettings())
         with pytest.raises(BusyError, match="HTTP port"):
             gateway.start()
         gateway.stop()

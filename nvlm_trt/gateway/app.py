@@ -1,0 +1,111 @@
+"""The application: its parts put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import ClientSession
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from nvlm_trt import __version__
+from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.gateway.admission import Admission, KeyRing
+from nvlm_trt.gateway.door import Door
+from nvlm_trt.gateway.errors import ApiError, api_error, unavailable
+from nvlm_trt.gateway.exchange import exchange_of
+from nvlm_trt.gateway.fetch import Fetcher
+from nvlm_trt.gateway.health import Probe, health_routes
+from nvlm_trt.gateway.images import Images
+from nvlm_trt.gateway.kserve import PassThrough
+from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.model import Model
+from nvlm_trt.gateway.openai import openai_routes
+from nvlm_trt.gateway.settings import GatewaySettings, Upstream
+
+METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+READY: Final = "/v2/health/ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the gateway stands in front of.
+
+    Attributes:
+        upstream: Where tritonserver listens.
+        names: How clients may call the model; the first is its own.
+        is_ready: Whether the server answers now.
+        restarts: How often it was replaced.
+    """
+
+    upstream: Upstream
+    names: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    restarts: Callable[[], int] = int
+
+
+class _Connections:
+    """Connections to tritonserver; they belong to the event loop, so that they are made when it runs."""
+
+    session: ClientSession
+    model: Model
+
+
+def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None = None) -> ASGIApp:
+    """The application that is served.
+
+    Args:
+        served: What it stands in front of.
+        settings: How it treats its clients.
+        fetcher: Fetches images; None for one of the settings' domains.
+    """
+    limits, upstream = settings.limits, served.upstream
+    admission = Admission(limits)
+    metrics = Metrics(admission, served.is_ready, served.restarts)
+    images = Images(limits, fetcher or Fetcher(settings.image_domains, limits.max_image), metrics.image)
+    open_ = _Connections()
+    passing = PassThrough(lambda: open_.session, upstream.http, admission)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        open_.model = Model(upstream.grpc, admission, metrics, served.is_ready)
+        async with ClientSession(trust_env=False) as open_.session:
+            yield
+        await open_.model.close()
+
+    async def tell(request: Request, error: Exception) -> Response:
+        told = api_error(error)
+        metrics.refused(told)
+        path = exchange_of(request.scope).path
+        return Response(told.body(path), told.status, headers=told.headers, media_type="application/json")
+
+    app = FastAPI(
+        title="nvlm-trt",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers=dict.fromkeys(
+            (ApiError, NvlmTrtError, TimeoutError, HTTPException, RequestValidationError, Exception), tell
+        ),
+    )
+    app.include_router(openai_routes(lambda: open_.model, images, served.names))
+    probe = Probe(lambda: open_.model)
+    app.include_router(health_routes(served.is_ready, probe, metrics, lambda: open_.session, upstream.metrics))
+
+    @app.get(READY, include_in_schema=False)
+    async def kserve_ready(request: Request) -> Response:
+        if not served.is_ready():
+            raise unavailable("the server is not ready")
+        return await passing.handle(request)
+
+    for path in ("/v2", "/v2/{path:path}"):
+        app.add_route(path, passing.handle, methods=METHODS, include_in_schema=False)
+    return Door(app, limits, KeyRing(settings.api_keys, limits), admission, metrics)

@@ -1,0 +1,70 @@
+"""A request's body, read whole and unpacked, within its limit at every byte."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+from starlette.types import Receive
+
+from nvlm_trt.gateway.errors import ApiError
+
+GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
+"""Lets zlib tell the two by their headers."""
+
+PACKED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, buffer: Callable[[int], None]) -> bytes:
+    """Read a body.
+
+    Args:
+        receive: Where it comes from.
+        headers: Of the request.
+        limit: Bytes at most, as they come and unpacked.
+        buffer: Told how many bytes more are held.
+
+    Raises:
+        ApiError: 413 a body too large, before it is read where its length says so; 415 packed in an unknown way; 400
+            damaged.
+        ClientGoneError: the client went away.
+    """
+    length = headers.get(b"content-length", b"0")
+    if int(length) > limit:
+        raise _too_large(limit)
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower() or b"identity"
+    if encoding not in PACKED and encoding != b"identity":
+        raise ApiError(415, "the body is packed in an unknown way; expected: gzip, deflate, or as it is")
+    unpack = zlib.decompressobj(GZIP_OR_ZLIB) if encoding in PACKED else None
+    body, came, more = bytearray(), 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        came += len(piece)
+        if unpack is not None and piece:
+            piece = _unpacked(unpack, piece, limit - len(body) + 1)
+        if max(came, len(body) + len(piece)) > limit:
+            raise _too_large(limit)
+        buffer(len(piece))
+        body += piece
+    if unpack is not None and came and (not unpack.eof or unpack.unused_data):
+        raise ApiError(400, "the packed body is damaged; send it complete")
+    return bytes(body)
+
+
+def _unpacked(unpack: zlib._Decompress, piece: bytes, room: int) -> bytes:
+    try:
+        return unpack.decompress(piece, room)
+    except zlib.error:
+        raise ApiError(400, "the packed body is damaged; send it complete") from None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the request is too large; expected: at most {limit} bytes", code="request_too_large")

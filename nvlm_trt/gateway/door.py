@@ -1,0 +1,128 @@
+"""What every request passes before a route sees it: the key, a place, its body within limits.
+
+And what ends it early: a client that hangs up cancels everything that is done for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nvlm_trt.gateway.admission import Admission, KeyRing
+from nvlm_trt.gateway.body import ClientGoneError, read_body
+from nvlm_trt.gateway.errors import ApiError, api_error
+from nvlm_trt.gateway.exchange import Exchange
+from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.settings import Limits
+
+OPEN: Final = frozenset(
+    {"/", "/metrics", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+)
+"""Paths that ask for no key: they tell nothing about anybody's requests, and probes have no keys."""
+
+WORK: Final = re.compile(r"/v1/(chat/)?completions|/v2/models/.*")
+"""Paths that make the server work when they are posted to."""
+
+JSON: Final = (b"content-type", b"application/json")
+
+
+class Door:
+    """The outermost part of the application.
+
+    Args:
+        app: The routes.
+        limits: What a request may take.
+        keys: Who may come in.
+        admission: How many at once.
+        metrics: Told what happens.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, keys: KeyRing, admission: Admission, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._keys = keys
+        self._admission = admission
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send, self._limits)
+        try:
+            async with exchange.stack:
+                await self._let_in(exchange)
+        except ClientGoneError:
+            self._metrics.cancelled(exchange.path)
+        except Exception as error:
+            await self._refuse(exchange, error)
+        finally:
+            self._metrics.answered(exchange)
+
+    async def _refuse(self, exchange: Exchange, error: Exception) -> None:
+        refusal = api_error(error)
+        if exchange.status is None:
+            self._metrics.refused(refusal)
+            await exchange.refuse(refusal)
+
+    async def _let_in(self, exchange: Exchange) -> None:
+        if exchange.path not in OPEN:
+            client = self._keys.check(exchange.headers.get(b"authorization"))
+            if exchange.method == "POST" and WORK.fullmatch(exchange.path):
+                exchange.stack.enter_context(self._keys.request(client))
+                exchange.stack.enter_context(self._admission.place())
+        exchange.has_body(await self._read(exchange))
+        await self._run(exchange)
+
+    async def _read(self, exchange: Exchange) -> bytes:
+        held = 0
+
+        def buffer(size: int) -> None:
+            nonlocal held
+            self._admission.buffer(size)
+            held += size
+
+        exchange.stack.callback(lambda: self._admission.buffer(-held))
+        try:
+            async with asyncio.timeout(self._limits.body_time):
+                return await read_body(exchange.receive, exchange.headers, self._limits.max_body, buffer)
+        except TimeoutError:
+            raise ApiError(408, "the body did not come in time", code="request_timeout") from None
+
+    async def _run(self, exchange: Exchange) -> None:
+        """Let the routes answer; a client that hangs up cancels them."""
+        scope = exchange.scope
+        if exchange.path.startswith("/v1/"):  # curl calls every body a form, unless it is told otherwise
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"content-type"] + [JSON]}
+        work = asyncio.create_task(_routes(self._app, scope, exchange))
+        gone = asyncio.create_task(_hung_up(exchange.receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGoneError
+            await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _routes(app: ASGIApp, scope: Scope, exchange: Exchange) -> None:
+    waiting = asyncio.Event()
+    first: list[Message] = [{"type": "http.request", "body": exchange.body, "more_body": False}]
+
+    async def receive() -> Message:
+        if not first:
+            await waiting.wait()  # whether the client is there is looked after outside
+        return first.pop()
+
+    await app(scope, receive, exchange.send)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,113 @@
+"""Whether the server lives, is ready, and really answers; and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import ClientError, ClientSession, ClientTimeout
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.model import Model
+
+PROBE_SECONDS: Final = 10.0
+PROBE_KEPT_SECONDS: Final = 5.0
+"""For how long a probe's result stands, so that many who ask cost one request."""
+
+SCRAPE_SECONDS: Final = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Probe:
+    """Asks the model about a small picture, one probe at a time.
+
+    Args:
+        model: The model.
+        side: Of the picture, in pixels.
+    """
+
+    def __init__(self, model: Callable[[], Model], side: int = 64) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), "grey").save(file, "PNG")
+        self._image = file.getvalue()
+        self._model = model
+        self._lock = asyncio.Lock()
+        self._last: tuple[float, bool] | None = None
+
+    async def works(self) -> bool:
+        """Whether the model answers."""
+        async with self._lock:
+            if self._last is None or time.monotonic() - self._last[0] > PROBE_KEPT_SECONDS:
+                self._last = (time.monotonic(), await self._ask())
+            return self._last[1]
+
+    async def _ask(self) -> bool:
+        try:
+            await self._model().probe(self._image, PROBE_SECONDS)
+        except (NvlmTrtError, TimeoutError) as error:
+            log.warning("the deep probe failed: %s", error)
+            return False
+        return True
+
+
+def health_routes(
+    is_ready: Callable[[], bool],
+    probe: Probe,
+    metrics: Metrics,
+    session: Callable[[], ClientSession],
+    metrics_address: str,
+) -> APIRouter:
+    """The routes that probes and Prometheus ask.
+
+    Args:
+        is_ready: Whether the server answers now.
+        probe: For ``/health/deep``.
+        metrics: The gateway's own.
+        session: Connections to tritonserver.
+        metrics_address: ``host:port`` of its metrics.
+    """
+    router = APIRouter()
+
+    @router.get("/health/live")
+    @router.get("/v2/health/live", include_in_schema=False)
+    async def live() -> Response:
+        """Answer while this process does: a server that is being replaced needs no other help."""
+        return Response()
+
+    @router.get("/health/ready")
+    async def ready() -> Response:
+        return _state("ready" if is_ready() else None)
+
+    @router.get("/health/deep")
+    async def deep() -> Response:
+        return _state("answers" if is_ready() and await probe.works() else None)
+
+    @router.get("/metrics")
+    async def show_metrics() -> Response:
+        theirs = b""
+        try:
+            async with session().get(
+                f"http://{metrics_address}/metrics", timeout=ClientTimeout(total=SCRAPE_SECONDS)
+            ) as answer:
+                theirs = await answer.read() if answer.status == 200 else b""
+        except (ClientError, TimeoutError):
+            log.info("tritonserver gives no metrics now")
+        return Response(metrics.text() + theirs, media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _state(state: str | None) -> Response:
+    if state is None:
+        return JSONResponse({"status": "unavailable"}, 503, headers={"Retry-After": "1"})
+    return JSONResponse({"status": state})

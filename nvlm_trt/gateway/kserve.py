@@ -1,0 +1,162 @@
+"""KServe's HTTP API, passed through to tritonserver: calls checked, answers as they come, errors made plain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from yarl import URL
+
+from nvlm_trt.errors import RequestError
+from nvlm_trt.gateway.admission import Admission
+from nvlm_trt.gateway.errors import LOST, ApiError, plain, too_late, unavailable
+from nvlm_trt.gateway.exchange import Exchange, exchange_of
+from nvlm_trt.gateway.json_request import check_generate
+from nvlm_trt.serving.faults import MARKS
+from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
+
+MODEL: Final = r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/"
+GENERATE: Final = re.compile(MODEL + r"generate(?P<stream>_stream)?")
+CALL: Final = re.compile(MODEL + r"(generate(_stream)?|infer)")
+ANY_CALL: Final = re.compile(r"/v2/models/.*", re.DOTALL)
+FIELDS: Final = {"nvlm": NVLM_FIELDS, "ensemble": REQUEST_FIELDS}
+
+DROPPED: Final = frozenset(
+    {
+        *("connection", "keep-alive", "transfer-encoding", "te", "upgrade", "host", "content-length"),
+        *("content-encoding", "accept-encoding", "authorization", "expect"),
+    }
+)
+"""Headers that belong to one connection, describe a body that has been read and unpacked, or are for the gateway."""
+
+MARK_WITHIN: Final = 100
+"""Bytes of an error's body in which its mark stands, if it has one: after JSON's own and an ensemble's name."""
+
+EVENT: Final = b"data: "
+ERROR_EVENT: Final = EVENT + b'{"error":'
+
+log = logging.getLogger(__name__)
+
+
+class PassThrough:
+    """Forwards requests.
+
+    Args:
+        session: Connections to tritonserver.
+        upstream: ``host:port`` of its HTTP.
+        admission: Whose slots inference waits for.
+    """
+
+    def __init__(self, session: Callable[[], ClientSession], upstream: str, admission: Admission) -> None:
+        self._session = session
+        self._upstream = f"http://{upstream}"
+        self._admission = admission
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request below ``/v2``.
+
+        Raises:
+            ApiError: it is refused, or the server cannot be reached.
+        """
+        exchange = exchange_of(request.scope)
+        body, match = exchange.body, GENERATE.fullmatch(exchange.path)
+        stream = match is not None and match["stream"] is not None
+        if exchange.method == "POST" and ANY_CALL.fullmatch(exchange.path):
+            if not CALL.fullmatch(exchange.path):
+                raise ApiError(403, "only nvlm and ensemble can be called", code="not_allowed")
+            if match is not None:
+                body = _checked(body, match["model"], stream=stream)
+            async with asyncio.timeout_at(exchange.deadline):
+                await exchange.stack.enter_async_context(self._admission.slot())
+        return await self._forward(exchange, body, is_json=match is not None, stream=stream)
+
+    async def _forward(self, exchange: Exchange, body: bytes, *, is_json: bool, stream: bool) -> Response:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()}
+        headers = {name: value for name, value in headers.items() if name not in DROPPED}
+        headers["accept-encoding"] = "identity"  # errors are read here
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if is_json:
+            headers["content-type"] = "application/json"
+        elif body and kind not in ("application/json", "application/octet-stream"):
+            headers["content-type"] = "application/octet-stream"
+        query = exchange.scope["query_string"].decode("latin-1")
+        path = exchange.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        left = exchange.deadline - asyncio.get_running_loop().time()
+        try:
+            sent = self._session().request(
+                exchange.method,
+                URL(self._upstream + path, encoded=True),
+                data=body or None,
+                headers=headers,
+                timeout=ClientTimeout(total=max(left, 0.001)),
+            )
+            answer = await exchange.stack.enter_async_context(sent)
+            return await _pass_on(answer, stream=stream)
+        except TimeoutError:
+            raise too_late() from None
+        except ClientError:
+            raise unavailable("the server is being replaced; try again in a moment") from None
+
+
+def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
+    try:
+        return check_generate(body, FIELDS[model], stream=stream)
+    except RequestError as error:
+        raise ApiError(400, str(error)) from None
+
+
+async def _pass_on(answer: ClientResponse, *, stream: bool) -> Response:
+    """Tritonserver's answer: a stream as it comes, others whole."""
+    kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROPPED}
+    if stream and answer.status == 200:
+        return StreamingResponse(_events(answer), status_code=answer.status, headers=kept)
+    body = await answer.read()
+    status = _true_status(answer.status, body)
+    if status >= 400:
+        body = _plain_body(body)
+    if status == 503:
+        kept["Retry-After"] = "1"
+    return Response(body, status_code=status, headers=kept)
+
+
+async def _events(answer: ClientResponse) -> AsyncIterator[bytes]:
+    """A stream as it comes; each event that tells an error is made plain."""
+    try:
+        rest = b""
+        async for chunk in answer.content.iter_any():
+            *events, rest = (rest + chunk).split(b"\n\n")
+            for event in events:
+                yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
+        if rest:
+            yield rest
+    except (ClientError, TimeoutError) as error:
+        log.warning("a stream was lost with the server, or took too long")
+        sentence = LOST if isinstance(error, ClientError) else too_late().sentence
+        yield b"data: " + json.dumps({"error": sentence}).encode() + b"\n\n"
+
+
+def _plain_body(body: bytes) -> bytes:
+    """The body or the event of an error, its sentence made plain; what has no sentence gets one."""
+    mark = EVENT if body.startswith(EVENT) else b""
+    try:
+        said = json.loads(body.removeprefix(mark))["error"]
+    except (ValueError, KeyError, TypeError):
+        said = ""
+    return mark + json.dumps({"error": plain(str(said))}).encode()
+
+
+def _true_status(status: int, body: bytes) -> int:
+    """The status that an error deserves, which for decoupled models Triton always makes 400."""
+    beginning = body[:MARK_WITHIN].decode(errors="replace")
+    if status == 400 and MARKS["UNAVAILABLE"] in beginning:
+        return 503
+    if status == 400 and MARKS["INTERNAL"] in beginning:
+        return 500
+    return status

@@ -1,0 +1,104 @@
+"""The gateway's own figures, in Prometheus' form, beside tritonserver's."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nvlm_trt.gateway.admission import Admission
+from nvlm_trt.gateway.errors import ApiError
+from nvlm_trt.gateway.exchange import Exchange
+
+ROUTES: Final = (
+    (re.compile(r"/v1/chat/completions"), "chat"),
+    (re.compile(r"/v1/completions"), "completions"),
+    (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate_stream"), "generate_stream"),
+    (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate"), "generate"),
+    (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "infer"),
+    (re.compile(r"/(v2/)?health/.*|/metrics"), "health"),
+)
+"""What a path counts as; a client chooses paths, so that they are no labels."""
+
+FIRST_TOKEN: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BETWEEN_TOKENS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+WHOLE: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+def route_of(path: str) -> str:
+    """What a path counts as."""
+    return next((name for pattern, name in ROUTES if pattern.fullmatch(path)), "other")
+
+
+class Metrics:
+    """Counts what happens at the gateway.
+
+    Args:
+        admission: Whose places are shown.
+        is_ready: Whether the server answers now.
+        restarts: How often it was replaced.
+    """
+
+    def __init__(self, admission: Admission, is_ready: Callable[[], bool], restarts: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry(auto_describe=True)
+        self._requests = Counter("nvlm_requests", "Answered requests.", ["route", "status"], registry=registry)
+        self._refused = Counter("nvlm_refused", "Refused or failed requests, by reason.", ["reason"], registry=registry)
+        self._cancelled = Counter("nvlm_cancelled", "Requests given up by clients.", ["route"], registry=registry)
+        self._seconds = Histogram(
+            "nvlm_request_seconds", "From a request's headers to its end.", ["route"], buckets=WHOLE, registry=registry
+        )
+        self._first = Histogram(
+            "nvlm_first_token_seconds", "To the first text of a stream.", buckets=FIRST_TOKEN, registry=registry
+        )
+        self._between = Histogram(
+            "nvlm_inter_token_seconds", "Between texts of a stream.", buckets=BETWEEN_TOKENS, registry=registry
+        )
+        self._tokens = Counter("nvlm_tokens", "Tokens of prompts and answers.", ["kind"], registry=registry)
+        self._images = Counter("nvlm_images", "Images that came.", ["source"], registry=registry)
+        for name, text, read in (
+            ("nvlm_requests_working", "Requests that the server works on.", lambda: admission.working),
+            ("nvlm_requests_waiting", "Requests that wait.", lambda: admission.present - admission.working),
+            ("nvlm_buffered_bytes", "Bytes of bodies that are held.", lambda: admission.buffered),
+            ("nvlm_server_ready", "Whether the server answers.", is_ready),
+            ("nvlm_server_restarts", "How often the server was replaced.", restarts),
+        ):
+            Gauge(name, text, registry=registry).set_function(read)
+
+    def answered(self, exchange: Exchange) -> None:
+        """Note the end of a request."""
+        route = route_of(exchange.path)
+        self._seconds.labels(route).observe(time.monotonic() - exchange.began)
+        if exchange.status is not None:
+            self._requests.labels(route, str(exchange.status)).inc()
+
+    def refused(self, error: ApiError) -> None:
+        """Note an error that a client was told."""
+        self._refused.labels(error.code or f"status_{error.status}").inc()
+
+    def cancelled(self, path: str) -> None:
+        """Note that a client hung up."""
+        self._cancelled.labels(route_of(path)).inc()
+
+    def first_text(self, seconds: float) -> None:
+        """Note the time to a stream's first text."""
+        self._first.observe(seconds)
+
+    def next_text(self, seconds: float) -> None:
+        """Note the time between two texts of a stream."""
+        self._between.observe(seconds)
+
+    def answer(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Note the size of an answer."""
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("answer").inc(answer_tokens)
+
+    def image(self, source: str) -> None:
+        """Note an image: it came "inline" or was "fetched"."""
+        self._images.labels(source).inc()
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text form."""
+        return generate_latest(self._registry)

@@ -1,0 +1,134 @@
+"""The served model, asked over gRPC with the project's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import tritonclient.grpc.aio as triton
+
+from nvlm_trt.client import Answer, AsyncAnswerStream, Options
+from nvlm_trt.client.request import Turn, build_inputs
+from nvlm_trt.gateway.admission import Admission
+from nvlm_trt.gateway.errors import unavailable
+from nvlm_trt.gateway.exchange import Exchange
+from nvlm_trt.gateway.metrics import Metrics
+
+CHANNEL: Final = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+"""Comes back soon after the server was replaced; gRPC's own patience grows to two minutes."""
+
+SILENCE_SECONDS: Final = 120.0
+"""Without a sign of the server a request is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question to the model."""
+
+    question: str
+    options: Options
+    history: Sequence[Turn] = ()
+    system: str | None = None
+    images: Sequence[bytes] = ()
+
+
+class Model:
+    """Asks the model; made and used in one event loop.
+
+    Args:
+        address: ``host:port`` of tritonserver's gRPC.
+        admission: Whose slots are waited for.
+        metrics: Told what comes back.
+        is_ready: Whether the server answers now.
+    """
+
+    def __init__(self, address: str, admission: Admission, metrics: Metrics, is_ready: Callable[[], bool]) -> None:
+        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
+        self._admission = admission
+        self._metrics = metrics
+        self._is_ready = is_ready
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def answer(self, ask: Ask, exchange: Exchange) -> Answer:
+        """The whole answer."""
+        async with asyncio.timeout_at(exchange.deadline):
+            stream = await self._start(ask, exchange, stream=False)
+            answer = await stream.answer()
+        self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        return answer
+
+    async def stream(self, ask: Ask, exchange: Exchange) -> Pieces:
+        """The answer as it comes; its first piece is there when this returns, so that an early error has a status."""
+        async with asyncio.timeout_at(exchange.deadline):
+            stream = await self._start(ask, exchange, stream=True)
+            first = await anext(aiter(stream), "")
+        self._metrics.first_text(time.monotonic() - exchange.began)
+        return Pieces(stream, first, exchange.deadline, self._metrics)
+
+    async def probe(self, image: bytes, seconds: float) -> None:
+        """Ask for one token about an image, past the queue.
+
+        Raises:
+            NvlmTrtError: the model does not answer.
+            TimeoutError: not in time.
+        """
+        inputs = build_inputs("?", images=[image], history=(), system=None, options=Options(max_tokens=1), stream=False)
+        async with asyncio.timeout(seconds), AsyncAnswerStream(self._client, inputs, seconds) as stream:
+            await stream.answer()
+
+    async def _start(self, ask: Ask, exchange: Exchange, *, stream: bool) -> AsyncAnswerStream:
+        if not self._is_ready():
+            raise unavailable()
+        inputs = build_inputs(
+            ask.question,
+            images=ask.images,
+            history=ask.history,
+            system=ask.system,
+            options=ask.options,
+            stream=stream,
+        )
+        await exchange.stack.enter_async_context(self._admission.slot())
+        return await exchange.stack.enter_async_context(AsyncAnswerStream(self._client, inputs, SILENCE_SECONDS))
+
+
+class Pieces:
+    """A stream that has begun: iterate over its texts, then read `answer`."""
+
+    def __init__(self, stream: AsyncAnswerStream, first: str, deadline: float, metrics: Metrics) -> None:
+        self._stream = stream
+        self._first = first
+        self._deadline = deadline
+        self._metrics = metrics
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The texts.
+
+        Raises:
+            NvlmTrtError: the answer broke off.
+            TimeoutError: it took longer than it may.
+        """
+        pieces, piece, last = aiter(self._stream), self._first, time.monotonic()
+        while piece:
+            yield piece
+            async with asyncio.timeout_at(self._deadline):
+                piece = await anext(pieces, "")
+            now = time.monotonic()
+            self._metrics.next_text(now - last)
+            last = now
+
+    async def answer(self) -> Answer:
+        """The whole answer, after its texts."""
+        answer = await self._stream.answer()
+        self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        return answer

@@ -1,0 +1,126 @@
+"""What an operator decides about the gateway: limits, keys, domains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+from nvlm_trt.errors import RequestError
+from nvlm_trt.recipe import BuildRecipe
+
+KEYS_VARIABLE: Final = "NVLM_TRT_API_KEYS"
+"""Environment variable with API keys, set apart by spaces or commas."""
+
+MIN_KEY_LENGTH: Final = 16
+"""Characters of an API key at least; shorter ones can be guessed."""
+
+TEXT_ROOM: Final = 16 << 20
+"""Bytes of a request besides its images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, and all of them together, may take. Sizes in bytes, times in seconds.
+
+    Attributes:
+        max_body: Largest body, as it comes and after unpacking.
+        max_chunks: Most chunks of a body without a length.
+        max_headers: Most header lines.
+        max_header_bytes: The request line and the headers together.
+        max_buffered: All bodies that are held at once.
+        max_connections: Most connections.
+        max_images: Images of one request.
+        max_image: Largest image file.
+        max_concurrent: Requests that the server works on at once.
+        max_queue: Requests that wait for one of those to end; more are refused.
+        deadline: From a request's first byte to its answer's last.
+        header_time: For the headers of a request.
+        body_time: For its body.
+        write_time: That a client may leave its answer unread.
+        fetch_time: For the images of a request that are fetched, together.
+        key_per_minute: Requests a minute of one API key (of all clients together, where there are no keys).
+        key_concurrent: Requests of one API key at once.
+    """
+
+    max_body: int = 64 << 20
+    max_chunks: int = 65_536
+    max_headers: int = 100
+    max_header_bytes: int = 32 << 10
+    max_buffered: int = 2 << 30
+    max_connections: int = 2048
+    max_images: int = 8
+    max_image: int = 32 << 20
+    max_concurrent: int = 32
+    max_queue: int = 128
+    deadline: float = 600.0
+    header_time: float = 10.0
+    body_time: float = 60.0
+    write_time: float = 30.0
+    fetch_time: float = 5.0
+    key_per_minute: float | None = None
+    key_concurrent: int | None = None
+
+    @classmethod
+    def of(cls, recipe: BuildRecipe) -> Self:
+        """The limits that a recipe asks for; a body may hold as many images as allowed, in base64, and text.
+
+        A decoder of `max_batch_size` requests is kept busy by a few times as many: some are still being seen and read.
+        """
+        images = recipe.image_limits
+        return cls(
+            max_body=recipe.max_images * images.max_bytes * 4 // 3 + TEXT_ROOM,
+            max_images=recipe.max_images,
+            max_image=images.max_bytes,
+            max_concurrent=4 * recipe.max_batch_size,
+            max_queue=16 * recipe.max_batch_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """How the gateway treats its clients.
+
+    Attributes:
+        limits: What a request may take.
+        api_keys: Keys of which a client must show one; none lets everybody in.
+        image_domains: Domains that images are fetched from: ``host``, ``host:port`` or ``*.host``.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    image_domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where tritonserver listens, ``host:port`` each."""
+
+    http: str
+    grpc: str
+    metrics: str
+
+
+def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """API keys from a file, one a line (``#`` begins a comment), and from the environment.
+
+    Raises:
+        RequestError: the file cannot be read or holds no key, or a key is too short.
+    """
+    keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise RequestError("the file of API keys cannot be read", seen=file) from None
+        held = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not held:
+            raise RequestError("the file of API keys holds none", seen=file, expected="one key a line")
+        keys += held
+    short = [place for place, key in enumerate(keys, 1) if len(key) < MIN_KEY_LENGTH or not key.isascii()]
+    if short:
+        expected = f"{MIN_KEY_LENGTH} or more ASCII characters"
+        raise RequestError(f"API key {short[0]} of {len(keys)} is no good key", expected=expected)
+    return tuple(dict.fromkeys(keys))
