@@ -23,7 +23,7 @@ PNG_BIT_DEPTH_OFFSET = 24
 class ImageLimits:
     """What an image may be at most; `min_side` refuses images without content.
 
-    The default of 50 megapixels admits a phone's photograph and needs 150 MB to decode.
+    The default of 50 megapixels admits a phone's photograph and needs 200 MB to decode.
     """
 
     max_bytes: int = 32 * 1024 * 1024

@@ -6,6 +6,7 @@ module is the one home of tile counts and tag text.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from nvlm_trt.errors import RequestError
 from nvlm_trt.model.config import MAX_TILES
+from nvlm_trt.model.resize import resize_into
 
 THUMBNAIL_TAG = "<tile_global_thumbnail>"
 
@@ -82,7 +84,9 @@ def most_tiles(max_tiles: int, *, use_thumbnail: bool = True) -> int:
     return TileGrid(max_tiles, 1, thumbnail=use_thumbnail and max_tiles > 1).num_tiles
 
 
-def cut_tiles(image: Image.Image, grid: TileGrid, tile_size: int) -> npt.NDArray[np.uint8]:
+def cut_tiles(
+    image: Image.Image, grid: TileGrid, tile_size: int, pool: Executor | None = None
+) -> npt.NDArray[np.uint8]:
     """Resize an RGB image to the grid and cut it; the thumbnail is resized from the original image.
 
     Resizing is PIL's bicubic with its antialiasing, aspect ratio not kept: the source calls ``image.resize`` with its
@@ -92,26 +96,35 @@ def cut_tiles(image: Image.Image, grid: TileGrid, tile_size: int) -> npt.NDArray
         image: An RGB image.
         grid: The grid of `plan_grid` for its size.
         tile_size: Side of a tile in pixels.
+        pool: Threads to share the work with; None takes this one.
 
     Returns:
         uint8 [grid.num_tiles, tile_size, tile_size, 3], thumbnail last.
     """
-    size = tile_size
-    whole = np.asarray(image.resize((size * grid.columns, size * grid.rows), Image.Resampling.BICUBIC))
-    split = whole.reshape(grid.rows, size, grid.columns, size, 3).swapaxes(1, 2)
-    tiles = split.reshape(grid.columns * grid.rows, size, size, 3)
+    tile = (tile_size, tile_size, 3)
+    tiles = np.empty((grid.num_tiles, *tile), np.uint8)
+    cut = grid.columns * grid.rows
+    targets = [tiles[:cut].reshape(grid.rows, grid.columns, *tile)]
     if grid.thumbnail:
-        thumbnail = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-        tiles = np.concatenate([tiles, thumbnail[np.newaxis]])
-    return np.ascontiguousarray(tiles)
+        targets.append(tiles[cut:].reshape(1, 1, *tile))
+    resize_into(image, targets, pool)
+    return tiles
 
 
 def tile_image(
-    image: Image.Image, *, max_tiles: int, tile_size: int, use_thumbnail: bool = True
+    image: Image.Image,
+    *,
+    max_tiles: int,
+    tile_size: int,
+    use_thumbnail: bool = True,
+    pool: Executor | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """The tiles of an RGB image, uint8 [tiles, tile_size, tile_size, 3]; arguments and errors as `plan_grid`."""
+    """The tiles of an RGB image, uint8 [tiles, tile_size, tile_size, 3].
+
+    Arguments and errors as `plan_grid` and `cut_tiles`.
+    """
     grid = plan_grid(*image.size, max_tiles=max_tiles, tile_size=tile_size, use_thumbnail=use_thumbnail)
-    return cut_tiles(image, grid, tile_size)
+    return cut_tiles(image, grid, tile_size, pool)
 
 
 @cache

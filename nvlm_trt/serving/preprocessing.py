@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,9 @@ from nvlm_trt.serving.requests import Question, Tensors, parse_question
 from nvlm_trt.serving.spec import ServingSpec
 
 Array = npt.NDArray[Any]
+
+MAX_THREADS = 8
+"""Threads that read images, where the recipe names no number: a request has few images, and others want cores too."""
 
 TILES = "tiles"
 NUM_TILES = "num_tiles"
@@ -42,11 +47,16 @@ class Preprocessor:
     Args:
         spec: Shapes and limits.
         tokenizer: The checkpoint's tokenizer.
+
+    Attributes:
+        threads: Images that are read at the same time.
     """
 
     def __init__(self, spec: ServingSpec, tokenizer: NvlmTokenizer) -> None:
         self._spec = spec
         self._tokenizer = tokenizer
+        self.threads = spec.cpu_threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="image")
 
     def run(self, tensors: Tensors, wanted: Collection[str]) -> dict[str, Array]:
         """Prepare one request.
@@ -92,20 +102,32 @@ class Preprocessor:
         return {name: array for name, array in outputs.items() if name in wanted}
 
     def _cut(self, question: Question) -> Images:
-        side = self._spec.tile_size
-        cut: list[npt.NDArray[np.uint8]] = []
-        for place, data in enumerate(question.images):
-            try:
-                image = read_image(data, self._spec.image_limits, exif_orientation=question.exif_orientation)
-            except ImageRejected as error:
-                what = f"image {place + 1} of {len(question.images)}: {error.what}"
-                raise ImageRejected(what, seen=error.seen, expected=error.expected, fix=error.fix) from None
-            tiles = tile_image(
-                image, max_tiles=question.max_tiles, tile_size=side, use_thumbnail=self._spec.use_thumbnail
-            )
-            cut.append(tiles)
-        joined = np.concatenate(cut) if cut else np.zeros((0, side, side, 3), np.uint8)
-        return Images(joined, tuple(len(one) for one in cut), tuple(image_digest(one) for one in cut))
+        """One image has its tiles made by all threads; of several, each is read and cut by a thread of its own."""
+        side, files = self._spec.tile_size, question.images
+        if len(files) == 1:
+            cut = [self._cut_one(question, 0, self._pool)]
+        else:
+            cut = list(self._pool.map(lambda place: self._cut_one(question, place, None), range(len(files))))
+        tiles = [one for one, _ in cut] or [np.zeros((0, side, side, 3), np.uint8)]
+        joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
+        return Images(joined, tuple(len(one) for one, _ in cut), tuple(digest for _, digest in cut))
+
+    def _cut_one(self, question: Question, place: int, pool: Executor | None) -> tuple[npt.NDArray[np.uint8], int]:
+        """Tiles and digest of an image; None for `pool` where it is the pool's own thread that asks."""
+        spec, files = self._spec, question.images
+        try:
+            image = read_image(files[place], spec.image_limits, exif_orientation=question.exif_orientation)
+        except ImageRejected as error:
+            what = f"image {place + 1} of {len(files)}: {error.what}"
+            raise ImageRejected(what, seen=error.seen, expected=error.expected, fix=error.fix) from None
+        tiles = tile_image(
+            image,
+            max_tiles=question.max_tiles,
+            tile_size=spec.tile_size,
+            use_thumbnail=spec.use_thumbnail,
+            pool=pool,
+        )
+        return tiles, image_digest(tiles)
 
     def _extra_ids(self, ids: npt.NDArray[np.int32], images: Images) -> npt.NDArray[np.uint64]:
         """The image's digest at each of its visual tokens, 0 at text: keys of TensorRT-LLM's KV block reuse."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.model.pixels import keep_image_memory
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
 from nvlm_trt.serving.models.base import Model, each
@@ -17,8 +18,9 @@ class TritonPythonModel(Model):
     """Fields of a request to tiles, ids and sampling values."""
 
     def load(self) -> None:
-        """Load the tokenizer."""
+        """Load the tokenizer; this process has nothing else to do than to read images and text."""
         self.preprocessor = Preprocessor(self.spec, NvlmTokenizer.load(self.engine_dir / "tokenizer"))
+        keep_image_memory(self.preprocessor.threads, self.spec.max_image_pixels)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Prepare requests, each by itself."""
