@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from nvlm_trt.gateway.settings import GatewaySettings
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
@@ -28,12 +29,29 @@ def serve(
     hostfile: Annotated[
         Path | None, typer.Option(help="An OpenMPI hostfile, for ranks on several nodes; this one first.")
     ] = None,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Serve HTTP through the gateway, or by tritonserver alone.")
+    ] = True,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys, one a line; NVLM_TRT_API_KEYS may hold some too.")
+    ] = None,
+    image_domain: Annotated[
+        list[str] | None, typer.Option(help="A domain to fetch images from: host, host:port or *.host; repeatable.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A limit of the gateway, NAME=VALUE; repeatable. --dry-run shows all, docs/gateway.md tells."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command that would run; start nothing.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as one JSON object on a line.")] = False,
 ) -> None:
     """Start the Triton server on an engine directory and keep it alive until SIGTERM or Ctrl-C.
+
+    Clients meet a gateway: OpenAI's API below /v1, KServe's below /v2, limits and API keys (docs/gateway.md).
 
     Engines for GPUs are served inside NVIDIA's image: every rank of the decoder is a process under mpirun. In a pod of
     a Kubernetes LeaderWorkerSet the ranks run on all pods of its group.
@@ -44,14 +62,25 @@ def serve(
 
     from nvlm_trt.environment.built_with import read_records, require_match
     from nvlm_trt.environment.seen import look
+    from nvlm_trt.errors import RequestError
+    from nvlm_trt.gateway.settings import GatewaySettings, Limits, check_domains, read_keys
+    from nvlm_trt.serving.host.engine import ServedEngine
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
 
     nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes(hostfile=hostfile.resolve())
     ports = Ports(http_port, grpc_port, metrics_port)
+    if not dry_run and (records := read_records(engine_dir)):
+        require_match(records, look())
+    settings = None
+    if gateway:
+        limits = Limits.of(ServedEngine.open(engine_dir).recipe).changed(limit or ())
+        settings = GatewaySettings(limits, read_keys(api_keys), check_domains(image_domain or ()))
+    elif read_keys(api_keys) or image_domain or limit:
+        raise RequestError("with --no-gateway nobody heeds API keys, --image-domain and --limit", fix="leave them out")
     if dry_run:
-        _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, json=json)
+        _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, settings, json=json)
         return
     asked = threading.Event()
 
@@ -60,14 +89,14 @@ def serve(
         if not server.is_ready:
             server.ask_to_stop()
 
-    if records := read_records(engine_dir):
-        require_match(records, look())
     server = TritonServer(
         engine_dir,
         host=host,
         ports=ports,
         on_event=lambda event: _show(event, server, json=json),
         nodes=nodes,
+        gateway=settings,
+        with_gateway=gateway,
         start_timeout=start_timeout,
         hang_timeout=hang_timeout,
         grace=grace,
@@ -80,14 +109,29 @@ def serve(
 
 
 def _print_plan(
-    engine_dir: Path, nodes: Nodes, host: str, ports: Ports, grace: float, hang_timeout: float, *, json: bool
+    engine_dir: Path,
+    nodes: Nodes,
+    host: str,
+    ports: Ports,
+    grace: float,
+    hang_timeout: float,
+    settings: GatewaySettings | None,
+    *,
+    json: bool,
 ) -> None:
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.serving.host.dry_run import LaunchPlan
     from nvlm_trt.serving.host.engine import ServedEngine
 
     engine = ServedEngine.open(engine_dir)
-    options = engine.options(host, ports, nodes, start_timeout=None, hang_timeout=hang_timeout, grace=grace)
+    options = engine.options(
+        settings.inner_host(host) if settings else host,
+        ports,
+        nodes,
+        start_timeout=None,
+        hang_timeout=hang_timeout,
+        grace=grace,
+    )
     plan = LaunchPlan.of(options, engine.recipe.target)
     if json:
         print_json(
@@ -97,10 +141,14 @@ def _print_plan(
                 "directory": str(plan.directory),
                 "command": plan.command,
                 "load_order": plan.load_order,
+                "gateway": settings and settings.shown(),
             }
         )
     else:
         typer.echo("\n".join(plan.lines()))
+        if settings is not None:
+            facts = ", ".join(f"{name} {value}" for name, value in settings.shown().items())
+            typer.echo(f"gateway on {host}:{ports.http} in front of it: {facts}", err=True)
 
 
 def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:

@@ -77,8 +77,6 @@ def _text(message: Message, place: int, *, guard: bool) -> tuple[str, list[str]]
     parts = _parts(message)
     urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     texts = [part.text for part in parts if isinstance(part, TextPart)]
-    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-        raise _refusal(place, "it holds half a surrogate pair")
     named = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
     if named and guard and named != len(urls):
         raise _refusal(place, f"its text names {named} places with {IMAGE_PLACEHOLDER} and it holds {len(urls)} images")

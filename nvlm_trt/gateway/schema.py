@@ -5,7 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 from nvlm_trt.client import Options
 from nvlm_trt.gateway.errors import ApiError
@@ -66,11 +77,19 @@ class ImagePart(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _form(value: object) -> str:
+    return "list" if isinstance(value, list) else "one"
+
+
+ONE_OR_LIST: Final = Discriminator(_form)
+"""Tells a value from a list of some by its form, so that a mistake is told of the form that was meant."""
+
+
 class Message(_Part):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Annotated[Annotated[Text, Tag("one")] | Annotated[list[Part], Tag("list")], ONE_OR_LIST]
 
 
 class StreamOptions(_Part):
@@ -91,7 +110,10 @@ class _Asked(BaseModel):
     temperature: Annotated[Number, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(1 << 63), lt=SEEDS)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=16)] | None = None
+    stop: Annotated[
+        Annotated[StrictStr | None, Tag("one")] | Annotated[list[StrictStr], Field(max_length=16), Tag("list")],
+        ONE_OR_LIST,
+    ] = None
 
     n: Any = None
     logprobs: Any = None
@@ -191,7 +213,10 @@ class ChatRequest(_Asked):
 class CompletionRequest(_Asked):
     """POST /v1/completions: one prompt, answered as a question without history."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    prompt: Annotated[
+        Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1, max_length=1), Tag("list")],
+        ONE_OR_LIST,
+    ]
 
     best_of: Any = None
     echo: Any = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from nvlm_trt.errors import RequestError
 from nvlm_trt.recipe import BuildRecipe
@@ -16,6 +19,9 @@ KEYS_VARIABLE: Final = "NVLM_TRT_API_KEYS"
 
 MIN_KEY_LENGTH: Final = 16
 """Characters of an API key at least; shorter ones can be guessed."""
+
+LOOPBACK: Final = "127.0.0.1"
+DOMAIN: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:\d{1,5})?")
 
 TEXT_ROOM: Final = 16 << 20
 """Bytes of a request besides its images."""
@@ -78,6 +84,33 @@ class Limits:
             max_queue=16 * recipe.max_batch_size,
         )
 
+    def changed(self, words: Sequence[str]) -> Self:
+        """These limits with others in place of some.
+
+        Args:
+            words: ``NAME=VALUE`` each, the name an attribute of this class.
+
+        Raises:
+            RequestError: there is no such limit, or the value is none.
+        """
+        kinds = {one.name: int if str(one.type).startswith("int") else float for one in fields(self)}
+        values: dict[str, Any] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            if name not in kinds:
+                near = difflib.get_close_matches(name, kinds, n=1)
+                fix = f"did you mean {near[0]}?" if near else f"known limits: {', '.join(kinds)}"
+                raise RequestError("there is no such limit", seen=name[:64], fix=fix)
+            try:
+                values[name] = kinds[name](text)
+            except ValueError:
+                values[name] = -1
+            least = 0 if name == "max_queue" else 1 if kinds[name] is int else 0.001
+            if not least <= values[name] < math.inf:
+                kind = "a whole number" if kinds[name] is int else "a number"
+                raise RequestError(f"the limit {name} is out of range", seen=text[:64], expected=f"{kind} from {least}")
+        return replace(self, **values)
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -92,6 +125,15 @@ class GatewaySettings:
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     image_domains: tuple[str, ...] = ()
+
+    def inner_host(self, host: str) -> str:
+        """Where tritonserver's gRPC and metrics listen: on loopback where keys are asked for, which they know not."""
+        return LOOPBACK if self.api_keys else host
+
+    def shown(self) -> dict[str, object]:
+        """The settings for people; of the keys their number alone."""
+        limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
+        return {"api_keys": len(self.api_keys), "image_domains": " ".join(self.image_domains) or None, **limits}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +166,15 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
         expected = f"{MIN_KEY_LENGTH} or more ASCII characters"
         raise RequestError(f"API key {short[0]} of {len(keys)} is no good key", expected=expected)
     return tuple(dict.fromkeys(keys))
+
+
+def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
+    """Domains that images may be fetched from.
+
+    Raises:
+        RequestError: one is none.
+    """
+    for domain in domains:
+        if not DOMAIN.fullmatch(domain):
+            raise RequestError("this is no domain", seen=domain[:64], expected="host, host:port or *.host")
+    return tuple(domain.lower() for domain in domains)

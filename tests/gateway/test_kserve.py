@@ -1,131 +1,36 @@
-"""The HTTP door: limits before anything is read, answers passed through, clear words while the server is away."""
+"""KServe's API through the gateway: answers passed through, clear words while the server is away."""
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
-import urllib3
-from aiohttp import web
 
 from nvlm_trt.errors import BusyError
-from nvlm_trt.gateway.app import Served
-from nvlm_trt.gateway.server import Gateway
-from nvlm_trt.gateway.settings import GatewaySettings, Limits
-from nvlm_trt.gateway.settings import Upstream as Addresses
+from nvlm_trt.gateway.settings import Limits
+
+from .door import Door
+from .upstream import Upstream
 
 LIMIT = 10_000
 
 
-class Upstream:
-    """A plain HTTP server that says what reached it; a stream of it can be cut off."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str, bytes, str]] = []
-        self.hung_up = threading.Event()
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._ready = threading.Event()
-        self._thread.start()
-        self._ready.wait()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        application = web.Application(client_max_size=1 << 24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        self._ready.set()
-        return runner
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        self.seen.append((request.method, request.raw_path, body, request.headers.get("Content-Type", "")))
-        if b"error" in body:
-            sentence = json.loads(body)["text_input"]
-            return web.json_response({"error": sentence}, status=400)
-        if not request.path.endswith("generate_stream"):
-            return web.Response(status=202, body=body, headers={"X-Upstream": "yes"})
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"data: 1\n\n")
-        try:
-            await asyncio.sleep(0 if b"short" in body else 30)
-        except asyncio.CancelledError:
-            self.hung_up.set()
-            raise
-        await response.write(b"data: 2\n\n")
-        if b"cut" in body:
-            assert request.transport is not None
-            request.transport.abort()
-        return response
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    server = Upstream()
-    yield server
-    server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-class Door:
-    """A gateway and a client of it."""
-
-    def __init__(self, upstream_port: int) -> None:
-        self.port = free_port()
-        self.ready = True
-        address = f"127.0.0.1:{upstream_port}"
-        served = Served(Addresses(address, address, address), ("nvlm",), lambda: self.ready)
-        settings = GatewaySettings(Limits(max_body=LIMIT))
-        self.gateway = Gateway("127.0.0.1", self.port, served, settings, grace=0.2)
-        self.gateway.start()
-        self.pool = urllib3.PoolManager(retries=False)
-
-    def call(self, path: str, body: object = None, method: str = "POST", **headers: str) -> urllib3.BaseHTTPResponse:
-        return self.pool.request(method, f"http://127.0.0.1:{self.port}{path}", body=body, headers=headers)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self.pool.clear()
-        self.gateway.stop()
-
-
 @pytest.fixture
 def door(upstream: Upstream) -> Iterator[Door]:
-    one = Door(upstream.port)
-    yield one
-    one.close()
+    with Door(Limits(max_body=LIMIT), http=upstream.port) as one:
+        yield one
 
 
 GENERATE = "/v2/models/nvlm/generate"
 
 
 def test_a_request_and_its_answer_pass_unchanged(door: Door, upstream: Upstream) -> None:
-    answer = door.call("/v2/models/nvlm/infer?a=%20b", b"\x00\x01", **{"Content-Type": "application/octet-stream"})
+    answer = door.call(
+        "/v2/models/nvlm/infer?a=%20b", b"\x00\x01", headers={"Content-Type": "application/octet-stream"}
+    )
     assert (answer.status, answer.data, answer.headers["X-Upstream"]) == (202, b"\x00\x01", "yes")
     method, path, body, _ = upstream.seen[0]
     assert (method, path, body) == ("POST", "/v2/models/nvlm/infer?a=%20b", b"\x00\x01")
@@ -133,12 +38,12 @@ def test_a_request_and_its_answer_pass_unchanged(door: Door, upstream: Upstream)
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
 def test_a_generate_call_reaches_the_server_as_json_whatever_it_says(door: Door, upstream: Upstream, kind: str) -> None:
-    door.call(GENERATE, b'{"text_input": "a"}', **({"Content-Type": kind} if kind else {}))
+    door.call(GENERATE, b'{"text_input": "a"}', headers={"Content-Type": kind} if kind else None)
     assert upstream.seen[0][3] == "application/json"
 
 
 def test_a_form_never_reaches_the_server(door: Door, upstream: Upstream) -> None:
-    door.call("/v2/models/nvlm/infer", b"a=b", **{"Content-Type": "application/x-www-form-urlencoded"})
+    door.call("/v2/models/nvlm/infer", b"a=b", headers={"Content-Type": "application/x-www-form-urlencoded"})
     assert upstream.seen[0][3] == "application/octet-stream"
 
 
@@ -156,13 +61,13 @@ def test_a_body_over_the_limit_is_413_by_its_length_in_chunks_and_compressed(doo
     assert door.call(GENERATE, iter([large[:9000], large[9000:]])).status == 413
     packed = gzip.compress(large * 50)
     assert len(packed) < LIMIT
-    assert door.call(GENERATE, packed, **{"Content-Encoding": "gzip"}).status == 413
+    assert door.call(GENERATE, packed, headers={"Content-Encoding": "gzip"}).status == 413
     assert upstream.seen == []
 
 
 def test_a_compressed_body_is_unpacked(door: Door, upstream: Upstream) -> None:
     body = json.dumps({"text_input": "a"}).encode()
-    assert door.call(GENERATE, gzip.compress(body), **{"Content-Encoding": "gzip"}).data == body
+    assert door.call(GENERATE, gzip.compress(body), headers={"Content-Encoding": "gzip"}).data == body
 
 
 @pytest.mark.parametrize(
@@ -201,24 +106,38 @@ def test_a_client_that_hangs_up_ends_the_request_of_the_server(door: Door, upstr
 
 
 def test_while_the_server_is_away_clients_are_told_to_come_back() -> None:
-    door = Door(free_port())
-    try:
+    with Door(Limits()) as door:
         answer = door.call(GENERATE, b'{"text_input": "a"}')
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         door.ready = False
-        assert door.call("/v2/health/ready", method="GET").status == 503
-        assert door.call("/v2/health/live", method="GET").status == 200  # it is being replaced: nobody need do more
-    finally:
-        door.close()
+        assert door.call("/v2/health/ready").status == 503
+        assert door.call("/v2/health/live").status == 200  # it is being replaced: nobody need do more
 
 
 def test_a_port_in_use_is_a_clear_error() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        served = Served(Addresses("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), ("nvlm",), lambda: True)
-        gateway = Gateway("127.0.0.1", port, served, GatewaySettings())
+    with Door(Limits()) as first:
+        second = Door(Limits(), port=first.port)
         with pytest.raises(BusyError, match="HTTP port"):
-            gateway.start()
-        gateway.stop()
+            second.gateway.start()
+        second.gateway.stop()
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tensorrt_llm/infer", "/v2/models/nvlm/x", "/v2/models/nvlm/generate/"])
+def test_only_the_models_for_clients_can_be_called(door: Door, upstream: Upstream, path: str) -> None:
+    answer = door.call(path, b"{}")
+    assert (answer.status, answer.json()) == (403, {"error": "only nvlm and ensemble can be called"})
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize("end", ["", "_stream"])
+def test_an_error_that_says_too_much_is_made_plain(door: Door, end: str) -> None:
+    leak = 'error: Traceback, File "/srv/secret.py"'
+    answer = door.call(GENERATE + end, json.dumps({"text_input": leak}).encode())
+    assert answer.status == 400
+    assert answer.json() == {"error": "the server failed on this request; its log says why"}
+
+
+def test_an_error_in_the_middle_of_a_stream_is_made_plain(door: Door) -> None:
+    answer = door.call(GENERATE + "_stream", b'{"text_input": "short leak"}')
+    assert b"secret" not in answer.data
+    assert answer.data.endswith(b'data: {"error": "the server failed on this request; its log says why"}\n\n')

@@ -83,8 +83,8 @@ class TritonServer:
         self._with_gateway = with_gateway
         self._settings = gateway or GatewaySettings(Limits.of(engine.recipe))
         self._host = host
-        if with_gateway and self._settings.api_keys:
-            self._options = replace(self._options, host=LOOPBACK)
+        if with_gateway:
+            self._options = replace(self._options, host=self._settings.inner_host(host))
         self._names = tuple(dict.fromkeys((engine.recipe.name, MODEL)))
         self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None

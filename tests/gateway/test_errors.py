@@ -1,0 +1,81 @@
+"""Every error is one sentence without secrets, in the form of the API that was called."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nvlm_trt.errors import ImageRejected, PromptError, RequestError, ServerError
+from nvlm_trt.gateway.errors import COME_BACK, OUR_FAULT, ApiError, api_error, plain
+from nvlm_trt.serving.faults import UnavailableError
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'Traceback (most recent call last):\n  File "/opt/x.py", line 3',
+        "cannot open /srv/engines/secret/model.bin",
+        "seen: '/etc/passwd'",
+        "cannot identify image file <_io.BytesIO object at 0x7f0c1b2d3e40>",
+        "<class 'ValueError'>",
+        "PIL.UnidentifiedImageError",
+        "broken PNG file (Pillow)",
+        "failed at model.cc:88",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.3:8001: Connection refused",
+        "[Errno 2] No such file",
+    ],
+)
+def test_what_says_too_much_is_replaced(message: str) -> None:
+    assert plain(message) == OUR_FAULT
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "image 1 of 2: the file is no image; expected: JPEG, PNG or WebP",
+        "max_tokens is out of range; seen: 0; expected: 1 or more",
+        "there is no such model; expected: a/b or nvlm",
+        "unknown field; seen: max_token; did you mean max_tokens?",
+    ],
+)
+def test_our_own_sentences_are_kept(message: str) -> None:
+    assert plain(message) == message
+
+
+def test_a_sentence_is_one_line_of_some_length() -> None:
+    assert plain("what\nmore") == "what"
+    assert len(plain("x" * 10_000)) <= 400
+    assert plain("a\x00b\x1b[31m") == "ab[31m"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RequestError("max_tokens is out of range"), 400, None),
+        (ImageRejected("image 1 of 1: the file is no image"), 400, "invalid_image"),
+        (PromptError("the prompt is longer than the engine"), 400, "context_length_exceeded"),
+        (UnavailableError("unavailable: the server is busy; try again later"), 503, "unavailable"),
+        (ServerError("the answer broke off"), 500, "internal_error"),
+        (KeyError("secret"), 500, "internal_error"),
+        (TimeoutError(), 504, "deadline_exceeded"),
+    ],
+)
+def test_an_exception_has_a_status_and_a_code(error: Exception, status: int, code: str | None) -> None:
+    told = api_error(error)
+    assert (told.status, told.code) == (status, code)
+    assert "secret" not in told.sentence
+
+
+def test_a_server_that_is_away_asks_to_come_back_and_says_no_address() -> None:
+    told = api_error(UnavailableError("the server cannot be reached; seen: ipv4:127.0.0.1:8001"))
+    assert (told.sentence, told.headers) == (COME_BACK, {"Retry-After": "1"})
+
+
+def test_each_api_has_its_form() -> None:
+    error = ApiError(429, "too often", "rate_limit_error", "rate_limit_exceeded", retry_after=2.4)
+    assert json.loads(error.body("/v2/models/nvlm/generate")) == {"error": "too often"}
+    form = {"message": "too often", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}
+    assert json.loads(error.body("/v1/chat/completions")) == {"error": form}
+    assert error.event("/v1/chat/completions") == b"data: " + json.dumps({"error": form}).encode() + b"\n\n"
+    assert error.headers == {"Retry-After": "2"}
