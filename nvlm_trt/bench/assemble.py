@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nvlm_trt.bench.growth import GrowthReport, growth_of
 from nvlm_trt.bench.metrics import METRICS, Measured, Metric, all_metrics
 from nvlm_trt.bench.record import Rate, RateName, RoundRecord
 from nvlm_trt.bench.report import (
@@ -85,7 +86,7 @@ def subject_reports(
     columns: Sequence[Column], ceilings: Sequence[CeilingReport], concurrencies: Sequence[int]
 ) -> tuple[SubjectReport, ...]:
     """What was measured of every subject; the first one is the baseline."""
-    metrics = all_metrics(concurrencies)
+    metrics = all_metrics(concurrencies, [done for column in columns for done in column.rounds])
     base = dict(_figures(columns[0].measured(ceilings), metrics))
     reports = []
     for column in columns:
@@ -96,6 +97,7 @@ def subject_reports(
                 Figure(
                     metric=metric.name,
                     concurrency=metric.concurrency,
+                    size=metric.size,
                     range=spread,
                     ratio=spread.value / against[1].value if against and against[1].value else None,
                     samples=samples,
@@ -151,11 +153,21 @@ def peer_figures(columns: Sequence[Column]) -> tuple[PeerFigure, ...]:
     return tuple(found)
 
 
+def growth_reports(columns: Sequence[Column]) -> tuple[GrowthReport, ...]:
+    """How the costs of every subject grow."""
+    return tuple(found for column in columns for found in growth_of(column.subject.name, column.rounds))
+
+
 def definitions() -> dict[str, Definition]:
     """Every metric by name."""
     return {
         name: Definition(
-            title=metric.title, unit=metric.unit, better=metric.better, section=metric.section, formula=metric.formula()
+            title=metric.title,
+            unit=metric.unit,
+            better=metric.better,
+            section=metric.section,
+            formula=metric.formula(),
+            size_unit=metric.size_unit,
         )
         for name, metric in METRICS.items()
     }

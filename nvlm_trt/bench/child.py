@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
+from nvlm_trt.bench.scenarios import Bounds
 from nvlm_trt.bench.subjects import Subject
 from nvlm_trt.bench.worker import RATES, TOLD, AccuracyJob, CeilingsJob, Job, RoundJob
 from nvlm_trt.bench.workload import Workload
@@ -50,14 +53,22 @@ class Workers:
 
     Args:
         workload: What is asked.
-        tile_size: Side of a tile in pixels.
+        bounds: What can be asked of each subject.
         timeout: Seconds after which a round is given up; the task takes as long as it takes.
         task: What accuracy is measured on; None where it is not.
+        say: Told in a line what a worker does now.
     """
 
-    def __init__(self, workload: Workload, tile_size: int, timeout: float, task: TaskFiles | None = None) -> None:
-        self._workload, self._tile_size, self._timeout = workload, tile_size, timeout
-        self._task = task
+    def __init__(
+        self,
+        workload: Workload,
+        bounds: Callable[[Subject], Bounds],
+        timeout: float,
+        task: TaskFiles | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._workload, self._bounds, self._timeout = workload, bounds, timeout
+        self._task, self._say = task, say
 
     def round(self, subject: Subject, number: int, tools: tuple[ToolName, ...] = ()) -> RoundRecord:
         """Measure one round of one subject.
@@ -71,7 +82,7 @@ class Workers:
                 subject=subject,
                 workload=self._workload,
                 number=number,
-                tile_size=self._tile_size,
+                bounds=self._bounds(subject),
                 tools=tools,
                 result=result,
             )
@@ -111,23 +122,39 @@ class Workers:
             worker = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=said,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker in order
             )
+            listener = threading.Thread(target=self._listen, args=[worker.stdout], daemon=True)
+            listener.start()
             try:
-                worker.communicate(job.model_dump_json().encode(), timeout=timeout)
+                self._tell(worker, job)
+                worker.wait(timeout)
             except subprocess.TimeoutExpired:
                 raise FaultError(
                     "the round took too long", seen=f"{timeout:g} s", fix="give a longer --round-timeout"
                 ) from None
             finally:
                 _end(worker)
+                listener.join()
             said.seek(0)
             words = said.read().decode(errors="replace").strip()
         if worker.returncode != 0 or not job.result.is_file():
             raise FaultError(_reason(worker.returncode, words))
         return job.result.read_bytes()
+
+    def _tell(self, worker: subprocess.Popen[bytes], job: Job) -> None:
+        """Hand a worker its job."""
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError), worker.stdin:  # of one that ended at once, the exit code tells
+            worker.stdin.write(job.model_dump_json().encode())
+
+    def _listen(self, lines: IO[bytes]) -> None:
+        """Pass on what a worker says, until it ends."""
+        with lines:
+            for line in lines:
+                self._say(line.decode(errors="replace").rstrip())
 
 
 def _reason(code: int, words: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nvlm_trt.bench.peers.tool import TRANSPORTS, ToolName, found
 from nvlm_trt.bench.record import Device
 from nvlm_trt.bench.report import Task
+from nvlm_trt.bench.scenarios import Bounds
 from nvlm_trt.bench.subjects import (
     Dtype,
     OpenedEngine,
@@ -27,8 +28,17 @@ from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import plan_grid
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 
-DEFAULT_TILE = 448
-"""Side of a tile in pixels where only a server is known: the release's."""
+DEFAULT_BOUNDS = Bounds(
+    tile_size=448,
+    tokens_per_tile=256,
+    thumbnail=True,
+    max_tiles=6,
+    prompt_tokens=8192,
+    answer_tokens=1024,
+    total_tokens=9216,
+    streams=32,
+)
+"""Of the release and of the defaults of a recipe, where only a server is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class Plan:
         request: What was asked for.
         subjects: Whoever is measured, the baseline first.
         engines: Engine directories by path.
-        tile_size: Side of a tile in pixels.
+        bounds: What all engines take.
         prompt_tokens: Tokens of the longest prompt; None where only a server is known.
         task: What accuracy is measured on.
         device: Where the machine's ceilings are measured.
@@ -82,7 +92,7 @@ class Plan:
     request: Request
     subjects: tuple[Subject, ...]
     engines: dict[Path, OpenedEngine]
-    tile_size: int
+    bounds: Bounds
     prompt_tokens: int | None
     task: Task | None
     device: Device
@@ -91,6 +101,11 @@ class Plan:
     def tools_of(self, subject: Subject) -> tuple[ToolName, ...]:
         """Tools that are run beside a subject: those that use its transport."""
         return tuple(tool for tool in self.request.tools if TRANSPORTS[tool] == subject.transport)
+
+    def bounds_of(self, subject: Subject) -> Bounds:
+        """What a subject can be asked: of the reference, one request at a time."""
+        streams = 1 if isinstance(subject, ReferenceSubject) else self.bounds.streams
+        return self.bounds.model_copy(update={"streams": streams, "served": subject.transport != "local"})
 
 
 def make_plan(request: Request) -> Plan:
@@ -109,8 +124,8 @@ def make_plan(request: Request) -> Plan:
         grpc_url=request.grpc_url,
         http_url=request.http_url,
     )
-    tile_size = _tile_size(engines)
-    _check_tools(request.tools, subjects)
+    bounds = _bounds(engines)
+    _check_tools(request, subjects)
     devices = {engine.device for engine in engines} or {"cpu"}
     if len(devices) > 1:
         raise UserError("engines of two targets are not measured in one run", seen="cpu and gpu")
@@ -118,22 +133,39 @@ def make_plan(request: Request) -> Plan:
         request,
         subjects,
         {engine.directory: engine for engine in engines},
-        tile_size,
-        _prompt_tokens(engines, request.workload, tile_size),
+        bounds,
+        _prompt_tokens(engines, request.workload, bounds.tile_size),
         None if request.task is None else _task(request.task, request.task_limit),
         devices.pop(),
         tuple(_remarks(engines, subjects)),
     )
 
 
-def _tile_size(engines: Sequence[OpenedEngine]) -> int:
-    sizes = {engine.config.tile_size for engine in engines} or {DEFAULT_TILE}
+def _bounds(engines: Sequence[OpenedEngine]) -> Bounds:
+    """What all engines take; they have to be of one model's shape."""
+    sizes = {engine.config.tile_size for engine in engines}
     if len(sizes) > 1:
         raise UserError("the engines are of different models", seen=f"tiles of {sorted(sizes)} pixels")
-    return sizes.pop()
+    if not engines:
+        return DEFAULT_BOUNDS
+    recipes, config = [engine.recipe for engine in engines], engines[0].config
+    positions = config.decoder.max_position_embeddings
+    return Bounds(
+        tile_size=config.tile_size,
+        tokens_per_tile=config.tokens_per_tile,
+        thumbnail=config.use_thumbnail,
+        max_tiles=min(recipe.max_tiles for recipe in recipes),
+        prompt_tokens=min(recipe.max_input_len for recipe in recipes),
+        answer_tokens=min(recipe.max_output_len for recipe in recipes),
+        total_tokens=min(recipe.max_seq_len(positions) for recipe in recipes),
+        streams=min(recipe.max_batch_size for recipe in recipes),
+    )
 
 
-def _check_tools(tools: Sequence[ToolName], subjects: Sequence[Subject]) -> None:
+def _check_tools(request: Request, subjects: Sequence[Subject]) -> None:
+    tools = request.tools
+    if tools and not request.workload.levels:
+        raise UserError("load tools of others are measured beside our load", fix="add --scenario load")
     for tool in tools:
         if found(tool) is None:
             raise UserError(f"{tool} is not on PATH", fix="docs/benchmarks.md says where it comes from")

@@ -5,6 +5,7 @@ A round is measured in a process of its own and comes back as JSON, hence pydant
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 RateName = Literal["read", "fp32", "bf16", "int8"]
+ScenarioName = Literal["load", "repeat", "turns", "stall", "streams", "prefill", "decode", "vision", "growth"]
+"""What can be measured; "load" is what `WaveRecord` holds, the others leave a `CaseRecord` for each of their cases."""
 Device = Literal["cpu", "cuda"]
 
 
@@ -71,6 +74,31 @@ class WaveRecord(Frozen):
         return sum(request.images for request in self.requests)
 
 
+class CaseRecord(Frozen):
+    """One case of a scenario: the requests that its metrics are worked out from.
+
+    Attributes:
+        scenario: Which scenario; growth has none of its own, it asks for more sizes of others.
+        case: Which of its cases.
+        size: What the case varies: tokens of the prompt, tiles or streams; None where it varies nothing.
+        wall_s: From the start of the first request to the end of the last one.
+        started_s: Start of each request, on one clock.
+        requests: In the order in which they were asked.
+    """
+
+    scenario: ScenarioName
+    case: str
+    size: Annotated[int, Field(ge=1)] | None = None
+    wall_s: Seconds
+    started_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
+    requests: Annotated[tuple[RequestRecord, ...], Field(min_length=1)]
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(request.output_tokens for request in self.requests)
+
+
 class PeerRecord(Frozen):
     """What a load tool of others measured in this round.
 
@@ -122,7 +150,9 @@ class RoundRecord(Frozen):
         peak_bytes: Largest resident memory, that of child processes added; None for a server that runs already.
         gpu_peak_bytes: Most GPU memory in use, all GPUs together, less what was in use before; None without a GPU.
         warmup: The requests that come first and count for nothing else.
-        waves: One for each concurrency.
+        waves: One for each concurrency; none where the scenario "load" was not asked for.
+        cases: Of the other scenarios.
+        left_out: Scenarios and cases that were not measured, and why.
         foreign_cores: Cores that other processes kept busy meanwhile; None for a server that runs already, which is one
             of them.
         peers: Load tools of others.
@@ -134,9 +164,17 @@ class RoundRecord(Frozen):
     gpu_peak_bytes: Count | None = None
     warmup: tuple[RequestRecord, ...]
     waves: tuple[WaveRecord, ...]
+    cases: tuple[CaseRecord, ...] = ()
+    left_out: tuple[str, ...] = ()
     foreign_cores: Seconds | None = None
     peers: tuple[PeerRecord, ...] = ()
 
     def wave(self, concurrency: int) -> WaveRecord | None:
         """The wave of that concurrency."""
         return next((wave for wave in self.waves if wave.concurrency == concurrency), None)
+
+    def cases_of(self, scenario: ScenarioName, case: str, size: int | None = None) -> Iterator[CaseRecord]:
+        """The cases of that name and size."""
+        for each in self.cases:
+            if (each.scenario, each.case, each.size) == (scenario, case, size):
+                yield each

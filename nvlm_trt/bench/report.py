@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from nvlm_trt.bench.metrics import Better, Section
+from nvlm_trt.bench.growth import GrowthReport
+from nvlm_trt.bench.metrics import Better, Section, SizeUnit
 from nvlm_trt.bench.record import Frozen, RateName
 from nvlm_trt.bench.spread import Kind as SpreadKind
 from nvlm_trt.bench.spread import Spread
@@ -29,13 +30,14 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Definition(Frozen):
-    """What a metric is."""
+    """What a metric is; `size_unit` is what its sizes count, where it has sizes."""
 
     title: str
     unit: str
     better: Better
     section: Section
     formula: str
+    size_unit: SizeUnit | None = None
 
 
 class Range(Frozen):
@@ -65,12 +67,21 @@ class Range(Frozen):
         return self.low <= other.high and other.low <= self.high
 
 
+class Row(NamedTuple):
+    """A line of a table: a metric, and at how many requests under way or at which size."""
+
+    metric: str
+    concurrency: int | None = None
+    size: int | None = None
+
+
 class Figure(Frozen):
     """One metric of one subject.
 
     Attributes:
         metric: Key of `metrics`.
         concurrency: Requests under way; None where it does not matter.
+        size: Tokens, tiles or streams; None where it does not matter.
         range: The samples in four numbers.
         ratio: Its value by the baseline's; None where the baseline has none.
         samples: All of them, in the metric's unit.
@@ -78,9 +89,15 @@ class Figure(Frozen):
 
     metric: str
     concurrency: int | None
+    size: int | None = None
     range: Range
     ratio: Number | None
     samples: tuple[Number, ...]
+
+    @property
+    def row(self) -> Row:
+        """Which line of a table it stands in."""
+        return Row(self.metric, self.concurrency, self.size)
 
 
 class SubjectReport(Frozen):
@@ -104,9 +121,10 @@ class SubjectReport(Frozen):
     failure: str | None
     figures: tuple[Figure, ...]
 
-    def figure(self, metric: str, concurrency: int | None = None) -> Figure | None:
+    def figure(self, metric: str, concurrency: int | None = None, size: int | None = None) -> Figure | None:
         """The figure of a metric."""
-        return next((each for each in self.figures if (each.metric, each.concurrency) == (metric, concurrency)), None)
+        row = Row(metric, concurrency, size)
+        return next((each for each in self.figures if each.row == row), None)
 
 
 class CeilingReport(Frozen):
@@ -204,6 +222,7 @@ class Report(Frozen):
         ceilings: What the machine can do.
         subjects: Whoever was measured, the baseline first.
         peers: Load tools of others.
+        growth: How costs grow with sizes.
     """
 
     format: Literal[1] = FORMAT
@@ -223,16 +242,21 @@ class Report(Frozen):
     ceilings: tuple[CeilingReport, ...] = ()
     subjects: tuple[SubjectReport, ...]
     peers: tuple[PeerFigure, ...] = ()
+    growth: tuple[GrowthReport, ...] = ()
 
     def encoded(self) -> bytes:
         """The bytes of report.json."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
 
-    def rows(self) -> Iterator[tuple[str, int | None]]:
-        """Metric and concurrency of every figure that some subject has, in the order of the definitions."""
-        seen = {(figure.metric, figure.concurrency) for subject in self.subjects for figure in subject.figures}
+    def rows(self) -> Iterator[Row]:
+        """The line of every figure that some subject has, in the order of the definitions."""
+        seen = {figure.row for subject in self.subjects for figure in subject.figures}
         for name in self.metrics:
-            yield from sorted((row for row in seen if row[0] == name), key=lambda row: row[1] or 0)
+            yield from sorted((row for row in seen if row.metric == name), key=_order)
+
+
+def _order(row: Row) -> tuple[int, int]:
+    return row.concurrency or 0, row.size or 0
 
 
 def schema() -> dict[str, Any]:

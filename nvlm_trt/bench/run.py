@@ -13,6 +13,7 @@ from nvlm_trt.bench.assemble import (
     Column,
     ceiling_reports,
     definitions,
+    growth_reports,
     names_only,
     peer_figures,
     subject_reports,
@@ -94,7 +95,7 @@ class Benchmark:
         """The report of what was measured so far."""
         plan, request = self._plan, self._plan.request
         ceilings = ceiling_reports(self._rates)
-        levels = request.workload.concurrencies
+        levels = request.workload.levels
         failed = any(column.failure for column in self._columns)
         return Report(
             nvlm_trt=__version__,
@@ -113,6 +114,7 @@ class Benchmark:
             ceilings=ceilings,
             subjects=subject_reports(self._columns, ceilings, levels),
             peers=peer_figures(self._columns),
+            growth=growth_reports(self._columns),
         )
 
     def _round(self, number: int) -> None:
@@ -135,6 +137,7 @@ class Benchmark:
                 self._fail(column, error)
                 continue
             column.rounds.append(record)
+            self._remarks += [f"{column.subject.name}: {reason}" for reason in record.left_out]
             self._remarks += [f"{peer.tool} failed: {peer.error}" for peer in record.peers if peer.error]
 
     def _accuracy(self) -> None:

@@ -1,14 +1,17 @@
 """One round of one subject, in a process of its own: ``python -m nvlm_trt.bench.worker`` reads a job, writes a record.
 
 A process of its own keeps memory figures apart, and no engine computes beside another one's idle threads. The job is
-JSON on stdin; what is measured goes to the file that the job names, because libraries write to stdout.
+JSON on stdin; what is measured goes to the file that the job names. Lines on stdout say what is done now: what
+libraries write there goes nowhere.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -24,6 +27,7 @@ from nvlm_trt.bench.memory import peak_bytes
 from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
 from nvlm_trt.bench.quiet import ForeignLoad
 from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
+from nvlm_trt.bench.scenarios import Bounds, Scene, play
 from nvlm_trt.bench.subjects import ServerSubject, Subject
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import NvlmTrtError
@@ -40,7 +44,7 @@ class RoundJob(Frozen):
         subject: Who.
         workload: What is asked.
         number: Of the round, from 0 on; other rounds ask other questions.
-        tile_size: Side of a tile in pixels.
+        bounds: What can be asked.
         tools: Load tools of others that are run as well.
         result: The file that the record is written to.
     """
@@ -49,7 +53,7 @@ class RoundJob(Frozen):
     subject: Subject
     workload: Workload
     number: int
-    tile_size: int
+    bounds: Bounds
     tools: tuple[ToolName, ...] = ()
     result: Path
 
@@ -97,37 +101,59 @@ def main() -> int:
     """Do the job that stdin holds."""
     job = JOB.validate_json(sys.stdin.buffer.read())
     try:
-        job.result.write_bytes(_done(job))
+        job.result.write_bytes(_done(job, _teller()))
     except NvlmTrtError as error:
         sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
         return TOLD
     return 0
 
 
-def _done(job: Job) -> bytes:
+def _teller() -> Callable[[str], None]:
+    """Writes lines to what was stdout, and lets everybody else's go nowhere."""
+    kept = os.dup(sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+    def tell(line: str) -> None:
+        os.write(kept, f"{line}\n".encode())
+
+    return tell
+
+
+def _done(job: Job, say: Callable[[str], None]) -> bytes:
     match job:
         case CeilingsJob():
             return RATES.dump_json(measure_ceilings(job.device))
         case AccuracyJob():
             return measure_accuracy(job.subject, job.task, job.limit, job.output).model_dump_json().encode()
         case RoundJob():
-            return measure_round(job).model_dump_json().encode()
+            return measure_round(job, say).model_dump_json().encode()
 
 
-def measure_round(job: RoundJob) -> RoundRecord:
-    """Load, warm up, ask under every concurrency, look at the memory, run the tools of others."""
+def measure_round(job: RoundJob, say: Callable[[str], None] = lambda _: None) -> RoundRecord:
+    """Load, warm up, ask under every concurrency, go through the scenarios, look at the memory, run tools of others.
+
+    Args:
+        job: What is measured.
+        say: Told in a word what is measured now.
+    """
     workload, start = job.workload, job.number * job.workload.per_round()
-    questions = [workload.question(start + index, job.tile_size) for index in range(workload.per_round())]
+    tile_size = job.bounds.tile_size
+    questions = [workload.question(start + index, tile_size) for index in range(workload.per_round())]
     with ExitStack() as stack:
         gpu = stack.enter_context(GpuMemoryWatch()) if _on_gpu(job.subject) else None
         loaded = load(job.subject, workload.max_tokens, stack)
         warmup = tuple(loaded.asker.ask(question) for question in questions[: workload.warmup])
         waves, begin = [], workload.warmup
+        scene = Scene(loaded.asker, job.bounds, job.number, workload.repeats)
         with ForeignLoad() as others:
-            for level in workload.concurrencies:
+            for level in workload.levels:
+                say(f"{level} at a time")
                 end = begin + workload.count(level)
                 waves.append(run_wave(loaded.asker, questions[begin:end], level))
                 begin = end
+            cases = play(workload.scenarios, scene, say)
         peak = None if loaded.load_s is None else peak_bytes()
         gpu_peak = None if gpu is None else gpu.peak_bytes()
         peers = _peers(job, loaded.url) if loaded.url else ()
@@ -138,6 +164,8 @@ def measure_round(job: RoundJob) -> RoundRecord:
         gpu_peak_bytes=gpu_peak,
         warmup=warmup,
         waves=tuple(waves),
+        cases=cases,
+        left_out=tuple(scene.left_out),
         foreign_cores=None if loaded.load_s is None else others.cores,
         peers=peers,
     )
@@ -152,12 +180,12 @@ def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:
     """Every tool at every concurrency, right after our own waves, with requests of negative numbers: nobody else's."""
     records = []
     tokenizer = None if isinstance(job.subject, ServerSubject) else job.subject.engine / "tokenizer"
-    asked = sum(map(job.workload.count, job.workload.concurrencies)) * len(job.tools)
+    asked = sum(map(job.workload.count, job.workload.levels)) * len(job.tools)
     numbers = itertools.count(-1 - job.number * asked, -1)
     for name in job.tools:
-        for level in job.workload.concurrencies:
+        for level in job.workload.levels:
             few = itertools.islice(numbers, job.workload.count(level))
-            questions = [job.workload.question(number, job.tile_size) for number in few]
+            questions = [job.workload.question(number, job.bounds.tile_size) for number in few]
             with tempfile.TemporaryDirectory(prefix="nvlm-trt-bench-") as scratch:
                 task = PeerTask(
                     url=url,

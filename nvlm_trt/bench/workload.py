@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field, field_validator
 
-from nvlm_trt.bench.record import Frozen
+from nvlm_trt.bench.record import Frozen, ScenarioName
 from nvlm_trt.client.request import Turn, image_bytes
 from nvlm_trt.verify.cases import make_picture
 
@@ -60,6 +60,8 @@ class Workload(Frozen):
         concurrencies: Requests under way, one after the other.
         requests: Requests of each concurrency and round at least; rounded up to a multiple of the concurrency.
         warmup: Requests before that.
+        scenarios: What is measured (nvlm_trt/bench/scenarios).
+        repeats: Requests of each case of a scenario and round.
     """
 
     prompt: Annotated[str, Field(min_length=1)] = PROMPT
@@ -71,6 +73,8 @@ class Workload(Frozen):
     concurrencies: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1)] = (1, 2, 4, 8)
     requests: Annotated[int, Field(ge=1, le=1000)] = 8
     warmup: Annotated[int, Field(ge=1, le=100)] = 2
+    scenarios: Annotated[tuple[ScenarioName, ...], Field(min_length=1)] = ("load",)
+    repeats: Annotated[int, Field(ge=1, le=100)] = 2
 
     @field_validator("concurrencies")
     @classmethod
@@ -82,13 +86,18 @@ class Workload(Frozen):
         """Images of a request."""
         return 0 if self.text_only else 1
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Concurrencies that are measured: none where the scenario "load" is not asked for."""
+        return self.concurrencies if "load" in self.scenarios else ()
+
     def count(self, concurrency: int) -> int:
         """Requests of a round at that concurrency: whole turns, so that the end is as busy as the beginning."""
         return -(-self.requests // concurrency) * concurrency
 
     def per_round(self) -> int:
         """Requests of a round, warm-up included."""
-        return self.warmup + sum(map(self.count, self.concurrencies))
+        return self.warmup + sum(map(self.count, self.levels))
 
     def question(self, number: int, tile_size: int) -> Question:
         """Request number `number`, counted over all rounds.
@@ -108,15 +117,22 @@ class Workload(Frozen):
         return Question(self.prompt, (shifted_picture(width, height, number),))
 
 
-def shifted_picture(width: int, height: int, number: int) -> bytes:
-    """The JPEG file of a picture moved by `number` pixels: cheap, and each differs from all others everywhere."""
-    pixels = np.roll(_pixels(width, height), (number // width, number % width), axis=(0, 1))
+def shifted_picture(width: int, height: int, number: int, seed: int = 0) -> bytes:
+    """The JPEG file of a picture moved by `number` pixels: cheap, and each differs from all others everywhere.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        number: Below width x height, or it begins anew.
+        seed: Of the picture that is moved.
+    """
+    pixels = np.roll(_pixels(width, height, seed), (number // width, number % width), axis=(0, 1))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
 @cache
-def _pixels(width: int, height: int) -> npt.NDArray[np.uint8]:
+def _pixels(width: int, height: int, seed: int) -> npt.NDArray[np.uint8]:
     """uint8 [height, width, 3]."""
-    return np.asarray(make_picture(width, height, seed=0))
+    return np.asarray(make_picture(width, height, seed=seed))

@@ -42,6 +42,10 @@ def bench(
     text_only: Annotated[bool, typer.Option("--text-only", help="Ask without images.")] = False,
     columns: Annotated[int, typer.Option(min=1, max=12, help="Columns of tiles of a made image.")] = 2,
     rows: Annotated[int, typer.Option(min=1, max=12, help="Rows of tiles of a made image.")] = 1,
+    scenario: Annotated[
+        str, typer.Option(metavar="NAMES", help="What is measured: load, repeat, turns, stall, streams, prefill, ...")
+    ] = "load",
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Requests of each case of a scenario and round.")] = 2,
     peer_tools: Annotated[str, typer.Option(help="Run perf_analyzer (grpc), aiperf (http) beside us.")] = "",
     round_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which a round of a subject is given up.")
@@ -64,6 +68,7 @@ def bench(
         _compare(compare, json=json)
         return
     from nvlm_trt.bench.plan import Request, make_plan
+    from nvlm_trt.bench.scenarios import NAMES
     from nvlm_trt.bench.show.plots import require_matplotlib
     from nvlm_trt.bench.workload import PROMPT, Workload
     from nvlm_trt.errors import UserError
@@ -82,6 +87,8 @@ def bench(
         concurrencies=_levels(concurrency),
         requests=requests,
         warmup=warmup,
+        scenarios=_words("--scenario", scenario, NAMES),
+        repeats=repeats,
     )
     request = Request(
         engines=tuple(engine_dirs or ()),
@@ -118,8 +125,8 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
     request = plan.request
     folder = ReportFolder(output or default_folder())
     task = TaskFiles(request.task, request.task_limit, folder.answers) if request.task else None
-    workers = Workers(request.workload, plan.tile_size, round_timeout, task)
     say = reporter_for(silent=quiet or json).line
+    workers = Workers(request.workload, plan.bounds_of, round_timeout, task, lambda word: say(f"  {word}"))
     benchmark = Benchmark(plan, workers, say, folder.save)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are ended, rounds kept
     try:
@@ -166,7 +173,8 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
         "requests_per_round": workload.per_round(),
         "prompt_tokens": plan.prompt_tokens,
         "output_tokens": workload.max_tokens,
-        "concurrencies": list(workload.concurrencies),
+        "concurrencies": list(workload.levels),
+        "scenarios": list(workload.scenarios),
         "task_samples": plan.task.samples if plan.task else None,
     }
     if json:

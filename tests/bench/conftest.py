@@ -11,7 +11,7 @@ from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 
-from .made_up import made_report
+from .made_up import made_columns, made_report, with_cases
 
 RECIPE = """
 target: cpu
@@ -39,3 +39,11 @@ def small_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 def report() -> Report:
     """A report of round numbers."""
     return made_report()
+
+
+@pytest.fixture
+def scenario_report() -> Report:
+    """The same with a case or two of every scenario."""
+    report = made_report(with_cases(made_columns()))
+    scenarios = ("load", "repeat", "turns", "stall", "prefill", "growth")
+    return report.model_copy(update={"workload": report.workload.model_copy(update={"scenarios": scenarios})})

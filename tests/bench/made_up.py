@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvlm_trt.bench.assemble import Column, ceiling_reports, definitions, peer_figures, subject_reports
-from nvlm_trt.bench.record import PeerRecord, Rate, RequestRecord, RoundRecord, WaveRecord
+from nvlm_trt.bench.assemble import (
+    Column,
+    ceiling_reports,
+    definitions,
+    growth_reports,
+    peer_figures,
+    subject_reports,
+)
+from nvlm_trt.bench.record import (
+    CaseRecord,
+    PeerRecord,
+    Rate,
+    RequestRecord,
+    RoundRecord,
+    ScenarioName,
+    WaveRecord,
+)
 from nvlm_trt.bench.report import Machine, Report, Task
 from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject
 from nvlm_trt.bench.work import reference_work
@@ -45,6 +60,52 @@ def made_round(*ttfts: float, peers: tuple[PeerRecord, ...] = ()) -> RoundRecord
     )
 
 
+def made_cases() -> tuple[CaseRecord, ...]:
+    """A case or two of every scenario: TTFT of an image 2 s at first and 0.5, 0.25 and 0.4 s later."""
+
+    def case(
+        scenario: ScenarioName, name: str, *requests: RequestRecord, size: int | None = None, last_after: float = 0.0
+    ) -> CaseRecord:
+        started = (*[0.0] * (len(requests) - 1), last_after)
+        wall = max(begun + request.total_s for begun, request in zip(started, requests, strict=True))
+        return CaseRecord(scenario=scenario, case=name, size=size, wall_s=wall, started_s=started, requests=requests)
+
+    def waited(ttft_s: float, tiles: int = 7, tokens: int = 100) -> RequestRecord:
+        return RequestRecord(
+            ttft_s=ttft_s,
+            total_s=ttft_s,
+            prompt_tokens=tokens,
+            output_tokens=1,
+            images=1 if tiles else 0,
+            tiles=tiles,
+            vision_s=0.2 * tiles,
+        )
+
+    def answered(*arrivals: float) -> RequestRecord:
+        return RequestRecord(
+            ttft_s=arrivals[0],
+            total_s=arrivals[-1],
+            prompt_tokens=64,
+            output_tokens=len(arrivals),
+            images=0,
+            arrivals_s=arrivals,
+        )
+
+    return (
+        case("repeat", "first", waited(2.0)),
+        case("repeat", "other text in front", waited(0.5)),
+        case("repeat", "again", waited(0.25)),
+        case("turns", "first", waited(2.0)),
+        case("turns", "second", waited(0.4)),
+        case("stall", "long prompt", answered(1.0, 1.1, 1.2, 1.5, 1.6, 1.7), waited(0.35), last_after=1.3),
+        *(case("prefill", "text", waited(size / 500, 0, size), size=size) for size in (256, 512, 1024)),
+        *(case("vision", "image", waited(0.2 * size + 0.1, size), size=size) for size in (1, 3, 7)),
+        case("decode", "texts", answered(1.0, 1.1, 1.2), size=1),
+        case("decode", "texts", answered(1.0, 1.5, 2.0), answered(1.0, 1.5, 2.0), size=2),
+        *(case("streams", "texts", *[answered(0.5, 1.0 + size)] * size, size=size) for size in (1, 2, 4)),
+    )
+
+
 def made_columns() -> list[Column]:
     """The reference, an engine twice as fast, and a served one that failed after its first round."""
     config = tiny_spec(tile_size=112).config
@@ -60,6 +121,13 @@ def made_columns() -> list[Column]:
         Column(engine, "vision fp32", work, 5_000_000, [made_round(0.5, 0.6), made_round(0.7)], (1.0, 0.0)),
         Column(served, "vision fp32", None, 5_000_000, [made_round(0.5, peers=(theirs,))], failure="the server died"),
     ]
+
+
+def with_cases(columns: list[Column]) -> list[Column]:
+    """The columns, their rounds with a case or two of every scenario."""
+    for column in columns:
+        column.rounds = [done.model_copy(update={"cases": made_cases()}) for done in column.rounds]
+    return columns
 
 
 def made_report(columns: list[Column] | None = None) -> Report:
@@ -99,4 +167,5 @@ def made_report(columns: list[Column] | None = None) -> Report:
         ceilings=ceilings,
         subjects=subject_reports(shown, ceilings, workload.concurrencies),
         peers=peer_figures(shown),
+        growth=growth_reports(shown),
     )

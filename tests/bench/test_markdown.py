@@ -16,6 +16,7 @@ from nvlm_trt.bench.show.markdown import as_markdown, number, ranged, ratio
 from .made_up import made_columns, made_report
 
 GOLDEN = Path(__file__).with_name("golden") / "report.md"
+SCENARIOS = GOLDEN.with_name("scenarios.md")
 
 
 def test_the_report_reads_as_before(report: Report) -> None:
@@ -33,12 +34,23 @@ def test_every_figure_of_every_subject_is_shown(report: Report) -> None:
             assert ranged(figure.range) in shown
 
 
+def test_scenarios_read_as_before(scenario_report: Report) -> None:
+    shown = as_markdown(scenario_report)
+    begin, end = shown.index("## At several sizes"), shown.index("## Beside what")
+    part = shown[: shown.index("## What a precision")] + shown[begin:end] + shown[shown.index("## How cost") :]
+    if os.environ.get("NVLM_TRT_RENEW_GOLDEN") == "1":
+        SCENARIOS.write_text(part, encoding="utf-8")
+        pytest.skip("the golden file is renewed")
+    assert part == SCENARIOS.read_text(encoding="utf-8")
+
+
 def test_a_report_of_one_subject_without_ceilings_reads_too() -> None:
     report = made_report(made_columns()[:1]).model_copy(update={"ceilings": (), "complete": True, "task": None})
     shown = as_markdown(report)
     assert "not complete" not in shown
     assert "What the machine can do\n" not in shown
     assert "Load tools of others" not in shown
+    assert "How cost grows" not in shown
 
 
 @pytest.mark.parametrize(

@@ -24,18 +24,30 @@ from nvlm_trt.bench.metrics.parts import (
     VisionRate,
     VisionShare,
 )
+from nvlm_trt.bench.metrics.reuse import NewImage, RepeatedImage, RepeatedQuestion, SecondTurn
+from nvlm_trt.bench.metrics.scale import (
+    DecodeRate,
+    DecodeReadShare,
+    ImageShare,
+    ImageTiles,
+    ImageTtft,
+    PromptRate,
+    PromptShare,
+    StreamThroughput,
+)
+from nvlm_trt.bench.metrics.stall import HighGap, LargestGap, LongPrompt
 from nvlm_trt.bench.metrics.warmup import FirstRequest, WarmUpCost
 from nvlm_trt.bench.record import RequestRecord, RoundRecord, WaveRecord
 from nvlm_trt.bench.work import reference_work
 from nvlm_trt.model.synthetic import tiny_spec
 from nvlm_trt.plan.flops import prefill_flops, vision_flops_per_tile
 
-from .made_up import made_request, made_round
+from .made_up import made_cases, made_request, made_round
 
 CONFIG = tiny_spec(tile_size=112).config
 WORK = reference_work(CONFIG, "fp32")
 MEASURED = Measured(
-    rounds=(made_round(0.5, 0.7), made_round(0.9)),
+    rounds=(made_round(0.5, 0.7), made_round(0.9).model_copy(update={"cases": made_cases()})),
     work=WORK,
     read_ceiling=10e9,
     product_ceilings={"fp32": 100e9, "bf16": 1e9},
@@ -76,6 +88,23 @@ STEP_S = 0.1
         (FirstRequest(), [4000.0, 4000.0]),
         (WarmUpCost(), [4.0 / 0.6, 4.0 / 0.9]),
         (OthersLoad(), [0.05, 0.05]),
+        (NewImage(), [2000.0]),
+        (RepeatedImage(), [0.25]),
+        (RepeatedQuestion(), [0.125]),
+        (SecondTurn(), [0.2]),
+        (LargestGap(), [3.0]),  # 0.3 s, and 0.1 s before
+        (HighGap(), [2.96]),  # of 0.1, 0.1 and 0.3 s
+        (LongPrompt(), [350.0]),
+        (PromptRate(size=512), [500.0]),
+        (PromptRate(size=2048), []),
+        (PromptShare(size=512), [prefill_flops(CONFIG.decoder, 512) / 1.024 / 100e9 * 100]),
+        (DecodeRate(size=1), [10.0]),
+        (DecodeRate(size=2), [4.0]),
+        (DecodeReadShare(size=2), [(WORK.step_bytes + 2 * 66 * WORK.token_bytes) / 0.5 / 10e9 * 100]),
+        (StreamThroughput(size=4), [8 / 5]),
+        (ImageTtft(size=3), [700.0]),
+        (ImageTiles(size=3), [5.0]),
+        (ImageShare(size=3), [5 * vision_flops_per_tile(CONFIG) / 100e9 * 100]),
     ],
     ids=lambda value: value.name if isinstance(value, Metric) else "",
 )
@@ -97,7 +126,7 @@ def test_every_metric_is_checked_above_and_says_what_it_is() -> None:
 
 
 def test_nothing_measured_gives_no_samples_rather_than_zeros() -> None:
-    for metric in all_metrics((1, 2)):
+    for metric in all_metrics((1, 2), MEASURED.rounds):
         assert metric.samples(Measured(rounds=())) == []
 
 
@@ -111,12 +140,32 @@ def test_a_server_has_no_parts_and_no_memory_of_its_own() -> None:
     assert DecodeBandwidth().samples(served) == []  # its tokens may have arrived together
 
 
+def test_sizes_of_a_metric_are_those_that_were_measured() -> None:
+    sizes = {
+        metric.name: [each.size for each in all_metrics((), MEASURED.rounds) if each.name == metric.name]
+        for metric in (PromptRate, DecodeRate, ImageTtft)
+    }
+    assert sizes == {"prompt_tokens_per_s": [256, 512, 1024], "decode_tokens_per_s": [1, 2], "image_ttft": [1, 3, 7]}
+
+
+def test_vision_that_nobody_times_is_what_an_image_takes_longer_than_a_text_of_as_many_tokens() -> None:
+    (image,) = (case for case in made_cases() if case.scenario == "vision" and case.size == 3)
+    asked = image.requests[0].model_copy(update={"vision_s": None})
+    image = image.model_copy(update={"requests": (asked,)})
+    text = image.model_copy(update={"case": "text", "requests": (asked.model_copy(update={"ttft_s": 0.1}),)})
+    seen, unseen = (made_round(0.5).model_copy(update={"cases": cases}) for cases in ((image, text), (image,)))
+    assert ImageTiles(size=3).samples(Measured((seen,))) == pytest.approx([3 / 0.6])
+    assert ImageTiles(size=3).samples(Measured((unseen,))) == []
+
+
 def test_arithmetic_without_a_measured_ceiling_has_a_rate_but_no_share() -> None:
     measured = Measured(rounds=MEASURED.rounds, work=WORK, product_ceilings={"bf16": 1e9})
     assert VisionRate().samples(measured)
     assert VisionShare().samples(measured) == []
     assert DecodeBandwidth().samples(measured)
     assert DecodeShare().samples(measured) == []
+    assert PromptShare(size=512).samples(measured) == DecodeReadShare(size=1).samples(measured) == []
+    assert ImageShare(size=3).samples(measured) == []
 
 
 def test_an_answer_of_one_token_has_no_inter_token_latency() -> None:

@@ -44,7 +44,7 @@ def test_a_plan_knows_its_subjects_its_prompt_and_its_checkpoint(request_of: Req
     reference = plan.subjects[0]
     assert isinstance(reference, ReferenceSubject)
     assert reference.checkpoint == tiny_checkpoint
-    assert plan.tile_size == 112
+    assert plan.bounds.tile_size == 112
     assert plan.prompt_tokens is not None
     assert plan.prompt_tokens > 16  # one tile has 16 visual tokens
     assert plan.device == "cpu"

@@ -28,7 +28,16 @@ from nvlm_trt.errors import FaultError, ServerError
 from .engines import NVIDIA_SMI, on_path
 from .made_up import made_request
 
-WORKLOAD = Workload(max_tokens=3, concurrencies=(1, 2), requests=2, warmup=1, columns=1)
+WORKLOAD = Workload(
+    max_tokens=3,
+    concurrencies=(1, 2),
+    requests=2,
+    warmup=1,
+    columns=1,
+    scenarios=("load", "repeat", "turns", "streams", "vision"),
+    repeats=1,
+)
+SIZED = {"image_ttft": [1, 5, 7], "image_tiles_per_s": [1, 5, 7], "image_share": [1, 5, 7]}
 
 
 class InThisProcess:
@@ -43,7 +52,7 @@ class InThisProcess:
             subject=subject,
             workload=WORKLOAD,
             number=number,
-            tile_size=self.plan.tile_size,
+            bounds=self.plan.bounds_of(subject),
             tools=tools,
             result=self.scratch / "unused",
         )
@@ -103,8 +112,11 @@ def test_a_round_of_engine_and_reference_leaves_a_complete_report(measured: tupl
     assert [subject.failure for subject in report.subjects] == [None, None]
     assert {ceiling.name for ceiling in report.ceilings} == {"read", "fp32", "bf16", "int8"}
     for subject in report.subjects:
-        once = {figure.metric for figure in subject.figures if figure.concurrency is None}
-        assert once == {name for name, made in report.metrics.items() if made.section != "load"} - {"gpu_memory"}
+        once = {figure.metric for figure in subject.figures if figure.concurrency is figure.size is None}
+        others = {name for name, made in report.metrics.items() if made.section in ("load", "scale", "stall")}
+        assert once == set(report.metrics) - others - {"gpu_memory"}
+        sizes = {metric: [each.size for each in subject.figures if each.metric == metric] for metric in SIZED}
+        assert sizes == SIZED
         loaded = [(figure.metric, figure.concurrency) for figure in subject.figures if figure.concurrency is not None]
         metrics = [name for name, made in report.metrics.items() if made.section == "load"]
         assert loaded == [(metric, level) for metric in metrics for level in (1, 2)]
@@ -134,7 +146,7 @@ def test_reference_and_engine_are_asked_for_the_same_tokens(
 
 
 def test_a_worker_measures_in_a_process_of_its_own(plan: Plan) -> None:
-    record = Workers(WORKLOAD, plan.tile_size, timeout=300).round(plan.subjects[1], 0)
+    record = Workers(WORKLOAD, plan.bounds_of, timeout=300).round(plan.subjects[1], 0)
     assert record.peak_bytes is not None
     assert record.before_bytes is not None
     assert record.peak_bytes > record.before_bytes > 10 << 20
@@ -145,12 +157,12 @@ def test_a_worker_measures_in_a_process_of_its_own(plan: Plan) -> None:
 def test_what_a_worker_cannot_do_comes_back_as_one_sentence(plan: Plan, tmp_path: Path) -> None:
     gone = plan.subjects[1].model_copy(update={"engine": tmp_path / "gone"})
     with pytest.raises(FaultError, match=r"the engine directory is incomplete; seen: no recipe\.yaml"):
-        Workers(WORKLOAD, plan.tile_size, timeout=300).round(gone, 0)
+        Workers(WORKLOAD, plan.bounds_of, timeout=300).round(gone, 0)
 
 
 def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
     with pytest.raises(FaultError, match=r"took too long; seen: 0\.01 s"):
-        Workers(WORKLOAD, plan.tile_size, timeout=0.01).round(plan.subjects[1], 0)
+        Workers(WORKLOAD, plan.bounds_of, timeout=0.01).round(plan.subjects[1], 0)
 
 
 def test_a_worker_has_all_the_time_it_needs_for_a_task_and_leaves_its_answers(
@@ -158,7 +170,7 @@ def test_a_worker_has_all_the_time_it_needs_for_a_task_and_leaves_its_answers(
 ) -> None:
     files = TaskFiles(task, 2, tmp_path / "answers")
     served = plan.subjects[1].model_copy(update={"name": "small (grpc)"})  # by name alone: it answers in its process
-    assert Workers(WORKLOAD, plan.tile_size, 0.01, files).accuracy(served).failed == 0
+    assert Workers(WORKLOAD, plan.bounds_of, 0.01, files).accuracy(served).failed == 0
     lines = (tmp_path / "answers" / "small-grpc" / "records.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["0", "1"]
 
@@ -186,7 +198,7 @@ def test_our_own_figures_stand_beside_a_tool_that_left_nothing(
         subject=plan.subjects[1],
         workload=WORKLOAD,
         number=0,
-        tile_size=112,
+        bounds=plan.bounds,
         tools=("perf_analyzer",),
         result=tmp_path / "unused",
     )
@@ -212,7 +224,7 @@ def test_memory_of_the_gpu_is_that_of_a_subject_on_it(
         subject=plan.subjects[1].model_copy(update={"device": device}),
         workload=WORKLOAD,
         number=0,
-        tile_size=112,
+        bounds=plan.bounds,
         result=tmp_path / "unused",
     )
     assert measure_round(job).gpu_peak_bytes == expected
@@ -232,13 +244,13 @@ def test_tools_of_others_get_requests_that_nobody_else_had(
     silent = Silent()
     monkeypatch.setitem(RUN, "perf_analyzer", run)
     monkeypatch.setattr(worker, "load", lambda *_: Loaded(silent, 1.0, 0, "127.0.0.1:1"))
-    workload = WORKLOAD.model_copy(update={"text_only": True})
+    workload = WORKLOAD.model_copy(update={"text_only": True, "scenarios": ("load",)})
     for number in range(2):
         job = RoundJob(
             subject=plan.subjects[1],
             workload=workload,
             number=number,
-            tile_size=112,
+            bounds=plan.bounds,
             tools=("perf_analyzer",),
             result=tmp_path / "unused",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nvlm_trt.bench.metrics.base import Better, Measured, Metric, Section
+from nvlm_trt.bench.metrics.base import Better, Measured, Metric, Section, SizeUnit
 from nvlm_trt.bench.metrics.cost import (
     Accuracy,
     EngineMemory,
@@ -31,9 +31,23 @@ from nvlm_trt.bench.metrics.parts import (
     VisionRate,
     VisionShare,
 )
+from nvlm_trt.bench.metrics.reuse import NewImage, RepeatedImage, RepeatedQuestion, SecondTurn
+from nvlm_trt.bench.metrics.scale import (
+    DecodeRate,
+    DecodeReadShare,
+    ImageShare,
+    ImageTiles,
+    ImageTtft,
+    PromptRate,
+    PromptShare,
+    SizedMetric,
+    StreamThroughput,
+)
+from nvlm_trt.bench.metrics.stall import HighGap, LargestGap, LongPrompt
 from nvlm_trt.bench.metrics.warmup import FirstRequest, WarmUpCost
+from nvlm_trt.bench.record import RoundRecord
 
-__all__ = ["METRICS", "Better", "Measured", "Metric", "Section", "all_metrics"]
+__all__ = ["METRICS", "Better", "Measured", "Metric", "Section", "SizeUnit", "all_metrics"]
 
 ONCE: tuple[type[Metric], ...] = (
     Accuracy,
@@ -53,6 +67,13 @@ ONCE: tuple[type[Metric], ...] = (
     FirstRequest,
     WarmUpCost,
     OthersLoad,
+    NewImage,
+    RepeatedImage,
+    RepeatedQuestion,
+    SecondTurn,
+    LargestGap,
+    HighGap,
+    LongPrompt,
 )
 PER_CONCURRENCY: tuple[type[Metric], ...] = (
     TimeToFirstToken,
@@ -61,11 +82,31 @@ PER_CONCURRENCY: tuple[type[Metric], ...] = (
     TokenThroughput,
     ImageThroughput,
 )
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*ONCE, *PER_CONCURRENCY)}
+PER_SIZE: tuple[type[SizedMetric], ...] = (
+    PromptRate,
+    PromptShare,
+    DecodeRate,
+    DecodeReadShare,
+    StreamThroughput,
+    ImageTtft,
+    ImageTiles,
+    ImageShare,
+)
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*ONCE, *PER_CONCURRENCY, *PER_SIZE)}
 """By name, in the order of the report."""
 
 
-def all_metrics(concurrencies: Iterable[int]) -> list[Metric]:
-    """Every metric, those under load once for each concurrency."""
+def all_metrics(concurrencies: Iterable[int], rounds: Iterable[RoundRecord] = ()) -> list[Metric]:
+    """Every metric: those under load once for each concurrency, those of sizes once for each size.
+
+    Args:
+        concurrencies: Of the load.
+        rounds: Where sizes are looked for.
+    """
     levels = list(concurrencies)
-    return [*(metric() for metric in ONCE), *(metric(level) for metric in PER_CONCURRENCY for level in levels)]
+    sizes = sorted({(case.scenario, case.size) for done in rounds for case in done.cases if case.size is not None})
+    return [
+        *(metric() for metric in ONCE),
+        *(metric(level) for metric in PER_CONCURRENCY for level in levels),
+        *(metric(size=size) for metric in PER_SIZE for name, size in sizes if name == metric.scenario),
+    ]

@@ -14,7 +14,8 @@ from nvlm_trt.bench.spread import Spread, quartiles
 from nvlm_trt.bench.work import Arithmetic, Work
 
 Better = Literal["higher", "lower"]
-Section = Literal["cost", "speed", "load", "ceiling", "warm-up", "disturbance"]
+Section = Literal["cost", "speed", "load", "reuse", "stall", "scale", "ceiling", "warm-up", "disturbance"]
+SizeUnit = Literal["tokens", "tiles", "streams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class Metric(ABC):
     """One figure.
 
     Attributes:
+        size_unit: What `size` counts; None for a metric that has no sizes.
         concurrency: Requests under way; None where it does not matter.
+        size: Tokens, tiles or streams of a scenario's case; None where it does not matter.
     """
 
     name: ClassVar[str]
@@ -61,7 +64,9 @@ class Metric(ABC):
     unit: ClassVar[str]
     better: ClassVar[Better]
     section: ClassVar[Section]
+    size_unit: ClassVar[SizeUnit | None] = None
     concurrency: int | None = None
+    size: int | None = None
 
     @abstractmethod
     def samples(self, measured: Measured) -> list[float]:

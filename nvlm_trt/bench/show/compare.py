@@ -60,7 +60,7 @@ class Comparison:
         for each in self.differences:
             yield [
                 each.subject,
-                row_title(self.first, each.metric, each.concurrency),
+                row_title(self.first, each.before.row),
                 ranged(each.before.range),
                 ranged(each.after.range),
                 "-" if each.ratio is None else f"{each.ratio:.2f}x",
@@ -75,6 +75,7 @@ class Comparison:
                     "subject": each.subject,
                     "metric": each.metric,
                     "concurrency": each.concurrency,
+                    "size": each.before.size,
                     "first": each.before.range.model_dump(),
                     "second": each.after.range.model_dump(),
                     "ratio": each.ratio,
@@ -95,7 +96,7 @@ def compare(first: Report, second: Report) -> Comparison:
     differences = []
     for subject in first.subjects:
         for before in subject.figures if subject.name in theirs else ():
-            after = theirs[subject.name].figure(before.metric, before.concurrency)
+            after = theirs[subject.name].figure(*before.row)
             if after is not None and before.metric in second.metrics:
                 differences.append(_difference(first, subject.name, before, after))
     return Comparison(

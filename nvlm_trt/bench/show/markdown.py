@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from nvlm_trt.bench.metrics import Section
-from nvlm_trt.bench.report import Figure, PeerFigure, Range, Report, SubjectReport
+from nvlm_trt.bench.report import Figure, PeerFigure, Range, Report, Row, SubjectReport
 
 HEADINGS: Final[dict[Section, str]] = {
     "cost": "What a precision costs",
     "speed": "One request at a time, part by part",
     "load": "Under load",
+    "scale": "At several sizes",
+    "reuse": "What was there before",
+    "stall": "Running streams while a long prompt is read",
     "ceiling": "Beside what the machine can do",
     "warm-up": "Warm-up, which counts for nothing above",
     "disturbance": "Was the machine quiet?",
@@ -23,6 +26,11 @@ NOTHING: Final = 1e-9
 READING: Final = (
     "A cell is the median (first to third quartile), or for accuracy the mean (95% interval), and its ratio to the "
     "baseline. An arrow says which way is better. `n` counts the samples."
+)
+
+GROWTH_READING: Final = (
+    "Seconds = factor x size ^ exponent, least squares of the logarithms of the medians: exponent 1 is linear, 0 "
+    "constant. The residual is the root mean square of ln(seconds / fitted seconds)."
 )
 
 
@@ -38,6 +46,8 @@ def as_markdown(report: Report, plots: Sequence[str] = ()) -> str:
         rows = list(_rows(report, section))
         if rows:
             parts.append(f"## {heading}\n\n{_table(_columns(report), rows)}")
+    if report.growth:
+        parts.append(f"## How cost grows\n\n{GROWTH_READING}\n\n{_growth(report)}")
     if report.ceilings:
         parts.append(f"## What the machine can do\n\n{_ceilings(report)}")
     if report.peers:
@@ -68,11 +78,22 @@ def ranged(spread: Range) -> str:
     return middle if spread.n == 1 else f"{middle} ({number(spread.low)} to {number(spread.high)})"
 
 
-def row_title(report: Report, metric: str, concurrency: int | None) -> str:
-    """A metric in words, its unit, and which way is better."""
-    made = report.metrics[metric]
-    load = "" if concurrency is None else f", {concurrency} at a time"
-    return f"{made.title}{load} [{made.unit}] {'↑' if made.better == 'higher' else '↓'}"
+def row_title(report: Report, row: Row) -> str:
+    """A metric in words, its size, its unit, and which way is better."""
+    made = report.metrics[row.metric]
+    return f"{made.title}{where(report, row)} [{made.unit}] {'↑' if made.better == 'higher' else '↓'}"
+
+
+def where(report: Report, row: Row) -> str:
+    """At how many requests under way, or at which size; empty where neither matters."""
+    load = "" if row.concurrency is None else f", {row.concurrency} at a time"
+    unit = report.metrics[row.metric].size_unit
+    return load if row.size is None or unit is None else f"{load}, {sized(row.size, unit)}"
+
+
+def sized(size: int, unit: str) -> str:
+    """A size in words: 1 tile, 2,048 tokens."""
+    return f"{size:,} {unit.removesuffix('s') if size == 1 else unit}"
 
 
 def _head(report: Report) -> str:
@@ -81,6 +102,8 @@ def _head(report: Report) -> str:
     gpus = f", {', '.join(machine.gpus)}" if machine.gpus else ""
     picture = "no image" if workload.text_only else "1 image"
     prompt = "" if report.prompt_tokens is None else f", a prompt of {report.prompt_tokens} tokens"
+    load = f"{workload.requests} requests or more at each concurrency and round" if workload.levels else "no load"
+    others = [name for name in workload.scenarios if name != "load"]
     state = "" if report.complete else ", **not complete**"
     lines = [
         "# Benchmark",
@@ -90,10 +113,11 @@ def _head(report: Report) -> str:
         f"- machine: {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB{gpus}, "
         f"{machine.system}",
         f"- versions: {versions}",
-        f"- a request: {picture}{prompt}, an answer of {workload.max_tokens} tokens; "
-        f"{workload.requests} requests or more at each concurrency and round",
+        f"- a request: {picture}{prompt}, an answer of {workload.max_tokens} tokens; {load}",
         f"- baseline: {report.baseline}",
     ]
+    if others:
+        lines.append(f"- scenarios: {', '.join(others)}; each case {workload.repeats} times a round")
     if report.task is not None:
         lines.append(f"- accuracy: {report.task.samples} questions of {report.task.name}")
     lines += [f"- {_title(subject)}: {subject.precision}" for subject in report.subjects]
@@ -111,12 +135,15 @@ def _columns(report: Report) -> list[str]:
 
 
 def _rows(report: Report, section: Section) -> Iterator[list[str]]:
-    for metric, concurrency in report.rows():
-        if report.metrics[metric].section == section:
-            found = [subject.figure(metric, concurrency) for subject in report.subjects]
+    for row in report.rows():
+        if report.metrics[row.metric].section == section:
+            found = [subject.figure(*row) for subject in report.subjects]
             counts = sorted({figure.range.n for figure in found if figure})
-            title = row_title(report, metric, concurrency)
-            yield [title, *(_cell(figure, index == 0) for index, figure in enumerate(found)), _span(counts)]
+            yield [
+                row_title(report, row),
+                *(_cell(figure, index == 0) for index, figure in enumerate(found)),
+                _span(counts),
+            ]
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -135,6 +162,17 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _growth(report: Report) -> str:
+    rows = []
+    for each in report.growth:
+        first, last = each.points[0], each.points[-1]
+        ends = [f"{number(point.seconds)} s at {sized(point.size, each.unit)}" for point in (first, last)]
+        rows.append(
+            [each.subject, each.cost, " to ".join(ends), f"{each.exponent:.2f}", number(each.residual), str(first.n)]
+        )
+    return _table(["", "seconds of", "medians", "exponent", "residual", "n"], rows)
+
+
 def _ceilings(report: Report) -> str:
     titles = {"read": "reading memory"}
     rows = [
@@ -151,7 +189,7 @@ def _ceilings(report: Report) -> str:
 
 def _peers(report: Report) -> str:
     rows = [
-        [peer.tool, peer.subject, row_title(report, peer.metric, peer.concurrency), *_beside(peer)]
+        [peer.tool, peer.subject, row_title(report, Row(peer.metric, peer.concurrency)), *_beside(peer)]
         for peer in report.peers
     ]
     return _table(["tool", "server", "", "theirs", "ours", "ranges overlap"], rows)
@@ -163,5 +201,5 @@ def _beside(peer: PeerFigure) -> list[str]:
 
 
 def _formulas(report: Report) -> str:
-    shown = dict.fromkeys(metric for metric, _ in report.rows())
+    shown = dict.fromkeys(row.metric for row in report.rows())
     return "\n".join(f"- **{report.metrics[name].title}**: {report.metrics[name].formula}" for name in shown)

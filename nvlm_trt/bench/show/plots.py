@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from nvlm_trt.bench.report import Figure, Report
+from nvlm_trt.bench.show.canvas import canvas, place_of, png
+from nvlm_trt.bench.show.size_plots import draw_growth, draw_sizes, sized_metrics
 from nvlm_trt.errors import UserError
 
 PANELS: Final = (
@@ -22,11 +22,16 @@ PANELS: Final = (
     ("tiles_per_s", None),
     ("vision_share", None),
     ("decode_share", None),
+    ("repeated_image", None),
+    ("repeated_question", None),
+    ("second_turn", None),
+    ("largest_gap", None),
+    ("p99_gap", None),
+    ("long_prompt_ttft", None),
 )
 """Bars of the overview, as far as they were measured."""
 
 COLUMNS: Final = 3
-DPI: Final = 120
 
 
 def require_matplotlib() -> None:
@@ -45,40 +50,44 @@ def require_matplotlib() -> None:
 def draw(report: Report) -> dict[str, bytes]:
     """Every plot as a PNG file, by name."""
     pictures = {"overview.png": _overview(report)}
-    if len(report.workload.concurrencies) > 1:
+    if len(report.workload.levels) > 1:
         pictures["throughput.png"] = _throughput(report)
+    if sized := sized_metrics(report):
+        pictures["sizes.png"] = draw_sizes(report, sized)
+    if report.growth:
+        pictures["growth.png"] = draw_growth(report)
     return pictures
 
 
 def _overview(report: Report) -> bytes:
     panels = [panel for panel in PANELS if any(_bars(report, *panel))]
     rows = max(1, -(-len(panels) // COLUMNS))
-    figure = _figure(4 * COLUMNS, 0.6 + rows * (1.0 + 0.35 * len(report.subjects)))
+    figure = canvas(4 * COLUMNS, 0.6 + rows * (1.0 + 0.35 * len(report.subjects)))
     for index, (metric, concurrency) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, COLUMNS, index)
         for place, (name, found) in enumerate(_bars(report, metric, concurrency)):
             value = found.range.value
             ends = [[max(0.0, value - found.range.low)], [max(0.0, found.range.high - value)]]
-            axes.barh(place, value, xerr=ends, color=f"C{_place(report, name)}", capsize=3)
+            axes.barh(place, value, xerr=ends, color=f"C{place_of(report, name)}", capsize=3)
         names = [name for name, _ in _bars(report, metric, concurrency)]
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         made = report.metrics[metric]
         load = "" if concurrency is None else f", {concurrency} at a time"
         axes.set_title(f"{made.title}{load} [{made.unit}], {made.better} is better", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _throughput(report: Report) -> bytes:
-    figure = _figure(12, 4)
+    figure = canvas(12, 4)
     for index, metric in enumerate(("tokens_per_s", "ttft", "itl"), start=1):
         axes = figure.add_subplot(1, 3, index)
         for subject in report.subjects:
-            points = [(level, subject.figure(metric, level)) for level in report.workload.concurrencies]
+            points = [(level, subject.figure(metric, level)) for level in report.workload.levels]
             lines = [(level, found.range) for level, found in points if found]
             if lines:
                 levels = [level for level, _ in lines]
-                colour = f"C{_place(report, subject.name)}"
+                colour = f"C{place_of(report, subject.name)}"
                 axes.plot(levels, [each.value for _, each in lines], marker="o", label=subject.name, color=colour)
                 axes.fill_between(
                     levels, [each.low for _, each in lines], [each.high for _, each in lines], alpha=0.2, color=colour
@@ -86,11 +95,11 @@ def _throughput(report: Report) -> bytes:
         made = report.metrics[metric]
         axes.set_title(f"{made.title} [{made.unit}], {made.better} is better", fontsize=9)
         axes.set_xlabel("requests at a time")
-        axes.set_xticks(report.workload.concurrencies)
+        axes.set_xticks(report.workload.levels)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _bars(report: Report, metric: str, concurrency: int | None) -> Iterator[tuple[str, Figure]]:
@@ -98,21 +107,3 @@ def _bars(report: Report, metric: str, concurrency: int | None) -> Iterator[tupl
         found = subject.figure(metric, concurrency)
         if found is not None:
             yield subject.name, found
-
-
-def _place(report: Report, name: str) -> int:
-    """A subject has one colour in all plots."""
-    return [subject.name for subject in report.subjects].index(name)
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure without a window system: no global state of pyplot's is touched."""
-    made = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(made)
-    return made
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    return file.getvalue()
