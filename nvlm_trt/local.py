@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_trt.decoder.engine import DecoderEngine, RequestHandle
+from nvlm_trt.decoder.engine import DecoderEngine
+from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.request import DecodeRequest, FinishReason, SamplingParams
+from nvlm_trt.decoder.request_handle import RequestHandle
 from nvlm_trt.decoder.stopping import AnswerText
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.config import load_config
@@ -191,7 +193,8 @@ class LocalEngine:
         count = self.recipe.cpu_threads if threads is None else threads
         runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
         self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
-        self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count)
+        cache = KvCacheSettings(self.recipe.cpu_engine.kv_cache_mib, self.recipe.cpu_engine.kv_cache_reuse)
+        self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count, cache=cache)
         self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
         self._names = itertools.count()
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
+from nvlm_trt.decoder.generation import Generation
 from nvlm_trt.decoder.kv_blocks import BlockManager
+from nvlm_trt.decoder.kv_memory import KvCacheSettings, memory_at_hand, num_blocks
+from nvlm_trt.decoder.prefix import PrefixKeys
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, TokenEvent, check_request
-from nvlm_trt.decoder.scheduler import ChunkLimits, Generation, Scheduler
-from nvlm_trt.decoder.session_cpu import DecoderSession
+from nvlm_trt.decoder.request_handle import RequestHandle
+from nvlm_trt.decoder.scheduler import Scheduler
+from nvlm_trt.decoder.session_cpu import DecoderSession, compile_properties
+from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.decoder.step_costs import ChunkLimits, StepCosts
 from nvlm_trt.errors import RequestError, ServerError
 
 IDLE_SECONDS = 0.5
@@ -36,59 +42,16 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """How busy an engine is: requests in the batch and in the queue, cache blocks free and in all."""
+class CheckedRequest:
+    """A request that the engine can serve, ready to be queued, once.
 
-    running: int
-    waiting: int
-    free_blocks: int
-    num_blocks: int
-
-
-class RequestHandle:
-    """A submitted request: its events, in order, for one reader.
-
-    Iterating blocks until the request ends; the last event has a finish_reason.
+    Attributes:
+        request: The request.
+        keys: Names of its blocks; None where no block is shared.
     """
 
-    def __init__(self, engine: DecoderEngine, request_id: str) -> None:
-        self.request_id = request_id
-        self._engine = engine
-        self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-
-    def put(self, event: TokenEvent) -> None:
-        """Take an event from the worker."""
-        self._events.put(event)
-
-    def cancel(self) -> None:
-        """End the request at the next token boundary."""
-        self._engine.cancel(self.request_id)
-
-    def __iter__(self) -> Iterator[TokenEvent]:
-        while True:
-            event = self._events.get()
-            yield event
-            if event.finish_reason is not None:
-                return
-
-    def result(self) -> tuple[list[int], FinishReason]:
-        """Wait for the end.
-
-        Returns:
-            The tokens of the answer, and why it ended.
-
-        Raises:
-            ServerError: the request ended in a fault.
-        """
-        tokens: list[int] = []
-        reason: FinishReason = "error"
-        for event in self:
-            if event.token is not None:
-                tokens.append(event.token)
-            if event.finish_reason == "error":
-                raise ServerError(event.error or "the decoder failed")
-            reason = event.finish_reason or reason
-        return tokens, reason
+    request: DecodeRequest
+    keys: PrefixKeys | None
 
 
 class DecoderEngine:
@@ -100,7 +63,9 @@ class DecoderEngine:
         config: The engine's shapes and limits.
         session: The compiled decoder; only the worker touches it.
         num_blocks: Blocks of the session's KV cache.
+        reuse: Share blocks among requests that begin alike, and keep them for requests to come.
         limits: Prompt tokens a step.
+        clock: Seconds, from any beginning; steps are measured with it.
 
     Attributes:
         config: The engine's shapes and limits.
@@ -109,13 +74,23 @@ class DecoderEngine:
     """
 
     def __init__(
-        self, config: DecoderEngineConfig, session: Session, num_blocks: int, *, limits: ChunkLimits | None = None
+        self,
+        config: DecoderEngineConfig,
+        session: Session,
+        num_blocks: int,
+        *,
+        reuse: bool = True,
+        limits: ChunkLimits | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.heartbeat = time.monotonic()
         self._session = session
+        self._reuse = reuse
+        self._clock = clock
         self._blocks = BlockManager(num_blocks, config.block_size)
-        self._scheduler = Scheduler(self._blocks, config.max_batch_size, limits or ChunkLimits())
+        self._costs = StepCosts(limits or ChunkLimits())
+        self._scheduler = Scheduler(self._blocks, config.max_batch_size, self._costs)
         self._wake = threading.Condition()
         self._arrived: list[Generation] = []
         self._known: dict[str, Generation] = {}
@@ -129,7 +104,7 @@ class DecoderEngine:
         directory: Path,
         *,
         threads: int = 0,
-        cache_tokens: int | None = None,
+        cache: KvCacheSettings | None = None,
         limits: ChunkLimits | None = None,
     ) -> DecoderEngine:
         """Load what `build_decoder_cpu` wrote.
@@ -137,19 +112,34 @@ class DecoderEngine:
         Args:
             directory: ``engines/<recipe>/decoder/cpu``.
             threads: Threads to compute with; 0 leaves it to OpenVINO.
-            cache_tokens: Tokens in the KV cache; None has room for max_batch_size requests of max_seq_len. A block
-                takes memory when it is first used.
+            cache: How the KV cache is run; None for the defaults.
             limits: Prompt tokens a step.
 
         Raises:
             EngineError: the directory is no compiled decoder of this version.
+            DoesNotFitError: the cache's bound is impossible.
         """
-        config = DecoderEngineConfig.read(directory)
-        whole = -(-config.max_seq_len // config.block_size)
-        num_blocks = config.max_batch_size * whole if cache_tokens is None else -(-cache_tokens // config.block_size)
-        return cls(config, DecoderSession(directory, config, num_blocks, threads), num_blocks, limits=limits)
+        config, cache = DecoderEngineConfig.read(directory), cache or KvCacheSettings()
+        dtype = compile_properties(ov.Core(), config.precision, threads)["KV_CACHE_PRECISION"]
+        blocks = num_blocks(config, dtype, cache.mib, memory_at_hand(directory))
+        log.info("a KV cache of %d tokens (%s)", blocks * config.block_size, dtype)
+        session = DecoderSession(directory, config, blocks, threads)
+        return cls(config, session, blocks, reuse=cache.reuse, limits=limits)
 
-    def submit(self, request: DecodeRequest, sink: EventSink | None = None) -> RequestHandle:
+    def check(self, request: DecodeRequest) -> CheckedRequest:
+        """Check a request and name its blocks: what takes longest of `submit`, for callers with a thread to spare.
+
+        Raises:
+            RequestError: the request cannot be served.
+        """
+        check_request(request, self.config, self._blocks.num_blocks * self.config.block_size)
+        if not self._reuse:
+            return CheckedRequest(request, None)
+        config = self.config
+        keys = PrefixKeys(request.input_ids, request.prompt_table, config.vocab_size, config.block_size)
+        return CheckedRequest(request, keys)
+
+    def submit(self, request: DecodeRequest | CheckedRequest, sink: EventSink | None = None) -> RequestHandle:
         """Queue a request.
 
         Args:
@@ -160,15 +150,16 @@ class DecoderEngine:
             RequestError: the request cannot be served, or its id is in use; nothing was queued.
             ServerError: the engine is closed.
         """
-        check_request(request, self.config, self._blocks.num_blocks * self.config.block_size)
-        handle = RequestHandle(self, request.request_id)
-        generation = Generation(request, sink or handle.put, self.config.vocab_size)
+        checked = request if isinstance(request, CheckedRequest) else self.check(request)
+        name = checked.request.request_id
+        handle = RequestHandle(name, lambda: self.cancel(name))
+        generation = Generation(checked.request, sink or handle.put, self.config.vocab_size, checked.keys)
         with self._wake:
             if self._closing:
                 raise ServerError("the decoder engine is closed")
-            if request.request_id in self._known:
-                raise RequestError("the request id is in use", seen=request.request_id, fix="use another")
-            self._known[request.request_id] = generation
+            if name in self._known:
+                raise RequestError("the request id is in use", seen=name, fix="use another")
+            self._known[name] = generation
             self._arrived.append(generation)
             self._wake.notify()
         return handle
@@ -183,9 +174,18 @@ class DecoderEngine:
 
     def status(self) -> EngineStatus:
         """How busy the engine is."""
+        blocks, scheduler = self._blocks, self._scheduler
         with self._wake:
-            waiting = self._scheduler.num_waiting + len(self._arrived)
-            return EngineStatus(self._scheduler.num_running, waiting, self._blocks.num_free, self._blocks.num_blocks)
+            return EngineStatus(
+                running=scheduler.num_running,
+                waiting=scheduler.num_waiting + len(self._arrived),
+                num_blocks=blocks.num_blocks,
+                free_blocks=blocks.num_free,
+                cached_blocks=blocks.num_published,
+                evicted_blocks=blocks.evictions,
+                prompt_tokens=scheduler.prompt_tokens,
+                reused_tokens=scheduler.reused_tokens,
+            )
 
     def close(self) -> None:
         """End every request ("cancelled") and the worker; may be called twice."""
@@ -221,7 +221,7 @@ class DecoderEngine:
             self._arrived.clear()
         error = "the decoder engine ended" if reason == "error" else None
         for generation in self._scheduler.generations:
-            self._end(generation, TokenEvent(generation.request.request_id, None, reason, error))
+            self._end(generation, TokenEvent(generation.name, None, reason, error))
 
     def _collect(self) -> bool:
         """Take in arrivals and cancellations, sleeping while there is nothing to do; False when closing."""
@@ -235,28 +235,33 @@ class DecoderEngine:
             closing = self._closing
         for generation in self._scheduler.generations:
             if generation.cancelled:
-                self._end(generation, TokenEvent(generation.request.request_id, None, "cancelled"))
+                self._end(generation, TokenEvent(generation.name, None, "cancelled"))
         return not closing
 
     def _run(self, step: Sequence[tuple[Generation, StepPart]]) -> None:
         """Run one step and hand out its tokens."""
+        began = self._clock()
         try:
             logits = iter(self._session.run([part for _, part in step]))
         except Exception:  # whatever the runtime raises must not end the worker
             log.exception("a decoder step failed")
             for generation, _ in step:
-                name = generation.request.request_id
+                name = generation.name
                 self._end(generation, TokenEvent(name, None, "error", "the decoder failed in this step"))
             return
+        decoding = sum(generation.decoding for generation, _ in step)
+        tokens = sum(len(part.input_ids) for _, part in step)
+        self._costs.observe(decoding, tokens - decoding, self._clock() - began)
         for generation, part in step:
             self._advance(generation, part, next(logits) if part.wants_logits else None)
 
     def _advance(self, generation: Generation, part: StepPart, logits: npt.NDArray[np.float32] | None) -> None:
         try:
             event = generation.advance(part, logits)
+            self._scheduler.wrote(generation)
         except Exception:  # a fault in sampling is this request's alone
             log.exception("choosing a token failed")
-            event = TokenEvent(generation.request.request_id, None, "error", "choosing a token failed")
+            event = TokenEvent(generation.name, None, "error", "choosing a token failed")
         if event is None:
             return
         if event.finish_reason is not None:
@@ -268,7 +273,7 @@ class DecoderEngine:
         """Free everything that the request holds, then tell its caller."""
         with self._wake:
             self._scheduler.remove(generation)
-            del self._known[generation.request.request_id]
+            del self._known[generation.name]
         self._send(generation, event)
 
     def _send(self, generation: Generation, event: TokenEvent) -> bool:

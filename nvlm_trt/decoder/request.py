@@ -138,9 +138,10 @@ def check_request(request: DecodeRequest, config: DecoderEngineConfig, cache_tok
         expected = f"0 to {config.vocab_size + rows - 1} ({config.vocab_size} tokens, {rows} rows of the prompt table)"
         raise RequestError("an id of the prompt is out of range", seen=worst, expected=expected)
     longest = min(config.max_seq_len, cache_tokens)
+    bound = "engine" if longest == config.max_seq_len else "KV cache"
     if ids.size + request.sampling.max_tokens > longest:
         raise RequestError(
-            "the prompt and max_tokens are longer than the engine",
+            f"the prompt and max_tokens are longer than the {bound}",
             seen=f"{ids.size} + {request.sampling.max_tokens} tokens",
             expected=f"at most {longest}",
             fix="shorten the prompt, use fewer tiles, or ask for fewer tokens",

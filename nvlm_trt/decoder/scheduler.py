@@ -5,100 +5,31 @@ of every request that decodes and, in what is left of its budget, chunks of the 
 long prompt never stalls running streams for longer than one chunk. Requests are admitted in the order of arrival; the
 first that does not fit holds back those behind it, so none starves.
 
-Pure bookkeeping: no threads, no OpenVINO.
+What the cache holds already is not read again: a prompt goes on behind the blocks that it shares, also behind those
+that another request has written since it was admitted.
+
+Pure bookkeeping: no threads, no clock, no OpenVINO.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from nvlm_trt.decoder.generation import Generation
 from nvlm_trt.decoder.kv_blocks import BlockManager
-from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, TokenEvent
-from nvlm_trt.decoder.sampling import Sampler
 from nvlm_trt.decoder.step import StepPart
 
-
-@dataclass(frozen=True, slots=True)
-class ChunkLimits:
-    """Prompt tokens that one step reads at most.
-
-    Attributes:
-        alone: When no request is decoding.
-        beside_decoding: When some are: the longest pause that a long prompt gives them.
-    """
-
-    alone: int = 512
-    beside_decoding: int = 128
+Step = Sequence[tuple[Generation, StepPart]]
+"""Who brings what to a step."""
 
 
-class Generation:
-    """A request on its way through the engine.
+class ChunkBudget(Protocol):
+    """What says how many tokens of prompts a step may read: `nvlm_trt.decoder.step_costs.StepCosts`."""
 
-    Args:
-        request: The request, already checked.
-        sink: Where its events go.
-        vocab_size: Logits of a step.
-    """
-
-    def __init__(self, request: DecodeRequest, sink: EventSink, vocab_size: int) -> None:
-        self.request = replace(request, prompt_table=None)
-        self.sink = sink
-        self.blocks: tuple[int, ...] = ()
-        self.cancelled = False
-        self._sampler = Sampler(request.sampling, request.input_ids, vocab_size)
-        self._table = request.prompt_table
-        self._past = 0
-        self._answered = 0
-        self._last: npt.NDArray[np.int32] = request.input_ids[:0]
-
-    @property
-    def max_tokens_in_cache(self) -> int:
-        """Tokens that the cache must hold for it at most."""
-        return len(self.request.input_ids) + self.request.sampling.max_tokens
-
-    @property
-    def decoding(self) -> bool:
-        """Whether its prompt has been read, so that a step brings its next token."""
-        return self._past >= len(self.request.input_ids)
-
-    def part(self, budget: int) -> StepPart:
-        """Its part of the next step: the last token, or up to `budget` (1 or more) tokens of the prompt."""
-        if self.decoding:
-            return StepPart(self._last, self._past, self.blocks, None, wants_logits=True)
-        prompt = self.request.input_ids
-        chunk = prompt[self._past : self._past + budget]
-        whole = self._past + len(chunk) == len(prompt)
-        return StepPart(chunk, self._past, self.blocks, self._table, wants_logits=whole)
-
-    def advance(self, part: StepPart, logits: npt.NDArray[np.float32] | None) -> TokenEvent | None:
-        """Account for a step that was run.
-
-        Args:
-            part: Its part of the step.
-            logits: float32 [vocab_size] where the part wanted them.
-
-        Returns:
-            The next event of the answer, or None while the prompt is being read.
-        """
-        self._past += len(part.input_ids)
-        if logits is None:
-            return None
-        self._table = None  # every row has been read: give the memory back
-        name, sampling = self.request.request_id, self.request.sampling
-        if not np.isfinite(logits).all():
-            return TokenEvent(name, None, "error", "the model answered with values that are not finite")
-        token = self._sampler.next_token(logits)
-        if token in sampling.stop_ids:
-            return TokenEvent(name, None, "stop")
-        self._answered += 1
-        self._last = np.array([token], np.int32)
-        reason: FinishReason | None = "length" if self._answered == sampling.max_tokens else None
-        return TokenEvent(name, token, reason)
+    def budget(self, decoding: int) -> int:
+        """Tokens of prompts beside so many decoding requests; 0 only beside some."""
 
 
 class Scheduler:
@@ -107,13 +38,19 @@ class Scheduler:
     Args:
         blocks: The KV cache's blocks.
         max_batch_size: Generations that run at once at most.
-        limits: Prompt tokens a step.
+        chunks: Prompt tokens a step.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompts that were admitted so far.
+        reused_tokens: Those among them that the cache held already.
     """
 
-    def __init__(self, blocks: BlockManager, max_batch_size: int, limits: ChunkLimits) -> None:
+    def __init__(self, blocks: BlockManager, max_batch_size: int, chunks: ChunkBudget) -> None:
+        self.prompt_tokens = 0
+        self.reused_tokens = 0
         self._blocks = blocks
         self._max_batch_size = max_batch_size
-        self._limits = limits
+        self._chunks = chunks
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
 
@@ -137,32 +74,62 @@ class Scheduler:
         self._waiting.append(generation)
 
     def remove(self, generation: Generation) -> None:
-        """Forget a generation, running or waiting, and free its blocks."""
+        """Forget a generation, running or waiting, and let go of its blocks."""
         if generation in self._running:
             self._running.remove(generation)
         else:
             self._waiting.remove(generation)
-        self._blocks.free(generation.request.request_id)
+        self._blocks.free(generation.name)
 
     def plan(self) -> list[tuple[Generation, StepPart]]:
         """Admit what fits, and say who brings what to the next step; empty when there is nothing to do."""
         self._admit()
         decoding = [generation for generation in self._running if generation.decoding]
-        budget = self._limits.beside_decoding if decoding else self._limits.alone
-        step = [(generation, generation.part(1)) for generation in decoding]
+        budget = self._chunks.budget(len(decoding))
+        step = [(generation, generation.part(1, self._blocks.blocks(generation.name))) for generation in decoding]
+        writing: set[bytes] = set()
         for generation in self._running:
             if generation.decoding or budget < 1:
                 continue
-            part = generation.part(budget)
+            ahead = self._skip_known(generation)
+            if ahead and ahead[0] in writing:  # another request computes it in this step: share it in the next
+                continue
+            part = generation.part(budget, self._blocks.blocks(generation.name))
+            writing.update(generation.keys(part.past + len(part.input_ids)))
             budget -= len(part.input_ids)
             step.append((generation, part))
         return step
 
+    def wrote(self, generation: Generation) -> None:
+        """Let others share the blocks that the generation has filled; call it when a step of it has succeeded."""
+        self._blocks.publish(generation.name, generation.keys(generation.past))
+
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_batch_size:
             first = self._waiting[0]
-            blocks = self._blocks.allocate(first.request.request_id, first.max_tokens_in_cache)
-            if blocks is None:
+            shared = self._blocks.allocate(first.name, first.max_tokens_in_cache, _sharable(first))
+            if shared is None:
                 return
-            first.blocks = blocks
+            self.prompt_tokens += first.prompt_tokens
+            self._found(first, shared)
             self._running.append(self._waiting.popleft())
+
+    def _skip_known(self, generation: Generation) -> Sequence[bytes]:
+        """Go on behind what the cache holds by now.
+
+        Returns:
+            Names of the blocks that are still to be written and could be shared, first block first.
+        """
+        keys = _sharable(generation)
+        self._found(generation, self._blocks.adopt(generation.name, keys))
+        return keys[generation.past // self._blocks.block_size :]
+
+    def _found(self, generation: Generation, blocks: int) -> None:
+        before = generation.past
+        generation.found(blocks * self._blocks.block_size)
+        self.reused_tokens += generation.past - before
+
+
+def _sharable(generation: Generation) -> Sequence[bytes]:
+    """Names of the prompt's blocks that it need not write: never that of its last token, whose logits are needed."""
+    return generation.keys(generation.prompt_tokens - 1)

@@ -17,11 +17,13 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from nvlm_trt.decoder.engine import RequestHandle
+from nvlm_trt.decoder.engine import CheckedRequest
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, TokenEvent
+from nvlm_trt.decoder.request_handle import RequestHandle
+from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import ServerError
 from nvlm_trt.serving.faults import UnavailableError
-from nvlm_trt.serving.llm_request import LlmRequest, parse_llm_request
+from nvlm_trt.serving.llm_request import parse_llm_request
 from nvlm_trt.serving.requests import Tensors, parse_flag
 
 POLL_SECONDS: Final = 0.05
@@ -46,11 +48,17 @@ class Channel(Protocol):
 class Engine(Protocol):
     """What is needed of `nvlm_trt.decoder.engine.DecoderEngine`."""
 
-    def submit(self, request: DecodeRequest, sink: EventSink | None = None) -> RequestHandle:
+    def check(self, request: DecodeRequest) -> CheckedRequest:
+        """Check a request and make it ready."""
+
+    def submit(self, request: CheckedRequest, sink: EventSink | None = None) -> RequestHandle:
         """Queue a request."""
 
     def cancel(self, request_id: str) -> None:
         """End a request."""
+
+    def status(self) -> EngineStatus:
+        """How busy it is."""
 
 
 @dataclass(slots=True)
@@ -78,11 +86,14 @@ class LlmServer:
     Args:
         engine: The decoder engine.
         vocab_size: Rows of its embedding.
+        report: Called with the engine's status when it has changed, by the thread that sends.
     """
 
-    def __init__(self, engine: Engine, vocab_size: int) -> None:
+    def __init__(self, engine: Engine, vocab_size: int, report: Callable[[EngineStatus], None] | None = None) -> None:
         self._engine = engine
         self._vocab_size = vocab_size
+        self._report = report
+        self._reported: EngineStatus | None = None
         self._numbers = itertools.count()
         self._jobs: dict[str, Job] = {}
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -110,7 +121,9 @@ class LlmServer:
                 return
             name = str(next(self._numbers))
             request = parse_llm_request(tensors, name, self._vocab_size)
-            self._outbox.put(lambda: self._start(name, job, request))
+            checked = self._engine.check(request.decode)  # here, where it keeps nobody's tokens waiting
+            job.streaming = request.streaming
+            self._outbox.put(lambda: self._start(name, job, checked))
         except Exception as error:
             refusal = error
             self._outbox.put(lambda: job.channel.fail(refusal))
@@ -136,11 +149,10 @@ class LlmServer:
             except Exception:  # nor may one end the thread that serves the others
                 log.exception("sending failed")
 
-    def _start(self, name: str, job: Job, request: LlmRequest) -> None:
-        job.streaming = request.streaming
+    def _start(self, name: str, job: Job, request: CheckedRequest) -> None:
         self._jobs[name] = job
         try:
-            self._engine.submit(request.decode, lambda event: self._outbox.put(lambda: self._take(name, event)))
+            self._engine.submit(request, lambda event: self._outbox.put(lambda: self._take(name, event)))
         except Exception as error:
             del self._jobs[name]
             job.channel.fail(error)
@@ -159,10 +171,17 @@ class LlmServer:
     def _poll(self) -> None:
         if time.monotonic() - self._polled < POLL_SECONDS:
             return
+        self._polled = time.monotonic()
         for name, job in self._jobs.items():
             if not job.cancelled and job.channel.is_cancelled():
                 self._cancel(name, job)
-        self._polled = time.monotonic()
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        status = self._engine.status()
+        if self._report is not None and status != self._reported:
+            self._report(status)
+            self._reported = status
 
     def _take(self, name: str, event: TokenEvent) -> None:
         job = self._jobs[name]

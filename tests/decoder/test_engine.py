@@ -12,9 +12,10 @@ import pytest
 
 from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
+from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.request import DecodeRequest, SamplingParams, TokenEvent
-from nvlm_trt.decoder.scheduler import ChunkLimits
 from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.decoder.step_costs import ChunkLimits
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.reference.decoder import DecoderReference
 
@@ -83,8 +84,8 @@ def test_requests_that_join_leave_and_are_cancelled_do_not_change_each_other(com
             24 + 3 * (seed % 5), temperature=temperature, top_k=20, seed=seed, repetition_penalty=1.1
         )
         requests.append(DecodeRequest(f"r{seed}", ids, table, params))
-    limits = ChunkLimits(alone=96, beside_decoding=48)
-    with DecoderEngine.load(compiled("fp32"), threads=1, cache_tokens=2048, limits=limits) as engine:
+    limits = ChunkLimits(alone=96, least=48)
+    with DecoderEngine.load(compiled("fp32"), threads=1, cache=KvCacheSettings(mib=2), limits=limits) as engine:
         alone = [engine.submit(each).result() for each in requests]
         handles, most_at_once = [], 0
         for each in requests:
@@ -111,7 +112,7 @@ def test_200_requests_with_bad_and_cancelled_ones_all_end_and_the_good_ones_are_
             ids[0] = -1
         return DecodeRequest(name, ids, table, SamplingParams(6 + kind, temperature=(None, 0.8)[kind % 2], seed=kind))
 
-    with DecoderEngine.load(compiled("fp32"), threads=1, cache_tokens=1024) as engine:
+    with DecoderEngine.load(compiled("fp32"), threads=1, cache=KvCacheSettings(mib=1)) as engine:
         good = [kind for kind in range(20) if kind % 10 != 7]
         alone = {kind: engine.submit(made(kind, "alone")).result() for kind in good}
         handles, refused = {}, 0

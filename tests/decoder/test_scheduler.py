@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 
+from nvlm_trt.decoder.generation import Generation
 from nvlm_trt.decoder.kv_blocks import BlockManager
-from nvlm_trt.decoder.request import DecodeRequest, SamplingParams, TokenEvent
-from nvlm_trt.decoder.scheduler import ChunkLimits, Generation, Scheduler
+from nvlm_trt.decoder.request import DecodeRequest, SamplingParams
+from nvlm_trt.decoder.scheduler import Scheduler
 
 VOCAB = 10
 
@@ -18,8 +17,15 @@ def generation(name: str, length: int, max_tokens: int = 4) -> Generation:
     return Generation(DecodeRequest(name, ids, None, SamplingParams(max_tokens)), lambda event: None, VOCAB)
 
 
+class Chunks:
+    """Fifty tokens of prompts a step, twenty beside decoding requests."""
+
+    def budget(self, decoding: int) -> int:
+        return 20 if decoding else 50
+
+
 def scheduler(blocks: int = 100, batch: int = 4) -> Scheduler:
-    return Scheduler(BlockManager(blocks, 32), batch, ChunkLimits(alone=50, beside_decoding=20))
+    return Scheduler(BlockManager(blocks, 32), batch, Chunks())
 
 
 def turn(of: Scheduler) -> dict[str, tuple[int, int, bool]]:
@@ -27,6 +33,7 @@ def turn(of: Scheduler) -> dict[str, tuple[int, int, bool]]:
     step = of.plan()
     for each, part in step:
         each.advance(part, np.eye(VOCAB, dtype=np.float32)[3] if part.wants_logits else None)
+        of.wrote(each)
     return {each.request.request_id: (part.past, len(part.input_ids), part.wants_logits) for each, part in step}
 
 
@@ -85,35 +92,3 @@ def test_a_waiting_request_can_be_removed():
     turn(subject)
     subject.remove(second)
     assert subject.generations == (first,)
-
-
-def test_the_prompt_table_is_given_back_once_the_prompt_was_read():
-    table = np.zeros((2, 4), np.float32)
-    alive = weakref.ref(table)
-    request = DecodeRequest("a", np.array([1, 10, 11], np.int32), table, SamplingParams(3))
-    subject = Generation(request, lambda event: None, VOCAB)
-    part = subject.part(8)
-    assert part.table is table
-    assert subject.advance(part, np.eye(VOCAB, dtype=np.float32)[3]) == TokenEvent("a", 3)
-    del part, request, table
-    assert alive() is None
-    assert subject.part(8).table is None
-    assert subject.part(8).input_ids.tolist() == [3]
-
-
-def test_a_stop_id_ends_without_a_token_and_the_last_token_has_the_reason():
-    one_hot = np.eye(VOCAB, dtype=np.float32)
-    request = DecodeRequest("a", np.array([1], np.int32), None, SamplingParams(2, stop_ids=(7,)))
-    stopped = Generation(request, lambda event: None, VOCAB)
-    assert stopped.advance(stopped.part(1), one_hot[7]) == TokenEvent("a", None, "stop")
-    full = Generation(request, lambda event: None, VOCAB)
-    assert full.advance(full.part(1), one_hot[4]) == TokenEvent("a", 4)
-    assert full.advance(full.part(1), one_hot[5]) == TokenEvent("a", 5, "length")
-
-
-def test_logits_that_are_not_finite_are_an_error_of_that_request():
-    subject = generation("a", 1)
-    event = subject.advance(subject.part(1), np.full(VOCAB, np.nan, np.float32))
-    assert event is not None
-    assert event.finish_reason == "error"
-    assert "not finite" in (event.error or "")

@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from nvlm_trt.decoder.engine import CheckedRequest
 from nvlm_trt.decoder.request import TokenEvent
+from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import RequestError, ServerError
 from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.llm import LlmServer, padded
@@ -25,12 +27,21 @@ class FakeEngine:
         self.sinks = {}
         self.cancelled = []
         self.refuse = None
+        self.reused = 0
+        self.checked_by = set()
 
-    def submit(self, request, sink):
+    def check(self, request):
+        self.checked_by.add(threading.current_thread().name)
         if self.refuse:
             raise self.refuse
-        self.requests[request.request_id] = request
-        self.sinks[request.request_id] = sink
+        return CheckedRequest(request, None)
+
+    def submit(self, request, sink):
+        self.requests[request.request.request_id] = request.request
+        self.sinks[request.request.request_id] = sink
+
+    def status(self):
+        return EngineStatus(0, 0, 8, 8, 0, 0, 0, self.reused)
 
     def cancel(self, name):
         self.cancelled.append(name)
@@ -139,6 +150,27 @@ def test_everything_is_sent_by_one_thread(server, engine):
         assert channel.ended.wait(5)
         assert channel.ids == list(range(20))
         assert channel.threads <= {"nvlm-sender"}
+
+
+def test_requests_are_checked_by_the_thread_that_brings_them(server, engine):
+    """Naming the blocks of a long prompt takes milliseconds, which other streams' tokens need not wait for."""
+    submit(server, engine)
+    assert engine.checked_by == {threading.current_thread().name}
+
+
+def test_the_status_is_told_when_it_has_changed_by_the_thread_that_sends(engine):
+    told, threads = [], set()
+
+    def report(status):
+        told.append(status.reused_tokens)
+        threads.add(threading.current_thread().name)
+
+    server = LlmServer(engine, VOCABULARY, report)
+    wait(lambda: told == [0])
+    engine.reused = 64
+    wait(lambda: told == [0, 64])
+    server.close()
+    assert threads == {"nvlm-sender"}
 
 
 def test_a_client_that_goes_away_frees_its_place(server, engine):

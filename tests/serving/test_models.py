@@ -122,15 +122,24 @@ class Engine:
     heartbeat = 0.0
 
     @classmethod
-    def load(cls, directory, *, threads):
+    def load(cls, directory, *, threads, cache):
+        assert (cache.mib, cache.reuse) == (None, True)
         cls.heartbeat = time.monotonic()
         return cls()
+
+    def check(self, request):
+        return request
 
     def submit(self, request, sink):
         from nvlm_trt.decoder.request import TokenEvent
 
         sink(TokenEvent(request.request_id, 4))
         sink(TokenEvent(request.request_id, 5, "length"))
+
+    def status(self):
+        from nvlm_trt.decoder.status import EngineStatus
+
+        return EngineStatus(0, 0, 8, 8, 3, 1, 100, 64)
 
     def close(self):
         """Nothing to end."""

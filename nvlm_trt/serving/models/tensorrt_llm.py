@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from nvlm_trt.decoder.engine import DecoderEngine
+from nvlm_trt.decoder.kv_memory import KvCacheSettings
+from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
@@ -45,7 +47,13 @@ class TritonPythonModel(Model):
 
     def load(self) -> None:
         """Load the compiled decoder."""
-        self.engine = DecoderEngine.load(self.engine_dir / "decoder" / "cpu", threads=self.spec.cpu_threads)
+        if self.spec.cpu is None:
+            raise EngineError("the repository is of the gpu target", fix="package the engine again")
+        self.engine = DecoderEngine.load(
+            self.engine_dir / "decoder" / "cpu",
+            threads=self.spec.cpu_threads,
+            cache=KvCacheSettings(self.spec.cpu.kv_cache_mib, self.spec.cpu.kv_cache_reuse),
+        )
         self.server = LlmServer(self.engine, self.spec.vocab_size)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
