@@ -18,6 +18,7 @@ from .upstream import Upstream
 GENERATE = "/v2/models/nvlm/generate"
 KEY = "a-key-of-this-test-alone"
 LONG = b'{"text_input": "long"}'
+FLOOD = b'{"text_input": "flood"}'
 
 
 def say(door: Door, *pieces: bytes) -> bytes:
@@ -135,7 +136,7 @@ def test_a_rate_is_kept() -> None:
 
 def test_the_deadline_ends_a_request_that_waits(upstream: Upstream) -> None:
     with Door(Limits(deadline=0.4, max_concurrent=1), http=upstream.port) as door:
-        with closing(post(door, GENERATE + "_stream", LONG)):
+        with closing(post(door, GENERATE + "_stream", FLOOD)):  # unread, it keeps its slot past its deadline
             wait_for(door, "nvlm_requests_working", 1)
             answer = door.call(GENERATE, b'{"text_input": "a"}')
         assert (answer.status, answer.json()) == (504, {"error": "the request took longer than it may"})
