@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 from nvlm_trt.model.pixels import BYTES_PER_PIXEL, Pixels, copied_pixels
@@ -21,21 +22,36 @@ Tiles = npt.NDArray[np.uint8]
 Order = Callable[[int, int, int, int], bool]
 """Whether Pillow takes the vertical pass first, by width, height, new width and new height. Both passes round."""
 
-PROBES = ((37, 29, 15, 11), (24, 61, 20, 9), (61, 24, 9, 20), (9, 13, 33, 40), (30, 40, 45, 7), (40, 30, 7, 45))
-"""Width, height, new width, new height. The orders differ at some of them."""
-
 
 def never(width: int, height: int, new_width: int, new_height: int) -> bool:
-    """The horizontal pass is always the first: Pillow 12."""
+    """Pillow 12.0 and 12.1 always begin with the horizontal pass."""
     return False
 
 
-def where_rows_go(width: int, height: int, new_width: int, new_height: int) -> bool:
-    """The vertical pass is the first where it takes more than it leaves to the other: Pillow 13."""
+def when_tall(width: int, height: int, new_width: int, new_height: int) -> bool:
+    """Pillow 12.2 and 12.3 begin with the vertical pass where an image is very tall and loses height."""
+    return height > 100 * width and new_height < height
+
+
+def when_height_shrinks_most(width: int, height: int, new_width: int, new_height: int) -> bool:
+    """Pillow 13 begins with the vertical pass where the height loses more than twice what the width loses."""
     return height > new_height and height - new_height > 2 * (width - new_width)
 
 
-ORDERS: tuple[Order, ...] = (where_rows_go, never)
+ORDERS: dict[str, Order] = {
+    "12.0": never,
+    "12.1": never,
+    "12.2": when_tall,
+    "12.3": when_tall,
+    "13.0": when_height_shrinks_most,
+}
+"""By Pillow's version. Each was compared with that Pillow over thousands of shapes; for another one Pillow resizes."""
+
+PROBES = (
+    *((37, 29, 15, 11), (24, 61, 20, 9), (61, 24, 9, 20), (9, 13, 33, 40), (30, 40, 45, 7), (40, 30, 7, 45)),
+    *((2, 230, 30, 90), (230, 2, 90, 30), (1, 120, 6, 40)),
+)
+"""Width, height, new width, new height: they tell the orders apart, and builds of Pillow that compute otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +124,13 @@ def load_kernel(library: Path) -> KernelStatus:
         return KernelStatus(None, "it was compiled from another source: install nvlm-trt again")
     if not loaded.nvlm_resize_usable():
         return KernelStatus(None, "the CPU has no AVX2")
-    equal = [kernel for kernel in (Kernel(loaded, order) for order in ORDERS) if _equals_pillow(kernel)]
-    return KernelStatus(equal[0]) if equal else KernelStatus(None, "the installed Pillow resizes otherwise")
+    order = ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
+    if order is None:
+        return KernelStatus(None, f"it was not compared with Pillow {PIL.__version__}")
+    kernel = Kernel(loaded, order)
+    return (
+        KernelStatus(kernel) if _equals_pillow(kernel) else KernelStatus(None, "the installed Pillow differs from it")
+    )
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
