@@ -2,12 +2,14 @@
 # Engines of several precisions side by side, beside the torch reference: report.json, report.md and plots.
 #
 #   scripts/bench.sh [OPTION ...]                  builds the default recipe in five precisions, and measures them
+#   scripts/bench.sh --small [OPTION ...]          a model of 0.9 B parameters in bf16 and int8: figures of speed
 #   scripts/bench.sh ENGINE_DIR ... [OPTION ...]   engine directories of yours; options of `nvlm-trt bench`
 #
 # The five are fp32, bf16, int8_wo, int8 (vision too) and int4_wo, in engines/bench/. They are built up to
 # decoder-compile: what a precision costs is what is measured, so no gate of `verify` stops one, and none has judged
 # them; serve what `nvlm-trt build` has finished. Unless options say otherwise: both baselines, accuracy on the task
 # that ships with the project, three rounds, and of --transport grpc and http only the default recipe's precisions.
+# The small model has random weights: no accuracy, one baseline, and the scenarios in place of the load.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh cpu,plots
@@ -19,15 +21,28 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     exec nvlm-trt bench "$@"
 fi
 
-engines=()
 mkdir -p engines/bench
-for precision in fp32 bf16 int8_wo int8 int4_wo; do
+if [ "${1-}" = --small ]; then
+    shift
+    model=nvlm-small precisions="bf16 int8" source=(--checkpoint engines/bench/nvlm-small)
+    [ -d engines/bench/nvlm-small ] || nvlm-trt synth engines/bench/nvlm-small --size small >&2
+    defaults=(--baseline bf16 --rounds 2 --repeats 1 --served nvlm-small-int8)
+    defaults+=(--scenario repeat,turns,stall,streams,prefill,decode,vision)
+else
+    model=nvlm-d-mini precisions="fp32 bf16 int8_wo int8 int4_wo" source=()
+    defaults=(--baseline bf16,fp32 --rounds 3 --served nvlm-d-mini-int8_wo)
+    task=nvlm_trt/miniature/gate/task.jsonl
+    [ ! -f "$task" ] || defaults+=(--task "$task")
+fi
+
+engines=()
+for precision in $precisions; do
     case $precision in fp32 | int8) vision=$precision ;; *) vision=bf16 ;; esac
-    engine=engines/bench/nvlm-d-mini-$precision
+    engine=engines/bench/$model-$precision
     sed -e "s/^vision_precision: .*/vision_precision: $vision/" \
         -e "s/^decoder_precision: .*/decoder_precision: $precision/" \
-        build/recipes/nvlm-d-mini-cpu.yaml >"$engine.yaml"
-    nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile >&2
+        "build/recipes/$model-cpu.yaml" >"$engine.yaml"
+    nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile "${source[@]}" >&2
     engines+=("$engine")
 done
 case " $* " in *grpc* | *http*) # a server reads a model repository, which a whole build would write after its gates
@@ -43,7 +58,4 @@ PYTHON
     ;;
 esac
 
-defaults=(--baseline bf16,fp32 --rounds 3 --served nvlm-d-mini-int8_wo)
-task=nvlm_trt/miniature/gate/task.jsonl
-[ ! -f "$task" ] || defaults+=(--task "$task")
 exec nvlm-trt bench "${engines[@]}" "${defaults[@]}" "$@" # of an option that is given twice the last one holds

@@ -17,6 +17,7 @@ from nvlm_trt.serving.host.engine import ServedEngine
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "build/recipes/nvlm-d-mini-cpu.yaml"
+SMALL_RECIPE = "build/recipes/nvlm-small-cpu.yaml"
 TASK = "nvlm_trt/miniature/gate/task.jsonl"
 PRECISIONS = {
     "fp32": ("fp32", "fp32"),
@@ -43,7 +44,8 @@ def checkout(tmp_path: Path) -> Path:
     for folder in ("scripts", "bin", "build/recipes"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "bench.sh", tmp_path / "scripts")
-    shutil.copy(ROOT / RECIPE, tmp_path / RECIPE)
+    for recipe in (RECIPE, SMALL_RECIPE):
+        shutil.copy(ROOT / recipe, tmp_path / recipe)
     (tmp_path / "scripts" / "venv.sh").write_text('export PATH="$PWD/bin:$PATH"\n')
     for name in ("nvlm-trt", "python"):
         (tmp_path / "bin" / name).write_text(NOTE.format(name=name))
@@ -72,6 +74,31 @@ def test_five_precisions_are_built_without_a_gate_and_measured_together(run: Run
     assert bench[: 2 + len(ENGINES)] == ["nvlm-trt", "bench", *ENGINES]
     assert bench[bench.index("--baseline") + 1] == "bf16,fp32"
     assert bench[-1] == "--quiet"
+
+
+def test_the_small_model_is_made_once_and_measured_in_two_precisions(run: Run, checkout: Path) -> None:
+    (checkout / TASK).parent.mkdir(parents=True)
+    (checkout / TASK).write_text("{}\n")
+    synth, *builds, bench = run("--small", "--quiet")
+    checkpoint, engines = "engines/bench/nvlm-small", [f"engines/bench/nvlm-small-{each}" for each in ("bf16", "int8")]
+    assert synth == ["nvlm-trt", "synth", checkpoint, "--size", "small"]
+    assert builds == [
+        [
+            *("nvlm-trt", "build", f"{engine}.yaml", "--output", engine, "--until", "decoder-compile"),
+            *("--checkpoint", checkpoint),
+        ]
+        for engine in engines
+    ]
+    found = [load_recipe(checkout / f"{engine}.yaml") for engine in engines]
+    assert [(each.vision_precision, each.decoder_precision) for each in found] == [("bf16", "bf16"), ("int8", "int8")]
+    assert [each.max_batch_size for each in found] == [32, 32]
+    assert bench[:4] == ["nvlm-trt", "bench", *engines]
+    assert "--small" not in bench
+    assert "--task" not in bench  # answers of random weights
+    assert "stall" in bench[bench.index("--scenario") + 1]
+    (checkout / checkpoint).mkdir()
+    (checkout / "calls.jsonl").unlink()
+    assert [call[1] for call in run("--small")] == ["build", "build", "bench"]
 
 
 def test_the_shipped_task_is_put_to_everybody_where_it_is_there(run: Run, checkout: Path) -> None:
