@@ -22,8 +22,10 @@ CHANNEL: Final = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.service_config", '{"methodConfig": [{"name": [{}], "waitForReady": true}]}'),
 ]
-"""Comes back soon after the server was replaced; gRPC's own patience grows to two minutes."""
+"""Comes back soon after the server was replaced (gRPC's own patience grows to two minutes), and lets a call wait for
+that: whoever comes when the server is known to be away is refused before."""
 
 SILENCE_SECONDS: Final = 120.0
 """Without a sign of the server a request is given up."""
