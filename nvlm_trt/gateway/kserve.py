@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -93,7 +94,7 @@ class PassThrough:
             sent = self._session().request(
                 exchange.method,
                 URL(self._upstream + path, encoded=True),
-                data=body or None,
+                data=io.BytesIO(body) if body else None,  # bytes would be written at once, however many
                 headers=headers,
                 timeout=ClientTimeout(total=max(left, 0.001)),
             )
