@@ -7,24 +7,24 @@ block is read and quantised while one is written. Memory is a few blocks whateve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-from nvlm_trt.decoder.encode import Part, stage_parts
 from nvlm_trt.decoder.precision import BF16, Precision, stored_dtype
-from nvlm_trt.decoder.quantize_scales import CalibrationResults
 from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Parameter, Rank, rank_parameters
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
+from nvlm_trt.model.file_writer import Digested
 from nvlm_trt.model.safetensors_stream import SafetensorsStream
 from nvlm_trt.progress import Progress
 
-Item = TypeVar("Item")
+if TYPE_CHECKING:  # names and sizes are asked for where nothing is converted, and torch takes a second to load
+    from nvlm_trt.decoder.encode import Part
+    from nvlm_trt.decoder.quantize_scales import CalibrationResults
 
 RANK_FILE = re.compile(r"rank\d+\.safetensors")
 
@@ -63,6 +63,7 @@ def convert_decoder(
     precision: Precision | None = None,
     calibration: Path | None = None,
     progress: Progress | None = None,
+    digested: Digested | None = None,
 ) -> None:
     """Write `rank{r}.safetensors` for every rank and then, atomically, `config.json`.
 
@@ -79,6 +80,7 @@ def convert_decoder(
         precision: How values are stored, in place of `dtype`; bfloat16 where neither is given.
         calibration: Folder with the results of a calibration (see quantize_scales), for a precision that needs them.
         progress: Called with the bytes written so far and in all.
+        digested: Told the digest of each rank's file when it is complete; None computes none.
 
     Raises:
         RecipeError: the shapes do not allow this tp and pp at the precision, there is no such dtype, or the precision
@@ -86,6 +88,8 @@ def convert_decoder(
         CheckpointError: results of the calibration are missing or wrong (nothing was touched), a source tensor cannot
             be read, or it holds a value that the precision cannot store.
     """
+    from nvlm_trt.decoder.encode import stage_parts
+
     chosen, decoder = _chosen(dtype, precision), checkpoint.config.decoder
     ranks = list(_all_parameters(decoder, tp, pp, chosen))
     results = _results(calibration, decoder, chosen)
@@ -96,7 +100,8 @@ def convert_decoder(
         indices = range(stage * tp, (stage + 1) * tp)
         members = [ranks[index] for index in indices]
         parts = stage_parts(checkpoint, members, chosen, results)
-        _write_stage([out_dir / rank_file(index) for index in indices], members, parts, meter.advance)
+        files = [out_dir / rank_file(index) for index in indices]
+        _write_stage(files, members, parts, meter.advance, digested)
     TrtllmConfig.of(decoder, chosen, tp=tp, pp=pp).write(out_dir)
 
 
@@ -121,6 +126,8 @@ def _chosen(dtype: str | None, precision: Precision | None) -> Precision:
 
 
 def _results(calibration: Path | None, decoder: DecoderConfig, precision: Precision) -> CalibrationResults | None:
+    from nvlm_trt.decoder.quantize_scales import CalibrationResults
+
     if not precision.needs_calibration:
         return None
     if calibration is None:
@@ -149,22 +156,16 @@ def _write_stage(
     ranks: Sequence[tuple[Parameter, ...]],
     parts: Iterator[Part],
     advance: Callable[[int], None],
+    digested: Digested | None,
 ) -> None:
+    from nvlm_trt.model.row_reader import read_ahead
+
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(SafetensorsStream(file, [each.spec for each in parameters]))
+            stack.enter_context(SafetensorsStream(file, [each.spec for each in parameters], digested=digested))
             for file, parameters in zip(files, ranks, strict=True)
         ]
-        for part in stack.enter_context(closing(_read_ahead(parts))):
+        for part in stack.enter_context(closing(read_ahead(parts))):
             for rank, rows in part.rows.items():
                 streams[rank].write_part(part.name, rows)
             advance(sum(rows.nbytes for rows in part.rows.values()))
-
-
-def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items, each made by another thread while the one before is being used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item

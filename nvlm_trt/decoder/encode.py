@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from nvlm_trt.decoder.precision import Precision, StoredDtype
 from nvlm_trt.decoder.quantize import kv_cache_scale
@@ -20,9 +19,10 @@ from nvlm_trt.decoder.quantize_scales import CalibrationResults
 from nvlm_trt.decoder.trtllm_layout import Parameter, Piece
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.row_reader import RowReader
 
-BLOCK_ELEMENTS = 2 << 20
-"""Numbers that are read at a time: 4 MiB of BF16, 8 MiB of F32, as much as a copy in float32 to quantise."""
+BLOCK_ELEMENTS = 1 << 20
+"""Numbers that are read at a time: 2 MiB of BF16, 4 MiB of F32: the cores' caches hold them until they are written."""
 
 Same = Sequence[Parameter]
 """One tensor of every rank of a stage: of equal name, shape and dtype, and made of other pieces."""
@@ -30,7 +30,10 @@ Same = Sequence[Parameter]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows that come next in a tensor: its name, and the rows by the rank's place in the stage."""
+    """Rows that come next in a tensor: its name, and the rows by the rank's place in the stage.
+
+    They may lie in memory that the next part but one is read into (see RowReader).
+    """
 
     name: str
     rows: Mapping[int, torch.Tensor]
@@ -53,11 +56,18 @@ def stage_parts(
     Raises:
         CheckpointError: a source tensor cannot be read, or cannot be stored in the precision.
     """
+    with RowReader(checkpoint) as reader:
+        yield from _parts(_Source(checkpoint, reader, precision.dtype), ranks, precision, results)
+
+
+def _parts(
+    source: _Source, ranks: Sequence[tuple[Parameter, ...]], precision: Precision, results: CalibrationResults | None
+) -> Iterator[Part]:
     linear: LinearQuantizer | None = None
     for same in zip(*ranks, strict=True):
         first = same[0]
         if first.calibrated is None:
-            yield from _copies(checkpoint, same, precision.dtype)
+            yield from _copies(source, same)
             continue
         assert results is not None
         found = results.layer(first.calibrated.layer)
@@ -70,23 +80,23 @@ def stage_parts(
             inputs = max(_inputs(each)[1] for each in same)
             outputs = sum(piece.rows for piece in first.pieces)
             linear = linear_quantizer(precision, found.linear(first.calibrated.key), outputs=outputs, inputs=inputs)
-            yield from _codes(checkpoint, same, precision.dtype, linear)
+            yield from _codes(source, same, linear)
         else:
             assert linear is not None
             suffix = first.name.rpartition(".")[2]
             yield Part(first.name, {rank: linear.scales(rank, _inputs(each))[suffix] for rank, each in enumerate(same)})
 
 
-def _copies(checkpoint: Checkpoint, same: Same, stored: StoredDtype) -> Iterator[Part]:
+def _copies(source: _Source, same: Same) -> Iterator[Part]:
     for piece, ranks in _groups(same):
-        for block in _blocks(checkpoint, piece, same[0].shape[1:], stored):
+        for block in source.blocks(piece, same[0].shape[1:]):
             yield Part(same[0].name, {rank: _cut(block, columns, same[rank]) for rank, columns in ranks.items()})
 
 
-def _codes(checkpoint: Checkpoint, same: Same, stored: StoredDtype, linear: LinearQuantizer) -> Iterator[Part]:
+def _codes(source: _Source, same: Same, linear: LinearQuantizer) -> Iterator[Part]:
     for piece, ranks in _groups(same):
         inputs = {rank: _inputs(same[rank]) for rank in ranks}
-        for block in _blocks(checkpoint, piece, same[0].shape[1:], stored):
+        for block in source.blocks(piece, same[0].shape[1:]):
             yield Part(same[0].name, linear.codes(block, inputs))
 
 
@@ -113,27 +123,37 @@ def _cut(block: torch.Tensor, columns: tuple[int, int] | None, parameter: Parame
     if columns is None:
         return block
     part = block[:, slice(*columns)]
-    return functional.pad(part, (0, parameter.shape[1] - part.shape[1]))
+    width = parameter.shape[1]
+    if part.shape[1] == width:
+        return part
+    wide = part.new_zeros((len(part), width))
+    wide[:, : part.shape[1]] = part
+    return wide
 
 
-def _blocks(
-    checkpoint: Checkpoint, piece: Piece, row_shape: tuple[int, ...], stored: StoredDtype
-) -> Iterator[torch.Tensor]:
-    """The piece's rows, with all columns that the source has, a bounded number at a time."""
-    width = checkpoint.tensors[piece.source].shape[1:] if piece.source else row_shape
-    step = max(1, BLOCK_ELEMENTS // max(1, torch.Size(width).numel()))
-    for start in range(piece.start, piece.stop, step):
-        stop = min(start + step, piece.stop)
-        if piece.source is None:
-            yield torch.zeros((stop - start, *width), dtype=stored.torch)
-        else:
-            yield _read(checkpoint, piece.source, start, stop, stored)
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where values come from, and what they are stored in."""
 
+    checkpoint: Checkpoint
+    reader: RowReader
+    stored: StoredDtype
 
-def _read(checkpoint: Checkpoint, name: str, start: int, stop: int, stored: StoredDtype) -> torch.Tensor:
-    rows = checkpoint.read_rows(name, start, stop).to(stored.torch, copy=True)  # a mapped view is not yet read
-    if stored.torch is torch.float16 and not torch.isfinite(rows).all():
-        raise CheckpointError(
-            "a weight does not fit into float16", seen=f"{name}, rows {start} to {stop}", fix="convert to bfloat16"
-        )
-    return rows
+    def blocks(self, piece: Piece, row_shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """The piece's rows, with all columns that the source has, a bounded number at a time."""
+        width = self.checkpoint.tensors[piece.source].shape[1:] if piece.source else row_shape
+        step = max(1, BLOCK_ELEMENTS // max(1, torch.Size(width).numel()))
+        for start in range(piece.start, piece.stop, step):
+            stop = min(start + step, piece.stop)
+            if piece.source is None:
+                yield torch.zeros((stop - start, *width), dtype=self.stored.torch)
+            else:
+                yield self._read(piece.source, start, stop)
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        rows = self.reader.rows(name, start, stop).to(self.stored.torch)
+        if self.stored.torch is torch.float16 and not torch.isfinite(rows).all():
+            raise CheckpointError(
+                "a weight does not fit into float16", seen=f"{name}, rows {start} to {stop}", fix="convert to bfloat16"
+            )
+        return rows

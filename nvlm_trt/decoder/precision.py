@@ -17,11 +17,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-
-import torch
+from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import RecipeError
+from nvlm_trt.model.safetensors_stream import torch_dtype
 from nvlm_trt.model.tensors import Shape
+
+if TYPE_CHECKING:  # a recipe is read where nothing is computed
+    from torch import dtype as TorchDtype  # noqa: N812 - a type
 
 
 class QuantAlgo(StrEnum):
@@ -59,19 +62,23 @@ KV_CACHE_SCALE = "kv_cache_scaling_factor"
 
 @dataclass(frozen=True, slots=True)
 class StoredDtype:
-    """A dtype that values are stored in: its TensorRT-LLM name, its safetensors name and its torch dtype."""
+    """A dtype that values are stored in: its TensorRT-LLM name and its safetensors name."""
 
     name: str
     safetensors: str
-    torch: torch.dtype
+
+    @property
+    def torch(self) -> TorchDtype:
+        """Its torch dtype."""
+        return torch_dtype(self.safetensors)
 
 
 STORED_DTYPES: Mapping[str, StoredDtype] = {
     dtype.name: dtype
     for dtype in (
-        StoredDtype("bfloat16", "BF16", torch.bfloat16),
-        StoredDtype("float16", "F16", torch.float16),
-        StoredDtype("float32", "F32", torch.float32),
+        StoredDtype("bfloat16", "BF16"),
+        StoredDtype("float16", "F16"),
+        StoredDtype("float32", "F32"),
     )
 }
 

@@ -1,7 +1,8 @@
 """An NVLM-D checkpoint on disk, read lazily: headers when it is opened, one tensor (or some rows) at a time after that.
 
 Layers may straddle shards (layer 0's norms lie in shard 1, its matrices in shard 2), so tensors are found by the index.
-Nothing stays open or mapped between reads: the memory of a walk over all tensors is that of the largest one.
+Nothing stays open or mapped between reads: the memory of a walk over all tensors is that of the largest one. Whoever
+reads everything from end to end does so through `row_reader`, which keeps the shards open.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import CheckpointError, listed
 from nvlm_trt.model.config import NvlmConfig, load_config
 from nvlm_trt.model.safetensors_read import opened, read_header
+from nvlm_trt.model.safetensors_stream import VALUE_BYTES
 from nvlm_trt.model.tensors import Shape, expected_tensors, vision_layer
+
+if TYPE_CHECKING:  # headers are read where nothing is computed
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-"""The dtypes accepted in a checkpoint; the release mixes F32 and BF16."""
+ITEM_BYTES = {word: VALUE_BYTES[word] for word in ("F32", "BF16", "F16")}
+"""The dtypes accepted in a checkpoint, with the bytes of a value; the release mixes F32 and BF16."""
 
 SHARD = "a shard"
 
@@ -111,27 +115,32 @@ class Checkpoint:
             qkv_name, proj_name = f"{vision_layer(index)}attn.qkv.weight", f"{vision_layer(index)}attn.proj.weight"
             for part, letter in enumerate("qkv"):
                 rows = self.read_rows(qkv_name, part * padded + real, (part + 1) * padded)
-                if torch.count_nonzero(rows):
+                if rows.count_nonzero():
                     faults.append(f"{qkv_name}: dummy rows of {letter} are not zero")
-            if torch.count_nonzero(self.read(proj_name)[:, real:]):
+            if self.read(proj_name)[:, real:].count_nonzero():
                 faults.append(f"{proj_name}: dummy columns are not zero")
         _raise_faults(self.path, faults)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, cast to `dtype` if given (round to nearest even)."""
-        info = self._info(name)
+        info = self.info(name)
         with opened(info.file, SHARD) as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
             return tensor if dtype is None else tensor.to(dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read rows [start, stop) of dimension 0 of a tensor; other rows are not touched."""
-        info = self._info(name)
+        info = self.info(name)
         with opened(info.file, SHARD) as shard:
             tensor: torch.Tensor = shard.get_slice(name)[start:stop]
             return tensor if dtype is None else tensor.to(dtype)
 
-    def _info(self, name: str) -> TensorInfo:
+    def info(self, name: str) -> TensorInfo:
+        """Header of one tensor.
+
+        Raises:
+            CheckpointError: there is none of that name.
+        """
         try:
             return self.tensors[name]
         except KeyError:

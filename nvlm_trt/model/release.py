@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import DoesNotFitError, UserError
 from nvlm_trt.model.checkpoint import INDEX_NAME, SINGLE_NAME
@@ -17,6 +16,9 @@ from nvlm_trt.model.mini_tokenizer import write_tokenizer
 from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec
 from nvlm_trt.model.tensors import Shape, decoder_tensors, projector_tensors, vision_tensors
 from nvlm_trt.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 F32_PARTS = ("q_proj.", "k_proj.", "v_proj.", "attn.qkv.", "attn.proj.weight", "q_norm.", "k_norm.")
 """Parts of the names of tensors that the release stores in float32; all others are bfloat16."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -33,3 +34,14 @@ def read_header(file: Path, what: str) -> Header:
     with opened(file, what) as content:
         parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - safe_open is no mapping
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+
+
+def data_offsets(file: Path, what: str) -> dict[str, int]:
+    """Where in the file each tensor's values begin, in bytes; arguments and errors as `opened`.
+
+    They lie there in row-major order, without gaps.
+    """
+    with opened(file, what), file.open("rb") as content:  # the library has checked the header when it is opened
+        length = int.from_bytes(content.read(8), "little")
+        members = json.loads(content.read(length))
+    return {name: 8 + length + each["data_offsets"][0] for name, each in members.items() if name != "__metadata__"}

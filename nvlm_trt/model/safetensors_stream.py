@@ -7,24 +7,45 @@ to write directly: a little-endian u64 header length, a JSON header padded with 
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, Final, Self
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from nvlm_trt.model.file_writer import Digested, FileWriter
 
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
+if TYPE_CHECKING:  # names and sizes of tensors are asked for where nothing is computed
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+VALUE_BYTES: Final = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
+"""Bytes of a value by safetensors' word for its dtype."""
+
+TORCH_NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": "int8", "F8_E4M3": "float8_e4m3fn"}
+
+
+def torch_dtype(word: str) -> torch.dtype:
+    """Torch's dtype of safetensors' word for it."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[word])
+    return dtype
+
+
+def dtype_word(dtype: torch.dtype) -> str:
+    """Safetensors' word for a dtype of torch.
+
+    Raises:
+        ValueError: nothing of that dtype is written here.
+    """
+    name = str(dtype).removeprefix("torch.")
+    for word, torch_name in TORCH_NAMES.items():
+        if torch_name == name:
+            return word
+    raise ValueError(f"{dtype} is none of {', '.join(TORCH_NAMES.values())}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +59,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * TORCH_DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * VALUE_BYTES[self.dtype]
 
 
 class SafetensorsStream:
@@ -54,13 +72,20 @@ class SafetensorsStream:
         path: The file, overwritten; callers write beside the final name and rename.
         specs: Every tensor, in the order in which it will be written.
         metadata: The header's ``__metadata__`` strings.
+        digested: Told the digest of the whole file when it is closed without an error.
     """
 
-    def __init__(self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Sequence[TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+        digested: Digested | None = None,
+    ) -> None:
         self._specs = list(specs)
         self._position = 0
         self._written = 0
-        self._file: BinaryIO = path.open("wb")
+        self._file = FileWriter(path, digested)
         self._file.write(_header(self._specs, metadata or {"format": "pt"}))
 
     def __enter__(self) -> Self:
@@ -93,7 +118,7 @@ class SafetensorsStream:
             ValueError: another tensor is due, the dtype differs, or the piece is longer than what is left.
         """
         spec = self._next_spec(name)
-        if part.dtype != TORCH_DTYPES[spec.dtype]:
+        if dtype_word(part.dtype) != spec.dtype:
             raise ValueError(f"{name}: dtype {part.dtype}, expected {spec.dtype}")
         data = as_bytes(part)
         if self._written + data.nbytes > spec.nbytes:
@@ -118,12 +143,13 @@ class SafetensorsStream:
     def _finish(self) -> None:
         if self._position < len(self._specs):
             raise ValueError(f"incomplete: {self._specs[self._position].name} is not written")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.finish()
 
 
 def as_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     """A tensor's values as flat bytes, without a copy where it is contiguous."""
+    import torch
+
     return tensor.contiguous().view(-1).view(torch.uint8).numpy()
 
 

@@ -10,15 +10,17 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import UserError
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
 from nvlm_trt.model.mini_tokenizer import mini_merges, tokenizer_size
 from nvlm_trt.model.release import ReleaseSpec, write_release
-from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, TensorSpec
+from nvlm_trt.model.safetensors_stream import TensorSpec, torch_dtype
 from nvlm_trt.progress import Progress
+
+if TYPE_CHECKING:  # shapes are asked for where nothing is drawn
+    import torch
 
 BLOCK_VALUES = 1 << 24
 """Values drawn at a time: bounds the memory at 64 MiB."""
@@ -159,6 +161,8 @@ def _with_parts(vision: VisionConfig, decoder: DecoderConfig) -> NvlmConfig:
 
 def _values(tensor: TensorSpec, spec: ReleaseSpec, seed: int) -> Iterator[torch.Tensor]:
     """The values of one tensor in blocks of whole rows; each tensor has a generator of its own."""
+    import torch
+
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {tensor.name}".encode()))  # takes 32 bits
     mean, deviation = _distribution(tensor)
     rows, *rest = tensor.shape
@@ -168,7 +172,7 @@ def _values(tensor: TensorSpec, spec: ReleaseSpec, seed: int) -> Iterator[torch.
         count = min(step, rows - start)
         block = torch.empty(count, *rest).normal_(mean, deviation, generator=generator)
         _zero_dummy_heads(block, tensor, spec, start)
-        yield block.to(TORCH_DTYPES[tensor.dtype])
+        yield block.to(torch_dtype(tensor.dtype))
 
 
 def _distribution(tensor: TensorSpec) -> tuple[float, float]:
@@ -188,6 +192,8 @@ def _distribution(tensor: TensorSpec) -> tuple[float, float]:
 
 def _zero_dummy_heads(block: torch.Tensor, tensor: TensorSpec, spec: ReleaseSpec, start: int) -> None:
     """Zero what belongs to dummy heads, as the converter that padded the release did (internvit_converter.py)."""
+    import torch
+
     real = spec.config.vision.hidden_size
     if tensor.name.endswith("attn.qkv.weight"):
         rows = torch.arange(start, start + len(block)) % (tensor.shape[0] // 3)

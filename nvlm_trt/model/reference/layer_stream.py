@@ -17,7 +17,7 @@ import torch
 
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.safetensors_read import opened
-from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, SafetensorsStream, TensorSpec
+from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec, dtype_word
 from nvlm_trt.progress import Progress
 
 GENERATION_FILE = re.compile(r"hidden_(\d+)\.safetensors")
@@ -48,7 +48,7 @@ class HiddenStates:
     def __init__(
         self, folder: Path, key: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        word = next(word for word, torch_dtype in TORCH_DTYPES.items() if torch_dtype is dtype)
+        word = dtype_word(dtype)
         self._folder = folder
         self._key = hashlib.sha256(f"{key} {word} {list(shapes)}".encode()).hexdigest()
         self._specs = [TensorSpec(f"sample_{index:05d}", word, tuple(shape)) for index, shape in enumerate(shapes)]
