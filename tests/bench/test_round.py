@@ -146,7 +146,9 @@ def test_reference_and_engine_are_asked_for_the_same_tokens(
 
 
 def test_a_worker_measures_in_a_process_of_its_own(plan: Plan) -> None:
-    record = Workers(WORKLOAD, plan.bounds_of, timeout=300).round(plan.subjects[1], 0)
+    said: list[str] = []
+    record = Workers(WORKLOAD, plan.bounds_of, timeout=300, say=said.append).round(plan.subjects[1], 0)
+    assert said == ["1 at a time", "2 at a time", "repeat", "turns", "streams", "vision"]
     assert record.peak_bytes is not None
     assert record.before_bytes is not None
     assert record.peak_bytes > record.before_bytes > 10 << 20

@@ -81,6 +81,18 @@ def test_streams_run_long_enough_for_the_long_prompt_that_comes_when_they_have_b
     assert len(set(asked)) == len(asked)
 
 
+def test_streams_run_longer_where_the_long_prompt_takes_much_longer_beside_them() -> None:
+    class Slow(Answering):
+        def ask(self, question: Question) -> RequestRecord:
+            record = super().ask(question)
+            beside = len([each for each in self.asked if each.images]) > 3  # its length, and twice alone
+            return record.model_copy(update={"ttft_s": 3.0}) if question.images and beside else record
+
+    cases, left_out, _ = played("stall", asker=Slow())
+    assert left_out == []
+    assert all(case.requests[0].output_tokens >= 32 + 4 * 5 for case in cases)  # 32 + 2 x 5 end too early
+
+
 @pytest.mark.parametrize(
     ("bounds", "reason"),
     [

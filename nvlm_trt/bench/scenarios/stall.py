@@ -24,8 +24,9 @@ CALM_TOKENS: Final = 16
 PROBE_TOKENS: Final = 16
 """Tokens of the answers by which pace and wait are found."""
 
-SLACK: Final = 2.0
-"""The streams run so many times longer than the long prompt takes alone: beside them it takes longer."""
+SLACKS: Final = (2, 4, 8)
+"""The streams run so many times longer than the long prompt takes alone, as beside them it takes longer; the next
+factor is tried where that was too short."""
 
 
 def stall(scene: Scene) -> Iterator[CaseRecord]:
@@ -35,19 +36,21 @@ def stall(scene: Scene) -> Iterator[CaseRecord]:
         raise LeftOut("one request at a time is all that can be decoded")
     scene.ask(_long(scene))
     alone = scene.ask(_long(scene)).ttft_s
+    longest = min(scene.bounds.answer_tokens, scene.bounds.total_tokens - PROMPT_TOKENS)
     for _ in range(scene.repeats):
         pace, wait = _pace(scene, streams)
-        answer = CALM_TOKENS + math.ceil(SLACK * alone / pace) + PROBE_TOKENS
-        answer = min(answer, scene.bounds.answer_tokens, scene.bounds.total_tokens - PROMPT_TOKENS)
-        running = [scene.text(PROMPT_TOKENS, answer) for _ in range(streams)]
-        case = scene.together("stall", "long prompt", [*running, _long(scene)], last_after=wait + CALM_TOKENS * pace)
-        found = gaps(case)
-        if found.calm and found.disturbed:
-            yield case
-        elif scene.bounds.served:
-            raise LeftOut("too few pieces of text came, or the streams ended before the long prompt was read")
+        lengths = [CALM_TOKENS + PROBE_TOKENS + math.ceil(slack * alone / pace) for slack in SLACKS]
+        for answer in dict.fromkeys(min(length, longest) for length in lengths):
+            running = [scene.text(PROMPT_TOKENS, answer) for _ in range(streams)]
+            after = wait + CALM_TOKENS * pace
+            case = scene.together("stall", "long prompt", [*running, _long(scene)], last_after=after)
+            found = gaps(case)
+            if found.calm and found.disturbed:
+                yield case
+                break
         else:
-            raise LeftOut(f"streams of {answer:,} tokens ended before the long prompt was read")
+            few = "too few pieces of text came, or " if scene.bounds.served else ""
+            raise LeftOut(f"{few}streams of {answer:,} tokens ended before the long prompt was read")
 
 
 def _pace(scene: Scene, streams: int) -> tuple[float, float]:
