@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from nvlm_trt.serving.config_parts import (
+    TABLE,
     ModelConfig,
     Step,
     add_steps,
@@ -16,10 +16,12 @@ from nvlm_trt.serving.config_parts import (
 )
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING, OUTPUTS
 from nvlm_trt.serving.fields import ANSWER_FIELDS, NVLM_FIELDS, REQUEST_FIELDS
-from nvlm_trt.serving.preprocessing import NUM_TILES, REFUSAL, TILES
+from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
 from nvlm_trt.serving.spec import ServingSpec
 
-PREPROCESSING_INSTANCES = 2
+MULTIMODAL_DECODER: Final = "multimodal_decoder"
+
+PREPROCESSING_INSTANCES: Final = 2
 """Processes that decode images: a large photograph must not hold up a text-only request."""
 
 PREPARED: Final = {name: f"_{name}" for name, _, _ in DECODER_FROM_PREPROCESSING}
@@ -37,12 +39,8 @@ def nvlm(spec: ServingSpec) -> ModelConfig:
     return config
 
 
-def ensemble(middle: Sequence[Step]) -> ModelConfig:
-    """Triton's own ensemble over the composing models, for clients that expect one; exact for unary calls.
-
-    Args:
-        middle: The steps from preprocessing's outputs (`PREPARED`) to the decoder's (`DECODED`).
-    """
+def ensemble() -> ModelConfig:
+    """Triton's own ensemble over the composing models, for clients that expect one; exact for unary calls."""
     config = ModelConfig(name="ensemble", platform="ensemble", max_batch_size=0)
     config.input.extend(field_input(field) for field in REQUEST_FIELDS)
     config.output.append(tensor_output("text_output", "BYTES", (-1, 1)))
@@ -50,8 +48,33 @@ def ensemble(middle: Sequence[Step]) -> ModelConfig:
     request = {field.name: field.name for field in REQUEST_FIELDS}
     texts = {"text_output": "text_output", "num_output_tokens": "num_output_tokens"}
     first: Step = ("preprocessing", request, {**PREPARED, TILES: f"_{TILES}"})
+    middle: Step = (MULTIMODAL_DECODER, {**PREPARED, TILES: f"_{TILES}"}, DECODED)
     last: Step = ("postprocessing", DECODED, texts)
-    add_steps(config, (first, *middle, last))
+    add_steps(config, (first, middle, last))
+    return config
+
+
+def multimodal_decoder(spec: ServingSpec, vision: str) -> ModelConfig:
+    """Tiles and the decoder's inputs to tokens: the way of `nvlm` to the decoder for requests with images.
+
+    Args:
+        spec: Shapes and limits.
+        vision: The model that makes the prompt table of a request's tiles; the table passes inside the server.
+    """
+    config = ModelConfig(name=MULTIMODAL_DECODER, platform="ensemble", max_batch_size=0)
+    side = spec.tile_size
+    config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
+    config.input.extend(tensor_input(name, dtype, (1, *dims)) for name, dtype, dims in DECODER_FROM_PREPROCESSING)
+    config.output.extend(tensor_output(name, dtype, (-1, *dims)) for name, dtype, dims in OUTPUTS)
+    inputs = {name: name for name, _, _ in DECODER_FROM_PREPROCESSING}
+    answer = {name: name for name, _, _ in OUTPUTS}
+    add_steps(
+        config,
+        (
+            (vision, {TILES: TILES}, {TABLE: f"_{TABLE}"}),
+            ("tensorrt_llm", {**inputs, TABLE: f"_{TABLE}"}, answer),
+        ),
+    )
     return config
 
 
@@ -62,7 +85,6 @@ def preprocessing(spec: ServingSpec) -> ModelConfig:
     side = spec.tile_size
     config.output.append(tensor_output(TILES, "UINT8", (-1, side, side, 3)))
     config.output.append(tensor_output(NUM_TILES, "INT32", (1,)))
-    config.output.append(tensor_output(REFUSAL, "BYTES", (1,)))
     config.output.extend(tensor_output(name, dtype, (1, *dims)) for name, dtype, dims in DECODER_FROM_PREPROCESSING)
     return config
 

@@ -13,13 +13,18 @@ from typing import Final
 from tritonclient.grpc import model_config_pb2 as pb
 
 from nvlm_trt.errors import EngineError
-from nvlm_trt.serving.config_common import DECODED, PREPARED, ensemble, nvlm, postprocessing, preprocessing, selftest
+from nvlm_trt.serving.config_common import (
+    ensemble,
+    multimodal_decoder,
+    nvlm,
+    postprocessing,
+    preprocessing,
+    selftest,
+)
 from nvlm_trt.serving.config_parts import (
     FEATURES,
     TABLE,
     ModelConfig,
-    Step,
-    add_steps,
     python_model,
     tensor_input,
     tensor_output,
@@ -39,7 +44,6 @@ from nvlm_trt.serving.spec import GpuSpec, ServingSpec
 
 PLAN: Final = "model.plan"
 TILE_PARALLEL: Final = "tile_parallel_vision"
-MULTIMODAL_DECODER: Final = "multimodal_decoder"
 
 LOAD_ORDER: Final = ("vision_encoder", "ensemble", "selftest", "nvlm")
 """What a server is told to load, one after the other; with an ensemble come the models that it is made of. The vision
@@ -63,14 +67,13 @@ def gpu_models(spec: ServingSpec) -> tuple[ModelConfig, ...]:
     gpu = spec.gpu
     if gpu is None:
         raise EngineError("the spec has no member gpu", seen=spec.target, expected="gpu", fix="package it again")
-    decoder: Step = (MULTIMODAL_DECODER, {**PREPARED, TILES: f"_{TILES}"}, DECODED)
     return (
         nvlm(spec),
-        ensemble((decoder,)),
+        ensemble(),
         preprocessing(spec),
         vision_encoder(spec, gpu),
         tile_parallel_vision(spec, gpu),
-        multimodal_decoder(spec),
+        multimodal_decoder(spec, TILE_PARALLEL),
         tensorrt_llm(spec, gpu),
         postprocessing(spec),
         selftest(spec),
@@ -105,25 +108,6 @@ def tile_parallel_vision(spec: ServingSpec, gpu: GpuSpec) -> ModelConfig:
     side = spec.tile_size
     config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
     config.output.append(tensor_output(TABLE, spec.table_dtype, (1, -1, spec.hidden_size)))
-    return config
-
-
-def multimodal_decoder(spec: ServingSpec) -> ModelConfig:
-    """Tiles and the decoder's inputs to tokens: the way of `nvlm` to the decoder for requests with images."""
-    config = ModelConfig(name=MULTIMODAL_DECODER, platform="ensemble", max_batch_size=0)
-    side = spec.tile_size
-    config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
-    config.input.extend(tensor_input(name, dtype, (1, *dims)) for name, dtype, dims in DECODER_FROM_PREPROCESSING)
-    config.output.extend(tensor_output(name, dtype, (-1, *dims)) for name, dtype, dims in OUTPUTS)
-    inputs = {name: name for name, _, _ in DECODER_FROM_PREPROCESSING}
-    answer = {name: name for name, _, _ in OUTPUTS}
-    add_steps(
-        config,
-        (
-            (TILE_PARALLEL, {TILES: TILES}, {TABLE: f"_{TABLE}"}),
-            ("tensorrt_llm", {**inputs, TABLE: f"_{TABLE}"}, answer),
-        ),
-    )
     return config
 
 

@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 Reason = Literal["", "stop", "length"]
 
 PREPARED_ONLY: Final = frozenset({TILES, NUM_TILES})
-"""Outputs of preprocessing that the decoder does not take."""
+"""What preprocessing makes besides the decoder's inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +52,20 @@ class Decoding(Protocol):
 
 
 class Backends(Protocol):
-    """The composing models."""
+    """What a request goes through."""
 
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
-        """Outputs of `preprocessing`."""
+        """What `nvlm_trt.serving.preprocessing` makes of a request's fields."""
 
     async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> Decoding:
-        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
+        """Start the decoder, with the prompt table of these tiles where there are any."""
 
 
 class Orchestrator:
     """Answers requests; one instance serves any number at once.
 
     Args:
-        backends: The composing models.
+        backends: What a request goes through.
         tokenizer: The checkpoint's tokenizer.
     """
 

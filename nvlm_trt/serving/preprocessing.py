@@ -28,8 +28,6 @@ MAX_THREADS = 8
 
 TILES = "tiles"
 NUM_TILES = "num_tiles"
-REFUSAL = "refusal"
-"""Output that carries a refusal's sentence to callers that ask for it: through BLS an error would lose its code."""
 
 
 @dataclass(frozen=True, slots=True)

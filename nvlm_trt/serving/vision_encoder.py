@@ -1,13 +1,22 @@
-"""Run the tiles of several requests through the vision encoder as one batch."""
+"""The cpu target's `vision_encoder`: requests come in, each is answered as soon as its own rows are there.
+
+Everything that is sent, and every figure for the metrics port, goes through one thread, which is not the one that
+encodes: the Python backend of tritonserver 2.51 can deadlock when several threads of a process talk to the server at
+once, and what the cache answers must not wait for a tile.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+import queue
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from nvlm_trt.vision.cache import VisionCacheStatus
 
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
@@ -15,33 +24,73 @@ Rows = npt.NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 
+class Channel(Protocol):
+    """The way back to one request; its methods are called from one thread only."""
+
+    def send(self, rows: Rows) -> None:
+        """Send rows float32 [n, tokens_per_tile, hidden] and end."""
+
+    def fail(self, error: Exception) -> None:
+        """Send an error and end."""
+
+
 class Encoder(Protocol):
-    """What is needed of `nvlm_trt.vision.runner.VisionRunner`."""
+    """What is needed of `nvlm_trt.vision.encoder.TileEncoder`."""
 
-    def encode(self, tiles: Tiles) -> Rows:
-        """Rows float32 [n, tokens_per_tile, hidden] of tiles uint8 [n, s, s, 3]."""
+    def submit(self, tiles: Tiles, done: Callable[[Rows | Exception], None]) -> None:
+        """Queue tiles uint8 [n, s, s, 3]; `done` is called with their rows or with what went wrong."""
+
+    def status(self) -> VisionCacheStatus:
+        """Of the cache: what it did, and what it holds."""
+
+    def close(self) -> None:
+        """End what waits."""
 
 
-def encode_batch(encoder: Encoder, requests: Sequence[Tiles]) -> list[Rows | Exception]:
-    """Encode the tiles of each request.
+_Answer: TypeAlias = tuple[Channel, Rows | Exception]
+
+
+class VisionServer:
+    """Feeds the encoder and sends what comes out.
 
     Args:
         encoder: The vision encoder.
-        requests: uint8 [n, s, s, 3] of each request.
-
-    Returns:
-        For each request its rows, or the exception that its own tiles raised: where a batch fails, every request of
-        it is tried alone, so that a bad one harms no other.
+        report: Called with the cache's figures after each answer.
     """
-    try:
-        whole = encoder.encode(np.concatenate(requests))
-    except Exception as error:
-        log.exception("a batch of %d requests failed", len(requests))
-        return [error] if len(requests) == 1 else [encode_batch(encoder, [one])[0] for one in requests]
-    ends = np.cumsum([len(tiles) for tiles in requests])
-    return list(np.split(whole, ends[:-1]))
 
+    def __init__(self, encoder: Encoder, report: Callable[[VisionCacheStatus], None]) -> None:
+        self._encoder = encoder
+        self._report = report
+        self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
+        self._thread.start()
 
-def as_table(rows: Rows) -> Rows:
-    """Rows by tile [n, tokens_per_tile, hidden] as the decoder's table [1, n * tokens_per_tile, hidden]; no copy."""
-    return rows.reshape(1, -1, rows.shape[-1])
+    def submit(self, tiles: Tiles, channel: Channel) -> None:
+        """Take a request; never raises, every outcome goes through the channel.
+
+        Args:
+            tiles: uint8 [n, s, s, 3]; they may be reused after the call.
+            channel: The way back.
+        """
+        try:
+            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, outcome)))
+        except Exception as error:
+            self._outbox.put((channel, error))
+
+    def close(self) -> None:
+        """End what waits, send what is to be sent, and end the thread."""
+        self._encoder.close()
+        self._outbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (answer := self._outbox.get()) is not None:
+            channel, outcome = answer
+            try:
+                if isinstance(outcome, Exception):
+                    channel.fail(outcome)
+                else:
+                    channel.send(outcome)
+                self._report(self._encoder.status())
+            except Exception:  # one request must not end the thread that serves the others
+                log.exception("sending failed")

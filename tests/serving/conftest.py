@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -74,6 +74,31 @@ class FakeResponse:
 
     def values(self) -> dict[str, np.ndarray]:
         return {tensor.label: tensor.values for tensor in self.tensors}
+
+
+class FakeMetric:
+    """pb_utils.Metric and, in one, its family: a counter may only grow."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+    shown: ClassVar[dict[str, FakeMetric]] = {}
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        assert description
+        self.kind, self.value = kind, 0.0
+        self.shown[name] = self
+
+    def Metric(self, labels: dict[str, str]) -> FakeMetric:  # noqa: N802 - the backend's name
+        assert labels == {}
+        return self
+
+    def increment(self, by: float) -> None:
+        assert self.kind == self.COUNTER
+        assert by > 0
+        self.value += by
+
+    def set(self, value: float) -> None:
+        assert self.kind == self.GAUGE
+        self.value = value
 
 
 @dataclass
@@ -145,6 +170,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
             return self.exec()
 
     module.calls = []
+    module.MetricFamily = type("MetricFamily", (FakeMetric,), {"shown": {}})
     module.PreferredMemory = lambda kind, device: (kind, device)
     module.TRITONSERVER_MEMORY_CPU = "cpu"
     module.Tensor = FakeTensor

@@ -13,13 +13,23 @@ from nvlm_trt.recipe import parse_recipe
 from nvlm_trt.serving import package
 from nvlm_trt.serving.config import configs, from_pbtxt, spec_of, to_pbtxt
 from nvlm_trt.serving.config_gpu import LOAD_ORDER
-from nvlm_trt.serving.config_parts import FEATURES, PARAMETER_ENGINE, PARAMETER_SPEC
+from nvlm_trt.serving.config_parts import FEATURES, PARAMETER_ENGINE, PARAMETER_SPEC, TABLE
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
+from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.spec import ServingSpec
 from nvlm_trt.vision import graph
 
-COMMON = {"nvlm", "ensemble", "preprocessing", "vision_encoder", "tensorrt_llm", "postprocessing", "selftest"}
-MODELS = {"cpu": COMMON | {"prompt_table"}, "gpu": COMMON | {"tile_parallel_vision", "multimodal_decoder"}}
+COMMON = {
+    "nvlm",
+    "ensemble",
+    "preprocessing",
+    "vision_encoder",
+    "multimodal_decoder",
+    "tensorrt_llm",
+    "postprocessing",
+    "selftest",
+}
+MODELS = {"cpu": COMMON, "gpu": COMMON | {"tile_parallel_vision"}}
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -43,18 +53,26 @@ def test_every_configuration_survives_its_text(both):
         assert "max_batch_size" in text
 
 
-def test_the_tile_count_is_the_batch_of_the_vision_encoder(both):
-    config = configs(both)["vision_encoder"]
-    side = both.tile_size
-    assert config.max_batch_size == both.max_tiles_per_request == 2 * 7
+def test_the_tile_count_is_the_batch_of_the_plan(gpu_spec):
+    config = configs(gpu_spec)["vision_encoder"]
+    side = gpu_spec.tile_size
+    assert config.max_batch_size == gpu_spec.max_tiles_per_request == 2 * 7
     assert list(config.input[0].dims) == [side, side, 3]
-    assert (config.output[0].name, list(config.output[0].dims)) == (FEATURES, [16, both.hidden_size])
-    assert config.backend == ("python" if both.target == "cpu" else "tensorrt")
+    assert (config.output[0].name, list(config.output[0].dims)) == (FEATURES, [16, gpu_spec.hidden_size])
+    assert config.backend == "tensorrt"
 
 
-def test_the_vision_tensors_are_named_as_in_the_graph(both):
-    config = configs(both)["vision_encoder"]
+def test_the_plans_tensors_are_named_as_in_the_graph(gpu_spec):
+    config = configs(gpu_spec)["vision_encoder"]
     assert (config.input[0].name, config.output[0].name) == (graph.INPUT_NAME, graph.OUTPUT_NAME)
+
+
+def test_tiles_become_one_table_on_either_target(both):
+    config = configs(both)["vision_encoder" if both.target == "cpu" else "tile_parallel_vision"]
+    side = both.tile_size
+    assert (config.backend, config.max_batch_size) == ("python", 0)
+    assert (config.input[0].name, list(config.input[0].dims)) == (TILES, [-1, side, side, 3])
+    assert (config.output[0].name, list(config.output[0].dims)) == (TABLE, [1, -1, both.hidden_size])
 
 
 def test_the_decoder_has_the_inputs_of_the_cpp_backend(both):
@@ -73,7 +91,7 @@ def test_the_decoder_has_the_inputs_of_the_cpp_backend(both):
 def test_steps_of_the_ensembles_fit_together(both):
     made = configs(both)
     ensembles = [name for name, config in made.items() if config.platform == "ensemble"]
-    assert len(ensembles) == (1 if both.target == "cpu" else 2)
+    assert sorted(ensembles) == ["ensemble", "multimodal_decoder"]
     for ensemble in ensembles:
         check_steps(made, ensemble)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import json
+import threading
 import time
 from typing import ClassVar
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, ImageRejected
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC, ModelConfig
 
@@ -60,11 +62,6 @@ def test_selftest_echoes(load, request_of):
     assert response.values()["fp32_out"].tolist() == [0.5]
 
 
-def test_prompt_table_reshapes(load, request_of):
-    (response,) = load("prompt_table").execute([request_of({"prompt_table": np.zeros((3, 16, 8), np.float32)})])
-    assert response.values()["prompt_embedding_table"].shape == (1, 48, 8)
-
-
 def test_preprocessing_answers_each_request_by_itself(load, request_of, text):
     good = request_of({"text_input": text("Hello")}, ("input_ids", "num_tiles"))
     bad = request_of({"max_tokens": np.array([5])}, ("input_ids",))
@@ -74,12 +71,6 @@ def test_preprocessing_answers_each_request_by_itself(load, request_of, text):
     assert responses[1].error().message().startswith("text_input is missing")
     assert "did you mean max_tokens" in responses[2].error().message()
     assert responses[2].error().code() == 0
-
-
-def test_preprocessing_hands_a_refusal_to_those_who_ask_for_it(load, request_of):
-    (response,) = load("preprocessing").execute([request_of({}, ("input_ids", "refusal"))])
-    assert not response.has_error()
-    assert response.values()["refusal"][0].startswith(b"text_input is missing")
 
 
 def test_a_fault_of_ours_is_logged_and_not_told(load, request_of, caplog):
@@ -99,21 +90,61 @@ def test_postprocessing_gives_text(load, request_of, tokenizer):
 class Runner:
     """A vision engine."""
 
+    tokens_per_tile, hidden_size = 16, 8
+
     def __init__(self, directory, *, threads):
         assert directory.parts[-2:] == ("vision", "cpu")
+
+    def check(self, tiles):
+        assert tiles.shape[1:] == (2, 2, 3)
 
     def encode(self, tiles):
         if (tiles == 13).any():
             raise RuntimeError("bad")
-        return np.ones((len(tiles), 16, 8), np.float32)
+        return np.full((len(tiles), 16, 8), tiles[0, 0, 0, 0], np.float32)
 
 
-def test_vision_encoder_batches_and_isolates(load, request_of):
-    tiles = [np.full((count, 2, 2, 3), value, np.uint8) for count, value in ((1, 1), (2, 13), (3, 3))]
-    responses = load("vision_encoder", VisionRunner=Runner).execute([request_of({"tiles": one}) for one in tiles])
-    assert responses[0].values()["prompt_table"].shape == (1, 16, 8)
-    assert responses[1].has_error()
-    assert responses[2].values()["prompt_table"].shape == (3, 16, 8)
+def of_value(request_of, *values):
+    return request_of({"tiles": np.stack([np.full((2, 2, 3), value, np.uint8) for value in values])})
+
+
+def test_vision_encoder_answers_each_request_by_itself_with_one_table(load, request_of):
+    requests = [of_value(request_of, *values) for values in ((1,), (2, 13), (3, 4, 3))]
+    assert load("vision_encoder", VisionRunner=Runner).execute(requests) == [None] * 3  # the answers come by themselves
+    wait(lambda: all(request.sender.final for request in requests))
+    first, second, third = (request.sender.sent[0][0] for request in requests)
+    assert first.values()["prompt_embedding_table"].shape == (1, 16, 8)
+    assert second.has_error()
+    assert third.values()["prompt_embedding_table"][0, ::16, 0].tolist() == [3, 4, 3]
+    assert all(len(request.sender.sent) == 1 for request in requests)
+
+
+def test_vision_encoder_shows_its_cache_on_the_metrics_port(load, backend, request_of):
+    model = load("vision_encoder", VisionRunner=Runner)
+    metrics = backend.MetricFamily.shown
+    for hits in (1, 4):
+        request = of_value(request_of, 5, 6, 5)
+        model.execute([request])
+        wait(lambda hits=hits: metrics["nvlm_vision_cache_hits_total"].value == hits)
+    wait(lambda: metrics["nvlm_vision_cache_bytes"].value == 2 * 16 * 8 * 4)
+    assert metrics["nvlm_vision_cache_misses_total"].value == 2
+    assert metrics["nvlm_vision_cache_tiles"].value == 2
+    assert metrics["nvlm_vision_cache_evictions_total"].value == 0
+    assert metrics["nvlm_vision_cache_max_bytes"].value == 512 << 20
+
+
+def test_vision_encoder_of_a_recipe_without_a_cache_keeps_nothing(load, backend, spec, request_of):
+    cpu = dataclasses.replace(spec.cpu, vision_cache_mib=0)
+    model = load("vision_encoder", spec=dataclasses.replace(spec, cpu=cpu), VisionRunner=Runner)
+    for count in (1, 2):
+        model.execute([of_value(request_of, 5)])
+        wait(lambda count=count: backend.MetricFamily.shown["nvlm_vision_cache_misses_total"].value == count)
+    assert backend.MetricFamily.shown["nvlm_vision_cache_bytes"].value == 0
+
+
+def test_vision_encoder_is_an_engine_on_the_gpu_target(load, gpu_spec):
+    with pytest.raises(EngineError, match="gpu target"):
+        load("vision_encoder", spec=gpu_spec, VisionRunner=Runner)
 
 
 class Engine:
@@ -192,30 +223,34 @@ class Decoder:
         """Nothing to close."""
 
 
+class Prepared:
+    """The preprocessor: one tile for a request with images; refuses and fails on demand."""
+
+    error: Exception | None = None
+
+    def __init__(self, spec, tokenizer):
+        """Takes what the real one takes."""
+
+    def run(self, tensors, wanted):
+        if self.error is not None:
+            raise self.error
+        outputs = {
+            "num_tiles": np.array([1 if "image_bytes" in tensors else 0], np.int32),
+            "tiles": np.zeros((1, 2, 2, 3), np.uint8),
+            "input_lengths": np.array([[3]], np.int32),
+            "request_output_len": np.array([[50]], np.int32),
+        }
+        return {name: values for name, values in outputs.items() if name in wanted}
+
+
 @pytest.fixture
-def make_nvlm(load, backend, response_of, tokenizer):
-    """Makes orchestrators over composing models that answer."""
-    backend.answers["preprocessing"] = lambda inputs, wanted: response_of(
-        num_tiles=np.array([1 if "image_bytes" in inputs else 0], np.int32),
-        tiles=np.zeros((1, 2, 2, 3), np.uint8),
-        input_lengths=np.array([[3]], np.int32),
-        request_output_len=np.array([[50]], np.int32),
-    )
-    backend.answers["vision_encoder"] = lambda inputs, wanted: response_of(prompt_table=np.ones((1, 4, 8), np.float32))
+def nvlm(load, tokenizer):
+    """The orchestrator over a preprocessor and a decoder that answer."""
     kind = type("ThisDecoder", (Decoder,), {"tokens": tuple(tokenizer.encode_text("Hello there")), "asked": []})
-
-    def make(**more):
-        model = load("nvlm", DecodeClient=kind, **more)
-        model.kind = kind
-        return model
-
-    return make
-
-
-@pytest.fixture
-def nvlm(make_nvlm):
-    """The orchestrator of the cpu target."""
-    return make_nvlm()
+    prepared = type("ThisPreprocessor", (Prepared,), {})
+    model = load("nvlm", DecodeClient=kind, Preprocessor=prepared)
+    model.kind, model.prepared = kind, prepared
+    return model
 
 
 def texts_of(sender):
@@ -233,20 +268,7 @@ def test_nvlm_answers_whole_and_in_pieces(nvlm, request_of, text):
     assert whole.sender.sent[0][0].values()["finish_reason"].tolist() == [b"stop"]
 
 
-def test_nvlm_hands_the_decoder_of_the_cpu_target_a_table(nvlm, request_of, text):
-    request = request_of({"text_input": text("x"), "image_bytes": text("f")})
-    nvlm.execute([request])
-    wait(lambda: request.sender.final)
-    ((model, inputs),) = nvlm.kind.asked
-    assert model == "tensorrt_llm"
-    assert inputs["prompt_embedding_table"].shape == (1, 4, 8)
-
-
-def test_nvlm_hands_the_ensemble_of_the_gpu_target_tiles_and_never_asks_for_rows(
-    make_nvlm, backend, gpu_spec, request_of, text
-):
-    del backend.answers["vision_encoder"]
-    nvlm = make_nvlm(spec=gpu_spec)
+def test_nvlm_hands_tiles_to_the_ensemble_and_texts_to_the_decoder_itself(nvlm, request_of, text):
     for fields in ({"text_input": text("x"), "image_bytes": text("f")}, {"text_input": text("x")}):
         request = request_of(fields)
         nvlm.execute([request])
@@ -296,12 +318,12 @@ def test_tile_parallel_vision_is_no_model_of_the_cpu_target(load):
         load("tile_parallel_vision")
 
 
-def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backend, request_of, response_of, text):
+def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backend, request_of, text):
     unknown = request_of({"text_input": text("x")}, text_parameters='{"temprature": 1}')
     nvlm.execute([unknown])
     wait(lambda: unknown.sender.final)
     assert "did you mean temperature" in unknown.sender.sent[0][0].error().message()
-    backend.answers["preprocessing"] = lambda inputs, wanted: response_of(refusal=text("no such image"))
+    nvlm.prepared.error = ImageRejected("no such image")
     refused = request_of({"text_input": text("x")})
     nvlm.execute([refused])
     wait(lambda: refused.sender.final)
@@ -309,14 +331,33 @@ def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backen
     assert (error.message(), error.code()) == ("no such image", backend.TritonError.INVALID_ARG)
 
 
-def test_nvlm_hides_what_a_broken_model_says(nvlm, backend, request_of, failed_response, text, caplog):
-    backend.answers["preprocessing"] = lambda inputs, wanted: failed_response
+def test_nvlm_hides_what_a_broken_part_says(nvlm, backend, request_of, text, caplog):
+    nvlm.prepared.error = RuntimeError("at 0x7f00")
     request = request_of({"text_input": text("x")})
     nvlm.execute([request])
     wait(lambda: request.sender.final)
     error = request.sender.sent[0][0].error()
-    assert error.message() == "internal error: the model preprocessing failed; the server's log says why"
+    assert error.message() == "internal error: the server failed on this request; its log says why"
     assert error.code() == backend.TritonError.INTERNAL
+    assert "at 0x7f00" in caplog.text
+
+
+def test_nvlm_prepares_texts_while_photographs_are_prepared(nvlm, monkeypatch, request_of, text):
+    held, run = threading.Event(), nvlm.prepared.run
+
+    def slow(self, tensors, wanted):
+        if "image_bytes" in tensors:
+            assert held.wait(timeout=30)
+        return run(self, tensors, wanted)
+
+    monkeypatch.setattr(nvlm.prepared, "run", slow)
+    images = [request_of({"text_input": text("x"), "image_bytes": text("f")}) for _ in range(40)]
+    plain = request_of({"text_input": text("x")})
+    nvlm.execute([*images, plain])
+    wait(lambda: plain.sender.final)
+    assert not any(image.sender.sent for image in images)
+    held.set()
+    wait(lambda: all(image.sender.final for image in images))
 
 
 def test_nvlm_gives_up_with_its_client(nvlm, request_of, text):

@@ -1,7 +1,8 @@
 """Triton model `nvlm`: the orchestrator.
 
-One thread with an event loop does everything that talks to the server, apart from calls of composing models, which
-wait in a small pool of threads (see `nvlm_trt.serving.llm` for why).
+One thread with an event loop does everything that talks to the server (see `nvlm_trt.serving.llm` for why). Requests
+are prepared in this process, by threads of its own, so that images come compressed up to here and their pixels cross
+one boundary between models, that to the vision encoder; a prompt table does not come here at all.
 """
 
 from __future__ import annotations
@@ -14,12 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import triton_python_backend_utils as pb_utils
 
-from nvlm_trt.errors import RequestError, ServerError
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.serving.config_gpu import MULTIMODAL_DECODER
-from nvlm_trt.serving.config_parts import FEATURES, TABLE
+from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import UnavailableError
@@ -28,66 +26,48 @@ from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameter_names, response, texts
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
-from nvlm_trt.serving.preprocessing import NUM_TILES, REFUSAL, TILES
+from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor
 from nvlm_trt.serving.requests import Tensors
-from nvlm_trt.serving.vision_encoder import as_table
 
 Array = npt.NDArray[Any]
 
-CALL_THREADS: Final = 16
-"""Calls of preprocessing and vision_encoder that wait at once; more would only wait in those models' queues."""
+IMAGE_THREADS: Final = 16
+TEXT_THREADS: Final = 2
+"""Requests with and without images that are prepared at once. They do not wait for each other: a photograph takes a
+hundred times as long as a text. How many images are decoded at once is the preprocessor's own affair."""
 
 POLL_SECONDS: Final = 0.1
 POLL_SECONDS_PER_REQUEST: Final = 0.002
 """How often clients are looked after; with many requests less often, each look costs a call to the server."""
 
-PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES, REFUSAL]
+PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES]
 
 
 class _Backends:
-    """The composing models: BLS for those that answer once, gRPC for the decoder."""
+    """What a request goes through: the preprocessor in this process, the engines over gRPC."""
 
-    def __init__(self, decoder: DecodeClient) -> None:
+    def __init__(self, preprocessor: Preprocessor, decoder: DecodeClient) -> None:
+        self._preprocessor = preprocessor
         self._decoder = decoder
-        self._threads = ThreadPoolExecutor(CALL_THREADS, "nvlm-call")
+        self._images = ThreadPoolExecutor(IMAGE_THREADS, "nvlm-images")
+        self._texts = ThreadPoolExecutor(TEXT_THREADS, "nvlm-texts")
 
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
-        """Outputs of `preprocessing`."""
-        wanted = [*PREPROCESSED, TILES] if with_tiles else PREPROCESSED
-        outputs = await self._call("preprocessing", tensors, wanted)
-        if REFUSAL in outputs:
-            raise RequestError(outputs[REFUSAL][0].decode())
-        return outputs
+        """Tiles, ids and sampling values."""
+        threads, wanted = (self._images, [*PREPROCESSED, TILES]) if with_tiles else (self._texts, PREPROCESSED)
+        return await asyncio.get_running_loop().run_in_executor(threads, self._preprocessor.run, tensors, wanted)
 
     async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> GrpcDecoding:
-        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
-        if tiles is None:
-            return self._decoder.start(inputs)
-        rows = (await self._call("vision_encoder", {TILES: tiles}, [FEATURES]))[FEATURES]
-        return self._decoder.start({**inputs, TABLE: as_table(rows.astype(np.float32, copy=False))})
-
-    async def close(self) -> None:
-        """Close the connection to the decoder; calls under way are left to end by themselves."""
-        self._threads.shutdown(wait=False)
-        await self._decoder.close()
-
-    async def _call(self, model: str, tensors: Tensors, wanted: list[str]) -> dict[str, Array]:
-        inputs = [pb_utils.Tensor(name, values) for name, values in tensors.items()]
-        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=wanted, inputs=inputs)
-        answer = await asyncio.get_running_loop().run_in_executor(self._threads, request.exec)
-        if answer.has_error():
-            raise ServerError(f"the model {model} failed; the server's log says why")
-        return {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
-
-
-class _GpuBackends(_Backends):
-    """The composing models of the gpu target, where an ensemble takes tiles: their table never comes here."""
-
-    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> GrpcDecoding:
-        """Start `tensorrt_llm`, with the prompt table of these tiles where there are any."""
+        """Start the decoder, with the prompt table of these tiles where there are any."""
         if tiles is None:
             return self._decoder.start(inputs)
         return self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles})
+
+    async def close(self) -> None:
+        """Close the connection to the decoder; requests that are being prepared are left to end by themselves."""
+        self._images.shutdown(wait=False)
+        self._texts.shutdown(wait=False)
+        await self._decoder.close()
 
 
 class TritonPythonModel(Model):
@@ -119,7 +99,7 @@ class TritonPythonModel(Model):
 
     async def _main(self) -> None:
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
-        backends = (_Backends if self.spec.gpu is None else _GpuBackends)(DecodeClient())
+        backends = _Backends(Preprocessor(self.spec, self.tokenizer), DecodeClient())
         self.orchestrator = Orchestrator(backends, self.tokenizer)
         watcher = self.loop.create_task(self._watch())
         self.turned.set()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nvlm_trt.errors import UserError
 from nvlm_trt.model.pixels import keep_image_memory
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
 from nvlm_trt.serving.models.base import Model, each
-from nvlm_trt.serving.models.tensors import inputs_of, parameter_names, response, texts
-from nvlm_trt.serving.preprocessing import REFUSAL, Preprocessor
+from nvlm_trt.serving.models.tensors import inputs_of, parameter_names, response
+from nvlm_trt.serving.preprocessing import Preprocessor
 
 
 class TritonPythonModel(Model):
@@ -27,11 +26,5 @@ class TritonPythonModel(Model):
         return each(requests, self._prepare)
 
     def _prepare(self, request: Any) -> Any:
-        wanted = request.requested_output_names()
-        try:
-            refuse_unknown(parameter_names(request), REQUEST_FIELDS)
-            return response(self.preprocessor.run(inputs_of(request, self.input_names), wanted))
-        except UserError as error:
-            if REFUSAL not in wanted:
-                raise
-            return response({REFUSAL: texts(str(error))})
+        refuse_unknown(parameter_names(request), REQUEST_FIELDS)
+        return response(self.preprocessor.run(inputs_of(request, self.input_names), request.requested_output_names()))

@@ -5,23 +5,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nvlm_trt.serving.config_parts import FEATURES
+from nvlm_trt.errors import EngineError
+from nvlm_trt.serving.config_parts import TABLE
+from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.tensors import failure, inputs_of, response
+from nvlm_trt.serving.models.metrics import VisionCacheMetrics
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 from nvlm_trt.serving.preprocessing import TILES
-from nvlm_trt.serving.vision_encoder import encode_batch
+from nvlm_trt.serving.vision_encoder import Rows, VisionServer
+from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
 
+class _Channel:
+    """The way back to one request."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def send(self, rows: Rows) -> None:
+        """Send rows by tile as one table, and end."""
+        self._sender.send(response({TABLE: rows.reshape(1, -1, rows.shape[-1])}), flags=FINAL)
+
+    def fail(self, error: Exception) -> None:
+        """Send an error and end."""
+        self._sender.send(failure(error), flags=FINAL)
+
+
 class TritonPythonModel(Model):
-    """Tiles to rows of the prompt table; the tile count is the batch."""
+    """Tiles of a request to its prompt table. `execute` only hands requests over."""
 
     def load(self) -> None:
         """Load the compiled vision encoder."""
-        self.runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads)
+        if self.spec.cpu is None:
+            raise EngineError("the repository is of the gpu target", fix="package the engine again")
+        runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads)
+        self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
+        metrics = VisionCacheMetrics()
+        metrics.report(self.encoder.status())  # the bound is shown before the first request
+        self.server = VisionServer(self.encoder, metrics.report)
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Encode the tiles of all requests as one batch."""
-        batches = [inputs_of(request, [TILES])[TILES] for request in requests]
-        results = encode_batch(self.runner, batches)
-        return [failure(rows) if isinstance(rows, Exception) else response({FEATURES: rows}) for rows in results]
+    def make_heartbeat(self, name: str) -> Heartbeat:
+        """Beat as long as the process does."""
+        return Heartbeat(name, active=lambda: self.encoder.waiting)
+
+    def execute(self, requests: Sequence[Any]) -> list[None]:
+        """Queue the tiles of each request."""
+        for request in requests:
+            self.server.submit(inputs_of(request, [TILES])[TILES], _Channel(request.get_response_sender()))
+        return [None] * len(requests)
+
+    def finalize(self) -> None:
+        """End the encoder and everything that waits for it."""
+        super().finalize()
+        self.server.close()

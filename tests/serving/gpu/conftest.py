@@ -121,12 +121,12 @@ def client(server: TritonServer) -> Iterator[NvlmClient]:
 class Rounded:
     """A vision encoder whose rows are rounded to bfloat16."""
 
-    def __init__(self, runner) -> None:
-        self.runner = runner
-        self.hidden_size = runner.hidden_size
+    def __init__(self, encoder) -> None:
+        self.encoder = encoder
+        self.close = encoder.close
 
     def encode(self, tiles):
-        return torch.from_numpy(self.runner.encode(tiles)).to(torch.bfloat16).float().numpy()
+        return torch.from_numpy(self.encoder.encode(tiles)).to(torch.bfloat16).float().numpy()
 
 
 @pytest.fixture(scope="session")
