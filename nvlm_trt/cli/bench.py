@@ -43,7 +43,11 @@ def bench(
     columns: Annotated[int, typer.Option(min=1, max=12, help="Columns of tiles of a made image.")] = 2,
     rows: Annotated[int, typer.Option(min=1, max=12, help="Rows of tiles of a made image.")] = 1,
     scenario: Annotated[
-        str, typer.Option(metavar="NAMES", help="What is measured: load, repeat, turns, stall, streams, prefill, ...")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="What is measured, with commas: load, repeat, turns, stall, streams, prefill, decode, vision, growth.",
+        ),
     ] = "load",
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Requests of each case of a scenario and round.")] = 2,
     peer_tools: Annotated[str, typer.Option(help="Run perf_analyzer (grpc), aiperf (http) beside us.")] = "",

@@ -60,6 +60,26 @@ def test_more_tiles_make_a_longer_prompt(request_of: Request) -> None:
     assert text.prompt_tokens < lengths[0] < lengths[1]  # type: ignore[operator]
 
 
+def test_scenarios_ask_for_what_every_engine_takes(request_of: Request, small_engine: Path, tmp_path: Path) -> None:
+    other = copied(small_engine, tmp_path / "other", max_batch_size=5, max_input_len=200, max_tiles=3)
+    asked = dataclasses.replace(
+        request_of, engines=(small_engine, other), transports=("local", "grpc"), baselines=("bf16",)
+    )
+    plan = make_plan(asked)
+    reference, local, served = (plan.bounds_of(subject) for subject in plan.subjects[:3])
+    assert (local.streams, local.prompt_tokens, local.answer_tokens, local.total_tokens) == (2, 200, 16, 216)
+    assert list(local.grids) == [1, 3, 4]
+    assert (local.tile_size, local.tokens_per_tile) == (112, 16)
+    assert (reference.streams, served.streams) == (1, 2)  # the reference does not batch
+    assert (local.served, served.served) == (False, True)
+
+
+def test_of_a_server_alone_the_release_s_shapes_are_taken(request_of: Request) -> None:
+    plan = make_plan(dataclasses.replace(request_of, engines=(), baselines=(), grpc_url="127.0.0.1:1"))
+    assert plan.bounds_of(plan.subjects[0]).most_tiles == 7
+    assert plan.bounds_of(plan.subjects[0]).tile_size == 448
+
+
 def test_the_size_on_disk_is_of_what_serving_reads(small_engine: Path) -> None:
     engine = OpenedEngine(small_engine)
     parts = ("config.json", "tokenizer", "vision/cpu", "decoder/cpu")
@@ -149,6 +169,9 @@ def test_a_tool_needs_the_transport_that_it_speaks(
         make_plan(dataclasses.replace(request_of, tools=("perf_analyzer",)))
     with pytest.raises(UserError, match="needs the tokenizer"):
         make_plan(dataclasses.replace(request_of, engines=(), tools=("aiperf",), http_url="127.0.0.1:1"))
+    others = request_of.workload.model_copy(update={"scenarios": ("repeat",)})
+    with pytest.raises(UserError, match="add --scenario load"):
+        make_plan(dataclasses.replace(request_of, transports=("grpc",), tools=("perf_analyzer",), workload=others))
     plan = make_plan(
         dataclasses.replace(request_of, transports=("grpc", "http"), tools=("perf_analyzer", "aiperf"), baselines=())
     )

@@ -50,6 +50,14 @@ def test_a_dry_run_shows_who_would_be_measured(nvlm_trt: Run, small_engine: Path
     assert facts["prompt_tokens"] > 16
 
 
+def test_scenarios_take_the_place_of_the_load(nvlm_trt: Run, small_engine: Path) -> None:
+    asked = ("bench", small_engine, *FEW, "--dry-run", "--json", "--scenario", "stall,repeat")
+    facts = nvlm_trt(*asked).json
+    assert (facts["scenarios"], facts["concurrencies"], facts["requests_per_round"]) == (["stall", "repeat"], [], 2)
+    facts = nvlm_trt(*asked[:-1], "load,repeat").json
+    assert (facts["scenarios"], facts["concurrencies"]) == (["load", "repeat"], [1, 2])
+
+
 def test_servers_can_be_kept_to_some_engines(nvlm_trt: Run, small_engine: Path) -> None:
     asked = ("bench", small_engine, *FEW, "--baseline", "none", "--transport", "local,grpc", "--dry-run", "--json")
     names = [[each["name"] for each in nvlm_trt(*asked, *more).json["subjects"]] for more in ((), ("--served", "all"))]
@@ -155,6 +163,10 @@ def test_without_matplotlib_nothing_is_measured(
         (("--transport", "pigeon"), "--transport has no such choice; seen: pigeon"),
         (("--baseline", "int8"), "--baseline has no such choice; seen: int8"),
         (("--peer-tools", "ab"), "--peer-tools has no such choice; seen: ab"),
+        (
+            ("--scenario", "load,rest"),
+            "--scenario has no such choice; seen: rest; expected: load, repeat, turns, stall",
+        ),
         (("--concurrency", "1,,2"), "--concurrency is a list of numbers"),
         (("--concurrency", "0"), "--concurrency is a list of numbers"),
         (("--task", "nowhere.jsonl"), "the task cannot be read"),
@@ -178,7 +190,11 @@ def test_nothing_to_measure_is_said(nvlm_trt: Run) -> None:
 
 def test_every_option_on_the_page_about_benchmarks_is_one(nvlm_trt: Run) -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
-    named = {*re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)} - {"--no-deps"}
+    named = {*re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)} - {
+        "--no-deps",
+        "--small",
+        "--work",
+    }  # of pip and of scripts
     shown = nvlm_trt("bench", "--help").out
     assert named
     assert {option for option in named if option not in shown} == set()
