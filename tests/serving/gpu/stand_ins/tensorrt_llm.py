@@ -8,6 +8,8 @@ import functools
 import torch
 import triton_python_backend_utils as pb_utils
 
+from nvlm_trt.decoder.engine import DecoderEngine
+from nvlm_trt.serving.llm import LlmServer
 from nvlm_trt.serving.models import tensorrt_llm
 from nvlm_trt.serving.models.tensors import inputs_of
 
@@ -27,6 +29,10 @@ class Channel(tensorrt_llm._Channel):
 
 
 class TritonPythonModel(tensorrt_llm.TritonPythonModel):
+    def load(self):
+        self.engine = DecoderEngine.load(self.engine_dir / "decoder" / "cpu", threads=1)
+        self.server = LlmServer(self.engine, self.spec.vocab_size)
+
     def execute(self, requests):
         for request in requests:
             tensors = inputs_of(request, [name for name in self.input_names if name != TABLE])
