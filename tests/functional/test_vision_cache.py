@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
-import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.local import LocalEngine
-from nvlm_trt.recipe import load_recipe
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
-from nvlm_trt.serving.package import write_repository
+
+from .variants import engine_with
 
 PREFIX = "nvlm_vision_cache_"
 PROMPT = "What is it?"
@@ -31,16 +29,6 @@ TILE_BYTES = 16 * 128 * 4
 
 Asked = tuple[int, int]
 """Number of an image, and max_tiles."""
-
-
-def engine_with(engine_dir: Path, out: Path, **fields: object) -> Path:
-    """The engine directory with other fields of the recipe's `cpu_engine`, packaged."""
-    shutil.copytree(engine_dir, out, ignore=shutil.ignore_patterns("triton_repo"))
-    raw = yaml.safe_load((out / "recipe.yaml").read_text())
-    raw["cpu_engine"] |= fields
-    (out / "recipe.yaml").write_text(yaml.safe_dump(raw))
-    write_repository(out, out / "triton_repo", load_recipe(out / "recipe.yaml"))
-    return out
 
 
 @pytest.fixture(scope="module")

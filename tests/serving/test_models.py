@@ -194,6 +194,14 @@ def test_tensorrt_llm_answers_through_the_sender(load, request_of):
     assert bad.sender.sent[0][0].error().message() == "input_ids is missing"
 
 
+def test_tensorrt_llm_shows_its_cache(load, backend):
+    load("tensorrt_llm", DecoderEngine=Engine)
+    shown = {name: metric.value for name, metric in backend.MetricFamily.shown.items()}
+    assert shown["nvlm_kv_prompt_tokens_total"] == 100
+    assert shown["nvlm_kv_reused_tokens_total"] == 64
+    assert shown["nvlm_kv_cached_blocks"] == 3
+
+
 class Decoder:
     """The orchestrator's decoder: gives these tokens, then waits or ends."""
 

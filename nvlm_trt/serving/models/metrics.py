@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils
 
-from nvlm_trt.vision.cache import VisionCacheStatus
+Shown = Mapping[str, tuple[str, str]]
+"""Metrics by name: the member of the status that each shows, and its description."""
 
-PREFIX: Final = "nvlm_vision_cache_"
-COUNTERS: Final = {
-    "hits": "Tiles whose rows were there, or were being made for another",
-    "misses": "Tiles that were encoded",
-    "evictions": "Tiles whose rows had to make room for others",
+VISION_CACHE_COUNTERS: Final[Shown] = {
+    "nvlm_vision_cache_hits_total": ("hits", "Tiles whose rows were there, or were being made for another"),
+    "nvlm_vision_cache_misses_total": ("misses", "Tiles that were encoded"),
+    "nvlm_vision_cache_evictions_total": ("evictions", "Tiles whose rows had to make room for others"),
 }
-GAUGES: Final = {
-    "tiles": "Tiles whose rows are in the cache",
-    "bytes": "Memory of the rows in the cache",
-    "max_bytes": "Memory that the rows in the cache may take",
+VISION_CACHE_GAUGES: Final[Shown] = {
+    "nvlm_vision_cache_tiles": ("tiles", "Tiles whose rows are in the cache"),
+    "nvlm_vision_cache_bytes": ("bytes", "Memory of the rows in the cache"),
+    "nvlm_vision_cache_max_bytes": ("max_bytes", "Memory that the rows in the cache may take"),
+}
+KV_COUNTERS: Final[Shown] = {
+    "nvlm_kv_prompt_tokens_total": ("prompt_tokens", "Tokens of the prompts that were admitted"),
+    "nvlm_kv_reused_tokens_total": ("reused_tokens", "Tokens of prompts that the KV cache held already"),
+    "nvlm_kv_evicted_blocks_total": ("evicted_blocks", "Blocks whose contents were given up for room"),
+}
+KV_GAUGES: Final[Shown] = {
+    "nvlm_kv_blocks": ("num_blocks", "Blocks of the KV cache"),
+    "nvlm_kv_free_blocks": ("free_blocks", "Blocks that no request holds"),
+    "nvlm_kv_cached_blocks": ("cached_blocks", "Blocks whose contents requests to come can share"),
+    "nvlm_kv_running_requests": ("running", "Requests in the batch"),
+    "nvlm_kv_waiting_requests": ("waiting", "Requests that wait for a place in the batch or for blocks"),
 }
 
 
-class VisionCacheMetrics:
-    """``nvlm_vision_cache_hits_total`` and the like. Belongs to the thread that reports."""
+class StatusMetrics:
+    """Shows members of a status. Belongs to the thread that reports.
 
-    def __init__(self) -> None:
+    Args:
+        counters: Members that only grow.
+        gauges: The others.
+    """
+
+    def __init__(self, counters: Shown, gauges: Shown) -> None:
         kinds = pb_utils.MetricFamily
         # A family has to outlive its metric.
-        self._counters = {name: _family(f"{name}_total", text, kinds.COUNTER) for name, text in COUNTERS.items()}
-        self._gauges = {name: _family(name, text, kinds.GAUGE) for name, text in GAUGES.items()}
-        self._told: VisionCacheStatus | None = None
+        self._counters = [(member, _family(name, text, kinds.COUNTER)) for name, (member, text) in counters.items()]
+        self._gauges = [(member, _family(name, text, kinds.GAUGE)) for name, (member, text) in gauges.items()]
+        self._told: object = None
 
-    def report(self, status: VisionCacheStatus) -> None:
+    def report(self, status: object) -> None:
         """Bring the metrics up to date; each that changed costs a call to the server."""
-        for name, (_, counter) in self._counters.items():
-            grown = getattr(status, name) - (getattr(self._told, name) if self._told else 0)
+        for member, (_, counter) in self._counters:
+            grown = getattr(status, member) - getattr(self._told, member, 0)
             if grown:
                 counter.increment(grown)
-        for name, (_, gauge) in self._gauges.items():
-            if self._told is None or getattr(status, name) != getattr(self._told, name):
-                gauge.set(getattr(status, name))
+        for member, (_, gauge) in self._gauges:
+            if getattr(status, member) != getattr(self._told, member, None):
+                gauge.set(getattr(status, member))
         self._told = status
 
 
 def _family(name: str, description: str, kind: Any) -> tuple[Any, Any]:
-    family = pb_utils.MetricFamily(name=PREFIX + name, description=description, kind=kind)
+    family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
     return family, family.Metric(labels={})

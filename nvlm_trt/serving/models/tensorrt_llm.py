@@ -14,6 +14,7 @@ from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
+from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 
 SLOWEST_STEP_SECONDS: Final = 120.0
@@ -54,7 +55,9 @@ class TritonPythonModel(Model):
             threads=self.spec.cpu_threads,
             cache=KvCacheSettings(self.spec.cpu.kv_cache_mib, self.spec.cpu.kv_cache_reuse),
         )
-        self.server = LlmServer(self.engine, self.spec.vocab_size)
+        metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
+        metrics.report(self.engine.status())  # they are shown before the first request
+        self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Beat while the engine's worker turns."""

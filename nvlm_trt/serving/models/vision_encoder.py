@@ -9,7 +9,7 @@ from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_parts import TABLE
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.metrics import VisionCacheMetrics
+from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.vision_encoder import Rows, VisionServer
@@ -41,7 +41,7 @@ class TritonPythonModel(Model):
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
         runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads)
         self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
-        metrics = VisionCacheMetrics()
+        metrics = StatusMetrics(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
         metrics.report(self.encoder.status())  # the bound is shown before the first request
         self.server = VisionServer(self.encoder, metrics.report)
 
