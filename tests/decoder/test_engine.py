@@ -289,3 +289,35 @@ def test_a_request_that_the_cache_can_never_hold_is_refused():
 def test_a_directory_without_an_engine_is_refused(tmp_path: Path):
     with pytest.raises(EngineError, match="no compiled decoder"):
         DecoderEngine.load(tmp_path)
+
+
+def test_a_long_prompt_stalls_other_streams_by_less_than_two_and_a_half_steps():
+    """With costs that the session only pretends to have, on a clock that only it moves."""
+    now, last_token, pauses = 0.0, {}, []
+    streams_run, submitted = threading.Event(), threading.Event()
+
+    def spend(parts: Sequence[StepPart]) -> None:
+        nonlocal now
+        now += max(0.020, 0.001 * sum(len(part.input_ids) for part in parts)) + 0.001 * len(parts)
+
+    def note(event: TokenEvent) -> None:
+        if event.request_id in last_token:
+            pauses.append(now - last_token[event.request_id])
+        last_token[event.request_id] = now
+        if len(pauses) == 60:
+            streams_run.set()
+            assert submitted.wait(10)
+
+    shapes = config(max_seq_len=8192)
+    with DecoderEngine(shapes, Counting(spend), 1024, clock=lambda: now) as engine:
+        streams = [engine.submit(request(f"stream {number}", number, max_tokens=4000), note) for number in range(3)]
+        assert streams_run.wait(10)
+        long = DecodeRequest("long", np.arange(1852, dtype=np.int32) % 20, None, SamplingParams(1))
+        handle = engine.submit(long)
+        submitted.set()
+        handle.result()
+        for stream in streams:
+            stream.cancel()
+    usual = float(np.median(pauses))
+    assert max(pauses) < 2.5 * usual
+    assert sum(pause > 1.5 * usual for pause in pauses) > 20
