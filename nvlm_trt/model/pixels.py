@@ -85,9 +85,9 @@ def copied_pixels(image: Image.Image) -> Pixels:
 def keep_image_memory(images: int, max_pixels: int) -> None:
     """Let Pillow keep the memory of images for the next ones, in this whole process.
 
-    Memory that is new to a process costs up to half of what decoding a JPEG costs. This is for a process whose work it
-    is to read images: what they take at their worst, it goes on holding until smaller ones come. An image is one block
-    then, too, which `shared_pixels` can read.
+    Memory that is new to a process costs it a third of the time of decoding a JPEG, or more. This is for a process whose
+    work it is to read images: what they take at their worst, it goes on holding until smaller ones come. An image is
+    one block then, too, which `shared_pixels` can read.
 
     Args:
         images: Images whose memory is kept, as many as are read at the same time; 0 keeps none.
