@@ -103,7 +103,7 @@ class Preprocessor:
         """One image has its tiles made by all threads; of several, each is read and cut by a thread of its own."""
         side, files = self._spec.tile_size, question.images
         if len(files) == 1:
-            cut = [self._cut_one(question, 0, self._pool)]
+            cut = [self._cut_one(question, 0, self._pool if self.threads > 1 else None)]
         else:
             cut = list(self._pool.map(lambda place: self._cut_one(question, place, None), range(len(files))))
         tiles = [one for one, _ in cut] or [np.zeros((0, side, side, 3), np.uint8)]

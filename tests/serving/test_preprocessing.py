@@ -98,6 +98,32 @@ def test_a_bad_image_is_named_by_its_place(preprocessor, text):
         preprocessor.run({"text_input": text("x"), "image_bytes": text(png("red"), "nothing")}, ALL)
 
 
+def test_of_several_bad_images_the_first_is_named(spec, tokenizer, text):
+    preprocessor = Preprocessor(replace(spec, max_images=4, cpu_threads=3), tokenizer)
+    images = text(png("red"), "nothing", png("blue"), "nothing either")
+    for _ in range(10):
+        with pytest.raises(ImageRejected, match="image 2 of 4"):
+            preprocessor.run({"text_input": text("x"), "image_bytes": images}, ALL)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_images_side_by_side_are_those_that_come_one_by_one(spec, tokenizer, text, photographs, threads):
+    roomy = replace(spec, cpu_threads=threads, max_images=9, max_input_len=4096, max_seq_len=8192)
+    preprocessor = Preprocessor(roomy, tokenizer)
+    assert preprocessor.threads == threads
+    files = []
+    for photograph in list(photographs.values())[:6]:
+        file = io.BytesIO()
+        photograph.save(file, "PNG")
+        files.append(file.getvalue())
+    wanted = [TILES, NUM_TILES, "prompt_table_extra_ids"]
+    each = [preprocessor.run({"text_input": text("x"), "image_bytes": text(file)}, wanted) for file in files]
+    together = preprocessor.run({"text_input": text("x"), "image_bytes": text(*files)}, wanted)
+    assert np.array_equal(together[TILES], np.concatenate([one[TILES] for one in each]))
+    digests = [list(dict.fromkeys(one["prompt_table_extra_ids"][0].tolist())) for one in (*each, together)]
+    assert [digest for one in digests[:-1] for digest in one if digest] == [digest for digest in digests[-1] if digest]
+
+
 def test_max_tiles_of_the_request_is_kept(preprocessor, text):
     tensors = {"text_input": text("x"), "image_bytes": text(png("red")), "max_tiles": np.array([1])}
     assert preprocessor.run(tensors, ALL)[NUM_TILES].tolist() == [1]
