@@ -64,7 +64,7 @@ class Gateway:
         """
         host, port = self._address
         try:
-            self._socket = socket.create_server((host, port), backlog=BACKLOG)
+            self._socket = _listening(host, port)
         except OSError:
             raise BusyError("the HTTP port cannot be used", seen=f"{host}:{port}", fix="give another port") from None
         config = uvicorn.Config(
@@ -99,3 +99,17 @@ class Gateway:
     def _run(self) -> None:
         assert self._server is not None
         asyncio.run(self._server.serve(sockets=[self._socket] if self._socket else None))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A listening socket; made as TCP's by name, without which asyncio leaves Nagle's algorithm on: 40 ms a request."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((host, port))
+        one.listen(BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one
