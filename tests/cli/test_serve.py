@@ -7,9 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture
+def packaged(small_recipe: Path, tmp_path: Path) -> Path:
+    """As much of an engine directory as a dry run looks at."""
+    engine = tmp_path / "engine"
+    (engine / "triton_repo").mkdir(parents=True)
+    (engine / "recipe.yaml").write_text(small_recipe.read_text())
+    return engine
 
 
 def test_engines_of_another_machine_are_refused_by_name(nvlm_trt: Run, tmp_path: Path) -> None:
@@ -20,3 +31,28 @@ def test_engines_of_another_machine_are_refused_by_name(nvlm_trt: Run, tmp_path:
     assert shown.code == 2
     assert "decoder/engine was built by TensorRT 10.14.1.48 and is met by none" in shown.err
     assert "decoder/engine was built for NVIDIA H100" in shown.err
+
+
+def test_a_dry_run_shows_the_gateway_and_its_limits(nvlm_trt: Run, packaged: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-that-is-long-enough\n")
+    words = ("--api-keys", keys, "--image-domain", "*.a.example", "--limit", "max_queue=3", "--host", "0.0.0.0")
+    facts = nvlm_trt("serve", packaged, "--dry-run", "--json", *words).json
+    shown = facts["gateway"]
+    assert (shown["api_keys"], shown["image_domains"], shown["max_queue"]) == (1, "*.a.example", 3)
+    assert "--grpc-address=127.0.0.1" in facts["command"]
+    assert "a-key-that-is-long-enough" not in str(facts)
+
+
+def test_without_the_gateway_its_options_are_refused(nvlm_trt: Run, packaged: Path) -> None:
+    facts = nvlm_trt("serve", packaged, "--dry-run", "--json", "--no-gateway").json
+    assert facts["gateway"] is None
+    shown = nvlm_trt("serve", packaged, "--dry-run", "--no-gateway", "--limit", "max_queue=3")
+    assert shown.code == 2
+    assert "nobody heeds" in shown.err
+
+
+def test_a_limit_that_is_none_is_the_users_mistake(nvlm_trt: Run, packaged: Path) -> None:
+    shown = nvlm_trt("serve", packaged, "--dry-run", "--limit", "max_queu=3")
+    assert shown.code == 2
+    assert "did you mean max_queue?" in shown.err
