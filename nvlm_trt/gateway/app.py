@@ -70,7 +70,7 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     metrics = Metrics(admission, served.is_ready, served.restarts)
     images = Images(limits, fetcher or Fetcher(settings.image_domains, limits.max_image), metrics.image)
     open_ = _Connections()
-    passing = PassThrough(lambda: open_.session, upstream.http, admission)
+    passing = PassThrough(lambda: open_.session, upstream.http, admission, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

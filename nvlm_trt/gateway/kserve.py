@@ -20,6 +20,7 @@ from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import LOST, ApiError, plain, too_late, unavailable
 from nvlm_trt.gateway.exchange import Exchange, exchange_of
 from nvlm_trt.gateway.json_request import check_generate
+from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.serving.faults import MARKS
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
 
@@ -53,12 +54,16 @@ class PassThrough:
         session: Connections to tritonserver.
         upstream: ``host:port`` of its HTTP.
         admission: Whose slots inference waits for.
+        metrics: Told when the events of streams come.
     """
 
-    def __init__(self, session: Callable[[], ClientSession], upstream: str, admission: Admission) -> None:
+    def __init__(
+        self, session: Callable[[], ClientSession], upstream: str, admission: Admission, metrics: Metrics
+    ) -> None:
         self._session = session
         self._upstream = f"http://{upstream}"
         self._admission = admission
+        self._metrics = metrics
 
     async def handle(self, request: Request) -> Response:
         """Answer a request below ``/v2``.
@@ -99,11 +104,41 @@ class PassThrough:
                 timeout=ClientTimeout(total=max(left, 0.001)),
             )
             answer = await exchange.stack.enter_async_context(sent)
-            return await _pass_on(answer, stream=stream)
+            return await self._pass_on(exchange, answer, stream=stream)
         except TimeoutError:
             raise too_late() from None
         except ClientError:
             raise unavailable("the server is being replaced; try again in a moment") from None
+
+    async def _pass_on(self, exchange: Exchange, answer: ClientResponse, *, stream: bool) -> Response:
+        """Answer as tritonserver does: a stream as it comes, others whole."""
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROPPED}
+        if stream and answer.status == 200:
+            return StreamingResponse(self._events(exchange, answer), status_code=answer.status, headers=kept)
+        body = await answer.read()
+        status = _true_status(answer.status, body)
+        if status >= 400:
+            body = _plain_body(body)
+        if status == 503:
+            kept["Retry-After"] = "1"
+        return Response(body, status_code=status, headers=kept)
+
+    async def _events(self, exchange: Exchange, answer: ClientResponse) -> AsyncIterator[bytes]:
+        """A stream as it comes; each event that tells an error is made plain."""
+        came = self._metrics.texts(exchange)
+        try:
+            rest = b""
+            async for chunk in answer.content.iter_any():
+                came()
+                *events, rest = (rest + chunk).split(b"\n\n")
+                for event in events:
+                    yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
+            if rest:
+                yield rest
+        except (ClientError, TimeoutError) as error:
+            log.warning("a stream was lost with the server, or took too long")
+            sentence = LOST if isinstance(error, ClientError) else too_late().sentence
+            yield EVENT + json.dumps({"error": sentence}).encode() + b"\n\n"
 
 
 def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
@@ -111,36 +146,6 @@ def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
         return check_generate(body, FIELDS[model], stream=stream)
     except RequestError as error:
         raise ApiError(400, str(error)) from None
-
-
-async def _pass_on(answer: ClientResponse, *, stream: bool) -> Response:
-    """Tritonserver's answer: a stream as it comes, others whole."""
-    kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROPPED}
-    if stream and answer.status == 200:
-        return StreamingResponse(_events(answer), status_code=answer.status, headers=kept)
-    body = await answer.read()
-    status = _true_status(answer.status, body)
-    if status >= 400:
-        body = _plain_body(body)
-    if status == 503:
-        kept["Retry-After"] = "1"
-    return Response(body, status_code=status, headers=kept)
-
-
-async def _events(answer: ClientResponse) -> AsyncIterator[bytes]:
-    """A stream as it comes; each event that tells an error is made plain."""
-    try:
-        rest = b""
-        async for chunk in answer.content.iter_any():
-            *events, rest = (rest + chunk).split(b"\n\n")
-            for event in events:
-                yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
-        if rest:
-            yield rest
-    except (ClientError, TimeoutError) as error:
-        log.warning("a stream was lost with the server, or took too long")
-        sentence = LOST if isinstance(error, ClientError) else too_late().sentence
-        yield b"data: " + json.dumps({"error": sentence}).encode() + b"\n\n"
 
 
 def _plain_body(body: bytes) -> bytes:

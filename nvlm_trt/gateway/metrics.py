@@ -82,13 +82,20 @@ class Metrics:
         """Note that a client hung up."""
         self._cancelled.labels(route_of(path)).inc()
 
-    def first_text(self, seconds: float) -> None:
-        """Note the time to a stream's first text."""
-        self._first.observe(seconds)
+    def texts(self, exchange: Exchange) -> Callable[[], None]:
+        """What to call whenever a text of a stream comes: notes the time to the first, then those between."""
+        last: float | None = None
 
-    def next_text(self, seconds: float) -> None:
-        """Note the time between two texts of a stream."""
-        self._between.observe(seconds)
+        def came() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if last is None:
+                self._first.observe(now - exchange.began)
+            else:
+                self._between.observe(now - last)
+            last = now
+
+        return came
 
     def answer(self, prompt_tokens: int, answer_tokens: int) -> None:
         """Note the size of an answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -75,8 +74,9 @@ class Model:
         async with asyncio.timeout_at(exchange.deadline):
             stream = await self._start(ask, exchange, stream=True)
             first = await anext(aiter(stream), "")
-        self._metrics.first_text(time.monotonic() - exchange.began)
-        return Pieces(stream, first, exchange.deadline, self._metrics)
+        came = self._metrics.texts(exchange)
+        came()
+        return Pieces(stream, first, exchange.deadline, came, self._metrics)
 
     async def probe(self, image: bytes, seconds: float) -> None:
         """Ask for one token about an image, past the queue.
@@ -107,10 +107,13 @@ class Model:
 class Pieces:
     """A stream that has begun: iterate over its texts, then read `answer`."""
 
-    def __init__(self, stream: AsyncAnswerStream, first: str, deadline: float, metrics: Metrics) -> None:
+    def __init__(
+        self, stream: AsyncAnswerStream, first: str, deadline: float, came: Callable[[], None], metrics: Metrics
+    ) -> None:
         self._stream = stream
         self._first = first
         self._deadline = deadline
+        self._came = came
         self._metrics = metrics
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -120,14 +123,13 @@ class Pieces:
             NvlmTrtError: the answer broke off.
             TimeoutError: it took longer than it may.
         """
-        pieces, piece, last = aiter(self._stream), self._first, time.monotonic()
+        pieces, piece = aiter(self._stream), self._first
         while piece:
             yield piece
             async with asyncio.timeout_at(self._deadline):
                 piece = await anext(pieces, "")
-            now = time.monotonic()
-            self._metrics.next_text(now - last)
-            last = now
+            if piece:
+                self._came()
 
     async def answer(self) -> Answer:
         """The whole answer, after its texts."""

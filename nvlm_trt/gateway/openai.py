@@ -76,8 +76,9 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
+STREAMED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
 
 
@@ -142,7 +143,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         _require_model(name, names)
         return ModelCard(id=name, created=began)
 
-    @router.post("/chat/completions", response_model=Completion)
+    @router.post("/chat/completions", response_model=Completion, responses=STREAMED)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         _require_model(asked.model, names)
         exchange = exchange_of(request.scope)
@@ -151,7 +152,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         ask = Ask(said.question, asked.options(), said.history, said.system, files)
         return await _answer(model(), ask, exchange, CHAT, asked)
 
-    @router.post("/completions", response_model=Completion)
+    @router.post("/completions", response_model=Completion, responses=STREAMED)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         _require_model(asked.model, names)
         return await _answer(model(), Ask(asked.text, asked.options()), exchange_of(request.scope), TEXT, asked)

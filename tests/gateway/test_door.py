@@ -203,6 +203,15 @@ def test_while_the_server_is_away_a_chat_is_told_to_come_back(small: Door) -> No
 def test_the_openapi_document_lists_the_api(small: Door) -> None:
     document = small.call("/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health/live"} <= document["paths"].keys()
+    answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert answers.keys() == {"200", "4XX", "5XX"}
+    assert answers["200"]["content"].keys() == {"application/json", "text/event-stream"}
+
+
+def test_head_is_answered_as_get_without_a_body(small: Door) -> None:
+    for path in ("/health/live", "/health/ready", "/metrics"):
+        answer = small.call(path, method="HEAD")
+        assert (answer.status, answer.data) == (200, b"")
 
 
 def post(door: Door, path: str, body: bytes) -> socket.socket:
