@@ -6,7 +6,7 @@ prepare_venv() {
     local -a options=()
     # On the pinned GPU image TensorRT, TensorRT-LLM and torch are the image's own.
     [ "$extras" = none ] && options=(--system-site-packages)
-    stamp=.venv/installed-$(sha256sum pyproject.toml | cut -c1-16)-${extras//,/-}
+    stamp=.venv/installed-$(cat pyproject.toml hatch_build.py nvlm_trt/model/_resize.c | sha256sum | cut -c1-16)-${extras//,/-}
     [ -f "$stamp" ] && return
     [ -x .venv/bin/python ] || "$python" -m venv "${options[@]}" .venv
     echo "Installing nvlm-trt [$extras] into .venv (once; a few minutes) ..." >&2

@@ -8,7 +8,7 @@
  * have three. Only x86-64 with AVX2 (`nvlm_resize_usable` asks the CPU). Integer sums are exact in any order, so there
  * is no rounding to lose; weights are, if compiled with -ffp-contract=off, rounded as Pillow's build rounds them.
  *
- * Sizes are the caller's to check (nvlm_trt/model/resize.py does); nothing here comes from a file or a request.
+ * Sizes are the caller's to check (nvlm_trt/model/resize_kernel.py does); none comes from a request as it is.
  */
 #include <immintrin.h>
 #include <stddef.h>
@@ -28,10 +28,10 @@
 
 enum { DONE = 0, NO_MEMORY = 1, BAD_WINDOW = 2 };
 
-/* Weights of two neighbouring inputs. A weight has up to 24 bits and vpmaddwd multiplies 16, so they come as
- * high * 2^15 + low; sums of either part may wrap, their sum of sums does not. */
+/* Weights of two neighbouring inputs, the first one's in the lower 16 bits. A weight has up to 24 bits and vpmaddwd
+ * multiplies 16, so they come as high * 2^15 + low; sums of either part may wrap, their sum of sums does not. */
 typedef struct {
-    int16_t low[2], high[2];
+    uint32_t low, high;
 } pair_t;
 
 /* One axis: output i is the sum over pairs[i * stride + t] times the inputs first[i] + 2 t and the next one. */
@@ -69,8 +69,9 @@ static void window_of(int in, int out, int i, int *first, int *end) {
 static void put_weight(pair_t *pairs, int place, double exact) {
     double scaled = exact * (1 << FRACTION_BITS);
     int32_t weight = (int32_t)(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
-    pairs[place / 2].low[place % 2] = (int16_t)(weight & ((1 << LOW_BITS) - 1));
-    pairs[place / 2].high[place % 2] = (int16_t)(weight >> LOW_BITS);
+    int shift = place % 2 * 16;
+    pairs[place / 2].low |= (uint32_t)(weight & ((1 << LOW_BITS) - 1)) << shift;
+    pairs[place / 2].high |= (uint32_t)(uint16_t)(weight >> LOW_BITS) << shift;
 }
 
 static void free_taps(taps_t *taps) {
@@ -112,10 +113,8 @@ static int make_taps(taps_t *taps, int in, int out, int from, int to, int even) 
 
 /* Bytes of two inputs in turns, widened to 16 bits: their weighted sums are added to eight sums. */
 AVX2_INLINE void add(__m256i *low, __m256i *high, __m256i inputs, const pair_t *pair) {
-    int32_t both[2];
-    memcpy(both, pair, sizeof both);
-    *low = _mm256_add_epi32(*low, _mm256_madd_epi16(inputs, _mm256_set1_epi32(both[0])));
-    *high = _mm256_add_epi32(*high, _mm256_madd_epi16(inputs, _mm256_set1_epi32(both[1])));
+    *low = _mm256_add_epi32(*low, _mm256_madd_epi16(inputs, _mm256_set1_epi32((int)pair->low)));
+    *high = _mm256_add_epi32(*high, _mm256_madd_epi16(inputs, _mm256_set1_epi32((int)pair->high)));
 }
 
 AVX2_INLINE __m256i half(void) { return _mm256_set1_epi32(1 << (FRACTION_BITS - 1)); }
