@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nvlm_trt.bench.record import CaseRecord, RequestRecord
+
+BURST: Final = 0.25
+"""Of a stream's mean gap: below it, arrivals count as one."""
 
 
 class Gaps(NamedTuple):
@@ -49,18 +52,26 @@ def steady_rate(case: CaseRecord) -> float | None:
 def gaps(case: CaseRecord) -> Gaps:
     """Gaps of running streams around a long prompt, which is the last request of the case.
 
-    A stream that ended before the long prompt had its first token is left out: it did not see all of it.
+    A stream that ended before the long prompt had its first token is left out: it did not see all of it. Arrivals that
+    follow each other by less than a quarter of the stream's mean gap before the long prompt are one: a server passes
+    several tokens on together.
     """
     came = case.started_s[-1]
     read = came + case.requests[-1].ttft_s
     found = Gaps([], [])
     for started, request in zip(case.started_s[:-1], case.requests[:-1], strict=True):
         times = [started + each for each in request.arrivals_s]
-        if not times or times[-1] <= read:
+        before = sum(each <= came for each in times)
+        if before < 2 or times[-1] <= read:
             continue
-        for earlier, later in pairwise(times):
+        for earlier, later in pairwise(_bursts(times, BURST * (times[before - 1] - times[0]) / (before - 1))):
             if later <= came:
                 found.calm.append(later - earlier)
             elif earlier <= read:
                 found.disturbed.append(later - earlier)
     return found
+
+
+def _bursts(times: list[float], apart: float) -> list[float]:
+    """The first of those times that follow each other by less than `apart` seconds."""
+    return times[:1] + [later for earlier, later in pairwise(times) if later - earlier >= apart]

@@ -56,3 +56,10 @@ def test_gaps_are_told_apart_by_the_arrival_of_the_long_prompt_and_its_first_tok
 def test_a_stream_that_ended_too_early_is_left_out() -> None:
     found = gaps(case((0.0, stream(1.0, 2.0, 3.0)), (1.5, stream(2.0))))
     assert found == ([], [])
+
+
+def test_pieces_that_a_server_passes_on_together_arrive_once() -> None:
+    running = stream(1.0, 1.01, 2.0, 2.01, 3.0, 3.01, 6.0, 6.01, 8.0)
+    found = gaps(case((0.0, running), (3.5, stream(3.8))))
+    assert found.calm == pytest.approx([1.0, 1.0])
+    assert found.disturbed == pytest.approx([3.0, 2.0])

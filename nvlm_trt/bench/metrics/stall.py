@@ -17,7 +17,8 @@ class LargestGap(Metric):
 
     Formula: largest gap between two tokens of the running streams, of those gaps that lie wholly or partly between the
     arrival of a long prompt with an image and its first token / median of the same streams' gaps before it came; one
-    sample a repetition of scenario `stall`. Streams that end before that first token do not count.
+    sample a repetition of scenario `stall`. Streams that end before that first token do not count; arrivals that follow
+    each other by less than a quarter of the stream's mean gap before the long prompt came are one.
     """
 
     name, title, unit, better, section = "largest_gap", "largest gap / median gap", "x", "lower", "stall"
