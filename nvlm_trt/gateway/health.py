@@ -7,11 +7,11 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -24,6 +24,7 @@ PROBE_KEPT_SECONDS: Final = 5.0
 """For how long a probe's result stands, so that many who ask cost one request."""
 
 SCRAPE_SECONDS: Final = 2.0
+AWAY: Final[dict[int | str, dict[str, Any]]] = {503: {"description": "The server does not answer now."}}
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +83,17 @@ def health_routes(
     @router.get("/v2/health/live", include_in_schema=False)
     async def live() -> Response:
         """Answer while this process does: a server that is being replaced needs no other help."""
-        return Response()
+        return _state("live")
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", responses=AWAY)
     async def ready() -> Response:
         return _state("ready" if is_ready() else None)
 
-    @router.get("/health/deep")
+    @router.get("/health/deep", responses=AWAY)
     async def deep() -> Response:
         return _state("answers" if is_ready() and await probe.works() else None)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         theirs = b""
         try:

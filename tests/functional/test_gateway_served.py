@@ -14,6 +14,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
@@ -134,6 +135,8 @@ def test_metrics_of_the_gateway_and_of_triton_are_one_page(server: TritonServer)
         'nv_inference_request_success{model="nvlm"',
     ):
         assert name in page
+    names = [family.name for family in text_string_to_metric_families(page)]
+    assert len(names) == len(set(names))
 
 
 @pytest.fixture(scope="module")
