@@ -37,7 +37,7 @@ from nvlm_trt.model.config import DecoderConfig
 
 @dataclass(frozen=True, slots=True)
 class _Rope:
-    """Cosines and sines of this step's positions, [T, 1, head_dim]."""
+    """Cosines and sines of this step's positions, [T, 1, 1, head_dim]."""
 
     cos: ov.Output
     sin: ov.Output
@@ -108,7 +108,7 @@ def _embed(embedding: torch.Tensor, precision: str, ids: ov.Output, table: ov.Ou
 def _rope(config: DecoderConfig, positions: int, position_ids: ov.Output) -> _Rope:
     axis = ops.constant(np.int32(0))
     cos, sin = rope_tables(config.head_dim, config.rope_theta, positions)
-    shape = (positions, 1, config.head_dim)
+    shape = (positions, 1, 1, config.head_dim)
     return _Rope(
         cos=ops.gather(float_constant(cos.reshape(shape), "rope.cos"), position_ids, axis).output(0),
         sin=ops.gather(float_constant(sin.reshape(shape), "rope.sin"), position_ids, axis).output(0),
@@ -152,13 +152,16 @@ def _qkv(
 
 
 def _rotate(packed: ov.Output, heads: int, head_dim: int, rope: _Rope) -> ov.Output:
-    """Rotate [T, heads * head_dim] by the positions: x * cos + (-x2, x1) * sin."""
-    by_head = ops.reshape(packed, ops.constant(np.array([-1, heads, head_dim], np.int32)), special_zero=False)
+    """Rotate [T, heads * head_dim] by the positions: x * cos + (-x2, x1) * sin.
+
+    Four dimensions, and the last one counted from the end, are what OpenVINO knows as RoPE and runs as one operator.
+    """
+    by_head = ops.reshape(packed, ops.constant(np.array([-1, heads, 1, head_dim], np.int32)), special_zero=False)
     halves = ops.variadic_split(
-        by_head, ops.constant(np.int32(2)), ops.constant(np.array([head_dim // 2, head_dim // 2], np.int32))
+        by_head, ops.constant(np.int32(3)), ops.constant(np.array([head_dim // 2, head_dim // 2], np.int32))
     )
-    minus = ops.multiply(halves.output(1), ops.constant(np.full((1, 1, 1), -1, np.float32)))
-    turned = ops.concat([minus.output(0), halves.output(0)], axis=2)
+    minus = ops.multiply(halves.output(1), ops.constant(np.full((1, 1, 1, 1), -1, np.float32)))
+    turned = ops.concat([minus.output(0), halves.output(0)], axis=-1)
     rotated = ops.add(ops.multiply(by_head, rope.cos), ops.multiply(turned, rope.sin))
     flat = ops.constant(np.array([-1, heads * head_dim], np.int32))
     return ops.reshape(rotated, flat, special_zero=False).output(0)

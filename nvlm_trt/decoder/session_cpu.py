@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,46 +17,63 @@ from nvlm_trt.errors import EngineError
 
 Ints = npt.NDArray[np.int32]
 
-INPUT_GROUP = 32
-"""Values of a token that share a scale where inputs are quantised."""
+INPUT_GROUP = 128
+"""Values of a token that share a scale where inputs are quantised; OpenVINO leaves shorter inputs as they are.
+
+Groups of 32, OpenVINO's own choice, cost a fifth of the speed at which prompts are read, for an error that is not seen
+in the logits (docs/performance/cpu-steps.md).
+"""
+
+HALF: Final = ("bf16", "int8")
+"""Precisions that compute and cache in bf16 where the CPU can; the others do so in float32."""
+
+KvCachePrecision = Literal["auto", "u8"]
 
 
 class DecoderSession:
     """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
 
-    All engines but bf16 compute and cache in float32: what a sequence gets does not hang on its batch, up to float32
-    rounding. int8 engines round the inputs of every product with weights to 8 bits, with a scale for each token and
-    each `INPUT_GROUP` of its values, and multiply integers; no other engine quantises activations. bf16 engines compute
-    and cache in bf16 where the CPU can, and OpenVINO rounds one row and several rows differently there: a near tie may
-    fall otherwise in another batch.
+    fp32, int8_wo and int4_wo engines compute and cache in float32: what a sequence gets does not hang on its batch, up
+    to float32 rounding. int8 engines round the inputs of every product with weights to 8 bits, with a scale for each
+    token and each `INPUT_GROUP` of its values, and multiply integers; no other engine quantises activations. bf16 and
+    int8 engines compute and cache in bf16 where the CPU can, and OpenVINO rounds one row and several rows differently
+    there: a near tie may fall otherwise in another batch.
 
     Args:
         directory: What `build_decoder_cpu` wrote.
         config: Its config.json.
         num_blocks: Blocks of the KV cache.
         threads: Threads to compute with; 0 leaves it to OpenVINO.
+        kv_cache: How keys and values are kept: "auto" in the type that is computed in, "u8" in 8 bits.
 
     Raises:
         EngineError: the model is missing, or OpenVINO cannot compile it.
     """
 
-    def __init__(self, directory: Path, config: DecoderEngineConfig, num_blocks: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: DecoderEngineConfig,
+        num_blocks: int,
+        threads: int = 0,
+        kv_cache: KvCachePrecision = "auto",
+    ) -> None:
         self._config = config
         self._no_table = np.zeros((1, config.hidden_size), np.float32)
         try:
             core = ov.Core()
             model = splice_attention(core.read_model(directory / MODEL_NAME), config)
-            compiled = core.compile_model(model, "CPU", compile_properties(core, config.precision, threads))
+            compiled = core.compile_model(model, "CPU", compile_properties(core, config.precision, threads, kv_cache))
         except RuntimeError as error:
             first = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             raise EngineError(
                 f"the compiled decoder cannot be loaded ({first})", fix="build the engine again"
             ) from None
         self._request = compiled.create_infer_request()
-        shape = ov.Shape([num_blocks, config.num_kv_heads, config.block_size, config.head_dim])
-        caches = [port for port in compiled.inputs if "_cache." in port.any_name]
-        for port in caches:
-            self._request.set_tensor(port, ov.Tensor(port.element_type, shape))
+        for port in compiled.inputs:
+            if "_cache." in port.any_name:  # an 8-bit block is larger than its values: it has their scales
+                shape = [num_blocks, *(dimension.get_length() for dimension in list(port.partial_shape)[1:])]
+                self._request.set_tensor(port, ov.Tensor(port.element_type, ov.Shape(shape)))
 
     def run(self, parts: Sequence[StepPart]) -> npt.NDArray[np.float32]:
         """Run one step.
@@ -110,15 +128,17 @@ class DecoderSession:
         return np.concatenate(ids), np.concatenate(tables) if tables else self._no_table
 
 
-def compile_properties(core: ov.Core, precision: str, threads: int) -> dict[str, str]:
+def compile_properties(
+    core: ov.Core, precision: str, threads: int, kv_cache: KvCachePrecision = "auto"
+) -> dict[str, str]:
     """How OpenVINO compiles the decoder of a precision; 0 threads takes all cores."""
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compute = "bf16" if precision == "bf16" and has_bf16 else "f32"
+    compute = "bf16" if precision in HALF and has_bf16 else "f32"
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": compute,
-        "KV_CACHE_PRECISION": compute,
+        "KV_CACHE_PRECISION": compute if kv_cache == "auto" else kv_cache,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INPUT_GROUP if precision == "int8" else 0),
     }
     if threads:

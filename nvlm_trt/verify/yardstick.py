@@ -1,8 +1,9 @@
 """The decoder reference in a reduced precision of the cpu target: how far rounding alone moves the result.
 
 Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
-bf16, float32 for 8 and 4 bits, and for int8 the inputs of matrices are rounded to 8 bits. What is left between such a
-reference and an engine is the order of rounding, so their distances from the fp32 reference are alike.
+bf16, float32 for 8 and 4 bits, and for int8 the inputs of matrices are rounded to 8 bits (that the rest is bf16 there
+weighs little beside it). What is left between such a reference and an engine is the order of rounding, so their
+distances from the fp32 reference are alike.
 """
 
 from __future__ import annotations
@@ -88,8 +89,13 @@ def _rounded(weight: torch.Tensor, stored: str) -> torch.Tensor:
 
 
 def _input_codes(inputs: torch.Tensor) -> torch.Tensor:
-    """Each token's values in 8 bits and back, with a scale for every `INPUT_GROUP`; the last group may be short."""
+    """Each token's values in 8 bits and back, with a scale for every `INPUT_GROUP`; the last group may be short.
+
+    Tokens of fewer values than a group are left as they are, as OpenVINO leaves them.
+    """
     width = inputs.shape[-1]
+    if width < INPUT_GROUP:
+        return inputs
     codes, scale = quantize_rows(F.pad(inputs, (0, -width % INPUT_GROUP)).reshape(-1, INPUT_GROUP))
     return (codes * scale).reshape(*inputs.shape[:-1], -1)[..., :width]
 

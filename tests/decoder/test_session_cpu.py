@@ -1,0 +1,76 @@
+"""A session computes in the type that its precision promises, and keeps keys and values as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from nvlm_trt.decoder.engine_config import DecoderEngineConfig
+from nvlm_trt.decoder.session_cpu import INPUT_GROUP, DecoderSession, compile_properties
+from nvlm_trt.decoder.step import StepPart
+
+BLOCKS = 8
+
+
+class Plugin:
+    """What is asked of an OpenVINO core before it compiles: what its CPU computes in."""
+
+    def __init__(self, *capabilities: str) -> None:
+        self._capabilities = capabilities
+
+    def get_property(self, device: str, name: str) -> Sequence[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self._capabilities
+
+
+OLD, NEW = Plugin("FP32", "INT8"), Plugin("FP32", "INT8", "BF16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8_wo", "int4_wo"])
+def test_exact_precisions_compute_and_cache_in_float32_on_any_cpu(precision: str):
+    properties = compile_properties(NEW, precision, 0)
+    assert properties["INFERENCE_PRECISION_HINT"] == properties["KV_CACHE_PRECISION"] == "f32"
+    assert properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "0"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(("plugin", "expected"), [(NEW, "bf16"), (OLD, "f32")])
+def test_fast_precisions_take_bf16_where_the_cpu_has_it(precision: str, plugin: Plugin, expected: str):
+    properties = compile_properties(plugin, precision, 0)
+    assert properties["INFERENCE_PRECISION_HINT"] == properties["KV_CACHE_PRECISION"] == expected
+
+
+def test_int8_alone_rounds_inputs():
+    groups = {name: compile_properties(NEW, name, 0)["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for name in ("bf16", "int8")}
+    assert groups == {"bf16": "0", "int8": str(INPUT_GROUP)}
+
+
+def test_threads_are_named_only_where_they_are_chosen():
+    assert "INFERENCE_NUM_THREADS" not in compile_properties(NEW, "fp32", 0)
+    assert compile_properties(NEW, "fp32", 3)["INFERENCE_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8_wo"])
+def test_a_cache_in_8_bits_keeps_the_direction_of_the_logits(compiled: Callable[..., Path], make_prompt, precision):
+    """In chunks, so that keys and values are read from the cache as later steps find them."""
+    engine = compiled(precision)
+    config = DecoderEngineConfig.read(engine)
+    plain, small = (DecoderSession(engine, config, BLOCKS, 1, kv_cache) for kv_cache in ("auto", "u8"))
+    for seed in range(4):
+        ids, table = make_prompt(seed, 90, 16 * (seed % 2))
+        expected, seen = (in_chunks(session, ids, table) for session in (plain, small))
+        distance = 1 - np.dot(expected, seen) / np.linalg.norm(expected) / np.linalg.norm(seen)
+        assert 0 < distance < 0.02, "it rounds, and not too much"
+
+
+def in_chunks(
+    session: DecoderSession, ids: npt.NDArray[np.int32], table: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
+    for past in range(0, len(ids), 30):
+        part = StepPart(ids[past : past + 30], past, range(BLOCKS), table, wants_logits=True)
+        logits = session.run([part])[0]
+    return logits.copy()
