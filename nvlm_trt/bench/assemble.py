@@ -43,6 +43,7 @@ class Column:
         rounds: What was measured so far.
         scores: Of the task's answers.
         failure: Why it is measured no more.
+        packages: Versions of a peer's packages.
     """
 
     subject: Subject
@@ -52,6 +53,12 @@ class Column:
     rounds: list[RoundRecord] = field(default_factory=list)
     scores: tuple[float, ...] = ()
     failure: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> str | None:
+        """How a peer was set up, in its own words."""
+        return next((done.settings for done in self.rounds if done.settings), None)
 
     def measured(self, ceilings: Sequence[CeilingReport]) -> Measured:
         """What metrics are worked out from."""
@@ -111,6 +118,8 @@ def subject_reports(
                 transport=subject.transport,
                 precision=column.precision,
                 rounds=len(column.rounds),
+                settings=column.settings,
+                packages=column.packages,
                 failure=column.failure,
                 figures=tuple(figures),
             )

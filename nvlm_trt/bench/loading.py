@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from nvlm_trt.bench.load import Asker
-from nvlm_trt.bench.memory import forget_peak, resident_bytes
-from nvlm_trt.bench.subjects import EngineSubject, ReferenceSubject, ServerSubject, Subject, Transport
+from nvlm_trt.bench.memory import forget_peak, peak_bytes, resident_bytes
+from nvlm_trt.bench.subjects import EngineSubject, PeerSubject, ReferenceSubject, ServerSubject, Subject, Transport
 from nvlm_trt.eval.subject import engine_recipe
 
 
@@ -29,14 +29,18 @@ class Loaded:
     Attributes:
         asker: Whom to ask.
         load_s: Seconds until it was ready; None for a server that ran already.
-        before_bytes: Resident memory of this process before.
+        before_bytes: Resident memory before, of the process that loads.
         url: ``host:port`` of the server, of the subject's transport; None without one.
+        peak_bytes: Tells the largest resident memory of whoever is asked.
+        settings: How it was set up, in its own words; None where the recipe tells.
     """
 
     asker: ClosingAsker
     load_s: float | None
     before_bytes: int | None
     url: str | None = None
+    peak_bytes: Callable[[], int] = peak_bytes
+    settings: str | None = None
 
 
 def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
@@ -44,7 +48,7 @@ def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
 
     Raises:
         EngineError: the engines cannot be loaded here.
-        ServerError: its server did not start.
+        ServerError: its server, or its process, did not start.
     """
     match subject:
         case ReferenceSubject():
@@ -56,6 +60,8 @@ def load(subject: Subject, max_tokens: int, stack: ExitStack) -> Loaded:
         case ServerSubject():
             asker = _client(subject.transport, subject.url, max_tokens, stack)
             return Loaded(asker, None, None, subject.url)
+        case PeerSubject():
+            return _peer(subject, max_tokens, stack)
 
 
 def _loaded(make: Callable[[], ClosingAsker], stack: ExitStack) -> Loaded:
@@ -79,6 +85,15 @@ def _reference(subject: ReferenceSubject, max_tokens: int) -> Callable[[], Closi
 
     recipe = engine_recipe(subject.engine)
     return lambda: ReferenceAsker(subject.checkpoint, subject.dtype, subject.device, recipe, max_tokens)
+
+
+def _peer(subject: PeerSubject, max_tokens: int, stack: ExitStack) -> Loaded:
+    """Start a peer's process, which notes itself how long it loads and how much it holds."""
+    from nvlm_trt.bench.ask.peer import PeerAsker
+
+    asker = PeerAsker(subject, max_tokens)
+    stack.callback(asker.close)
+    return Loaded(asker, asker.load_s, asker.before_bytes, None, asker.peak_bytes, asker.settings)
 
 
 def _served(engine: Path, transport: Transport, max_tokens: int, stack: ExitStack) -> Loaded:

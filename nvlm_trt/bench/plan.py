@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm_trt.bench.peers.choose import choose_peers
+from nvlm_trt.bench.peers.engines import PeerName
 from nvlm_trt.bench.peers.tool import TRANSPORTS, ToolName, found
 from nvlm_trt.bench.record import Device
 from nvlm_trt.bench.report import Task
@@ -14,6 +16,7 @@ from nvlm_trt.bench.scenarios import Bounds
 from nvlm_trt.bench.subjects import (
     Dtype,
     OpenedEngine,
+    PeerSubject,
     ReferenceSubject,
     ServerSubject,
     Subject,
@@ -58,6 +61,8 @@ class Request:
         task_limit: Questions at most.
         tools: Load tools of others.
         served: Names of the engine directories that servers are started for; None for all.
+        peers: Engines of others.
+        peers_dir: Where their environments lie.
     """
 
     engines: tuple[Path, ...]
@@ -72,6 +77,8 @@ class Request:
     task_limit: int | None
     tools: tuple[ToolName, ...]
     served: frozenset[str] | None = None
+    peers: tuple[PeerName, ...] = ()
+    peers_dir: Path = Path(".peers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,7 @@ def make_plan(request: Request) -> Plan:
         grpc_url=request.grpc_url,
         http_url=request.http_url,
     )
+    subjects = (*subjects, *choose_peers(request.peers, request.peers_dir, engines, request.checkpoint))
     bounds = _bounds(engines)
     _check_tools(request, subjects)
     devices = {engine.device for engine in engines} or {"cpu"}
@@ -238,6 +246,11 @@ def _remarks(engines: Sequence[OpenedEngine], subjects: Sequence[Subject]) -> It
         yield "the engines were built from different checkpoints: accuracy and speed are not of one model"
     if any(isinstance(subject, ReferenceSubject) for subject in subjects):
         yield "the torch reference answers one request at a time; further ones wait, and their wait counts"
+    if any(isinstance(subject, PeerSubject) for subject in subjects):
+        yield (
+            "peers of text get the token ids that ours make before the clock starts; their engines' own choices of "
+            "batches, caches and threads hold unless the settings say otherwise"
+        )
     if any(subject.transport != "local" for subject in subjects):
         yield (
             "through a server, tokens that follow each other faster than it passes text on arrive together: "

@@ -153,6 +153,7 @@ class RoundRecord(Frozen):
         waves: One for each concurrency; none where the scenario "load" was not asked for.
         cases: Of the other scenarios.
         left_out: Scenarios and cases that were not measured, and why.
+        settings: How a peer was set up, in its own words; None for all others.
         foreign_cores: Cores that other processes kept busy meanwhile; None for a server that runs already, which is one
             of them.
         peers: Load tools of others.
@@ -166,6 +167,7 @@ class RoundRecord(Frozen):
     waves: tuple[WaveRecord, ...]
     cases: tuple[CaseRecord, ...] = ()
     left_out: tuple[str, ...] = ()
+    settings: str | None = None
     foreign_cores: Seconds | None = None
     peers: tuple[PeerRecord, ...] = ()
 

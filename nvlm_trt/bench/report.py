@@ -105,9 +105,11 @@ class SubjectReport(Frozen):
 
     Attributes:
         name: Of the engine directory, of the server, or of the reference's arithmetic.
-        kind: An engine directory, a server that ran already, or the torch reference.
+        kind: An engine directory, a server that ran already, the torch reference, or an engine of others.
         transport: How it was asked.
         precision: Of its parts, in words.
+        settings: How an engine of others was set up, in its own words; None for the rest.
+        packages: Versions of all packages of its environment; empty for the rest, which share this one's.
         rounds: How many were measured.
         failure: Why no more rounds were measured; None when nothing failed.
         figures: What was measured.
@@ -117,6 +119,8 @@ class SubjectReport(Frozen):
     kind: Kind
     transport: Transport
     precision: str
+    settings: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
     rounds: int
     failure: str | None
     figures: tuple[Figure, ...]

@@ -19,13 +19,14 @@ from nvlm_trt.bench.assemble import (
     subject_reports,
 )
 from nvlm_trt.bench.machine import this_machine
+from nvlm_trt.bench.peers.engines import PEERS, packages
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan
 from nvlm_trt.bench.quiet import QUIET_CORES
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
 from nvlm_trt.bench.report import Report
-from nvlm_trt.bench.subjects import ReferenceSubject, ServerSubject, Subject, size_of
-from nvlm_trt.bench.work import engine_work, reference_work
+from nvlm_trt.bench.subjects import PeerSubject, ReferenceSubject, ServerSubject, Subject, size_of
+from nvlm_trt.bench.work import engine_work, peer_work, reference_work
 from nvlm_trt.errors import NvlmTrtError
 
 
@@ -176,8 +177,9 @@ def _disturbance(columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _answering(columns: Sequence[Column]) -> list[Column]:
-    """Whose accuracy is measured: not over HTTP, as the same server has gRPC."""
-    return [column for column in columns if column.failure is None and column.subject.transport != "http"]
+    """Whose accuracy is measured: not over HTTP, as the same server has gRPC; not of peers, whose speed is compared."""
+    asked = (column for column in columns if column.failure is None and column.subject.transport != "http")
+    return [column for column in asked if not isinstance(column.subject, PeerSubject)]
 
 
 def _column(plan: Plan, subject: Subject) -> Column:
@@ -187,4 +189,8 @@ def _column(plan: Plan, subject: Subject) -> Column:
     if isinstance(subject, ReferenceSubject):
         work = reference_work(engine.config, subject.dtype)
         return Column(subject, f"{subject.dtype} throughout", work, size_of(subject.checkpoint))
+    if isinstance(subject, PeerSubject):
+        peer = PEERS[subject.peer]
+        work = peer_work(engine.config, peer.precision)
+        return Column(subject, peer.words, work, None, packages=packages(subject.folder, peer.environment))
     return Column(subject, engine.precision, engine_work(engine.config, engine.recipe), engine.size_bytes)

@@ -1,4 +1,4 @@
-"""Who is measured: engine directories, in this process or served, running servers, and the torch reference."""
+"""Who is measured: engine directories, in this process or served, running servers, the torch reference, and peers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from nvlm_trt.bench.peers.engines import PEERS, PeerName
 from nvlm_trt.bench.record import Device, Frozen
 from nvlm_trt.bench.work import REFERENCE_DTYPES
 from nvlm_trt.environment.gpus import find_gpus
@@ -22,7 +23,7 @@ from nvlm_trt.serving.config_gpu import ENGINE_PATH, PLAN
 
 Transport = Literal["local", "grpc", "http"]
 Dtype = Literal["bf16", "fp32"]
-Kind = Literal["engine", "server", "reference"]
+Kind = Literal["engine", "server", "reference", "peer"]
 
 ENGINE_PARTS: dict[str, tuple[str, ...]] = {
     "cpu": ("config.json", "tokenizer", "vision/cpu", "decoder/cpu"),
@@ -91,7 +92,36 @@ class ReferenceSubject(Frozen):
     device: Device = "cpu"
 
 
-Subject = Annotated[EngineSubject | ServerSubject | ReferenceSubject, Field(discriminator="kind")]
+class PeerSubject(Frozen):
+    """An engine of others, loaded for each round in an environment of its own.
+
+    Attributes:
+        kind: What this is.
+        name: Tells it from the others.
+        transport: In a process of its own, without a server.
+        peer: Which.
+        folder: Where the environments of all peers lie.
+        checkpoint: What it reads.
+        engine: The engine directory whose recipe says how images are cut and how much it takes.
+        device: Where it computes.
+    """
+
+    kind: Literal["peer"] = "peer"
+    name: str
+    transport: Literal["local"] = "local"
+    peer: PeerName
+    folder: Path
+    checkpoint: Path
+    engine: Path
+    device: Literal["cpu"] = "cpu"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it can be asked about images."""
+        return PEERS[self.peer].images
+
+
+Subject = Annotated[EngineSubject | ServerSubject | ReferenceSubject | PeerSubject, Field(discriminator="kind")]
 """One column of the report."""
 
 
@@ -212,14 +242,22 @@ def choose_subjects(
     return tuple(subjects)
 
 
-def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> ReferenceSubject:
-    read = checkpoint or engine.checkpoint
+def checkpoint_of(engine: OpenedEngine, given: Path | None, who: str, otherwise: str) -> Path:
+    """What is read beside an engine: the checkpoint given, or the one it was built from.
+
+    Raises:
+        UserError: it is not there; told of `who`, and what to do `otherwise`.
+    """
+    read = given or engine.checkpoint
     if not (read / "config.json").is_file():
         raise UserError(
-            "the checkpoint that the baseline reads is not there",
-            seen=read,
-            fix=f"give it with --checkpoint, or {NO_BASELINE}",
+            f"the checkpoint that {who} is not there", seen=read, fix=f"give it with --checkpoint, or {otherwise}"
         )
+    return read
+
+
+def _reference(engine: OpenedEngine, dtype: Dtype, checkpoint: Path | None) -> ReferenceSubject:
+    read = checkpoint_of(engine, checkpoint, "the baseline reads", NO_BASELINE)
     if engine.device == "cuda":
         _check_fits_gpu(read, dtype)
     return ReferenceSubject(

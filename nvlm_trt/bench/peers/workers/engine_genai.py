@@ -37,6 +37,7 @@ class Engine:
         scheduler.max_num_batched_tokens = job["max_model_len"]
         self._pipeline = genai.ContinuousBatchingPipeline(job["model"], scheduler, "CPU", properties)
         self._under_way: dict[int, tuple[Any, int]] = {}
+        self.prompts: dict[int, int] = {}
         told = ", ".join(f"{name}={value}" for name, value in properties.items())
         self.settings = f"continuous batching, {told}, {scheduler.max_num_batched_tokens} tokens a step at most"
 
@@ -49,11 +50,12 @@ class Engine:
         if image is not None:
             raise ValueError("this peer reads text only")
         config = genai.GenerationConfig()
-        config.max_new_tokens = config.min_new_tokens = max_tokens
+        config.max_new_tokens = max_tokens
         config.ignore_eos = True
         config.do_sample = False
         handle = self._pipeline.add_request(number, ov.Tensor(np.array([ids], dtype=np.int64)), config)
         self._under_way[number] = (handle, max_tokens)
+        self.prompts[number] = len(ids)
 
     def step(self) -> list[tuple[int, int, float, bool]]:
         """One step: request, token, time, whether it is the last."""

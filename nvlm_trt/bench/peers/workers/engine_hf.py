@@ -30,12 +30,14 @@ class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         self._model = importlib.import_module("qwen2").open_qwen2(Path(job["checkpoint"]))
         self._waiting: list[tuple[int, list[int], int]] = []
+        self.prompts: dict[int, int] = {}
 
     def submit(self, number: int, ids: list[int], max_tokens: int, *, text: str | None, image: bytes | None) -> None:
         """Take a request; one with an image is refused."""
         if image is not None:
             raise ValueError("this peer reads text only")
         self._waiting.append((number, ids, max_tokens))
+        self.prompts[number] = len(ids)
 
     def step(self) -> list[tuple[int, int, float, bool]]:
         """Answer everything that waits: request, token, time, whether it is the last, in the order of time."""

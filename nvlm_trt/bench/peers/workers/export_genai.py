@@ -1,4 +1,4 @@
-"""Convert the decoder of a checkpoint for OpenVINO GenAI, by optimum-intel: ``export_genai.py CHECKPOINT bf16|int8 OUT``."""
+"""Convert a decoder for OpenVINO GenAI, by optimum-intel: ``export_genai.py CHECKPOINT bf16|int8 OUT``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def main() -> int:
         for name in TOKENIZER:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, source / name)
-        told = ["--model", source, "--task", "text-generation-with-past", "--weight-format", FORMATS[precision], made]
-        subprocess.run([Path(sys.executable).with_name("optimum-cli"), "export", "openvino", *told], check=True)
+        command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "--model", str(source)]
+        command += ["--task", "text-generation-with-past", "--weight-format", FORMATS[precision], str(made)]
+        subprocess.run(command, check=True)
         os.replace(made, out)
     return 0
 

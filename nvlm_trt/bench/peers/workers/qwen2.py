@@ -1,4 +1,4 @@
-"""The decoder of an NVLM-D checkpoint as Hugging Face's own Qwen2, without remote code and without the released file."""
+"""The decoder of an NVLM-D checkpoint as Hugging Face's own Qwen2, without remote code."""
 
 from __future__ import annotations
 

@@ -2,16 +2,15 @@
 
 MODULE is one of the files beside this one; its class `Engine` has what `serve` calls. A line of JSON is a message.
 First comes the job, which is answered by what loading took. Then come requests (`id`, `ids`, `text`, `image`,
-`max_tokens`), each of which is answered at its end by its tokens and the time of each; a `usage` is answered by the
-memory. The end of stdin ends the process. Times are those of `time.perf_counter()`, which on Linux is one clock for all
-processes. Nothing is written while requests are computed but their ends.
+`max_tokens`), each of which is answered at its end by its tokens, the time of each, and how many tokens of prompt were
+read; a `usage` is answered by the memory. The end of stdin ends the process. Times are those of `time.perf_counter()`,
+which on Linux is one clock for all processes. Nothing is written while requests are computed but their ends.
 """
 
 from __future__ import annotations
 
 import base64
 import importlib
-import importlib.metadata
 import json
 import os
 import queue
@@ -65,7 +64,7 @@ def _serve(engine: Any, answers: TextIO) -> None:
             answer["tokens"].append(token)
             answer["times"].append(at)
             if ended:
-                _say(answers, under_way.pop(number))
+                _say(answers, {**under_way.pop(number), "prompt_tokens": engine.prompts.pop(number)})
 
 
 def _arrived(inbox: queue.SimpleQueue[Any], *, wait: bool, linger: float) -> list[Any]:
