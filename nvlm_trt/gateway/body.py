@@ -17,7 +17,7 @@ PACKED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection."""
+    """The client closed its connection, or does not read from it."""
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, buffer: Callable[[int], None]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from nvlm_trt.gateway.body import ClientGoneError
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.protocol import ABORT
 from nvlm_trt.gateway.settings import Limits
@@ -58,7 +59,7 @@ class Exchange:
         """Send a part of the answer.
 
         Raises:
-            TimeoutError: the client does not read its answer.
+            ClientGoneError: the client does not read its answer.
         """
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -68,7 +69,7 @@ class Exchange:
                 await self._send(message)
         except TimeoutError:
             self.scope.get(ABORT, _nothing)()
-            raise
+            raise ClientGoneError from None
 
     def has_body(self, body: bytes) -> None:
         """Note that the body was read."""

@@ -156,7 +156,8 @@ def test_a_client_that_does_not_read_is_given_up(upstream: Upstream) -> None:
         closing(post(door, GENERATE + "_stream", b'{"text_input": "flood"}')),
     ):
         assert upstream.hung_up.wait(10)
-        wait_for(door, "nvlm_requests_working", 0)
+        wait_for(door, 'nvlm_cancelled_total{route="generate_stream"}', 1)
+        assert door.metric("nvlm_requests_working") == 0
 
 
 def test_a_request_id_is_kept_or_made(small: Door) -> None:
