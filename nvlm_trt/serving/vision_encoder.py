@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ from nvlm_trt.vision.cache import VisionCacheStatus
 
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
+
+MAX_TILES_HELD: Final = 256
+"""Tiles of requests that are taken in and not answered: their pixels lie in the model's shared memory, 154 MB of it at
+448 pixels. Further requests wait in the server's queue, in the order of their arrival."""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,8 @@ class Encoder(Protocol):
         """End what waits."""
 
 
-_Answer: TypeAlias = tuple[Channel, Rows | Exception]
+_Answer: TypeAlias = tuple[Channel, int, Rows | Exception]
+"""The way back, the tiles that were held for it, and what there is to send."""
 
 
 class VisionServer:
@@ -56,26 +61,36 @@ class VisionServer:
     Args:
         encoder: The vision encoder.
         report: Called with the cache's figures after each answer.
+        max_tiles: Tiles of requests that are taken in and not answered at most; a request of more is taken in alone.
     """
 
-    def __init__(self, encoder: Encoder, report: Callable[[VisionCacheStatus], None]) -> None:
+    def __init__(
+        self, encoder: Encoder, report: Callable[[VisionCacheStatus], None], *, max_tiles: int = MAX_TILES_HELD
+    ) -> None:
         self._encoder = encoder
         self._report = report
+        self._max_tiles = max_tiles
+        self._held = 0
+        self._room = threading.Condition()
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
 
     def submit(self, tiles: Tiles, channel: Channel) -> None:
-        """Take a request; never raises, every outcome goes through the channel.
+        """Take a request, as soon as there is room; never raises, every outcome goes through the channel.
 
         Args:
             tiles: uint8 [n, s, s, 3]; they may be reused after the call.
             channel: The way back.
         """
+        count = len(tiles)
+        with self._room:
+            self._room.wait_for(lambda: not self._held or self._held + count <= self._max_tiles)
+            self._held += count
         try:
-            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, outcome)))
+            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, count, outcome)))
         except Exception as error:
-            self._outbox.put((channel, error))
+            self._outbox.put((channel, count, error))
 
     def close(self) -> None:
         """End what waits, send what is to be sent, and end the thread."""
@@ -85,7 +100,7 @@ class VisionServer:
 
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
-            channel, outcome = answer
+            channel, count, outcome = answer
             try:
                 if isinstance(outcome, Exception):
                     channel.fail(outcome)
@@ -94,3 +109,6 @@ class VisionServer:
                 self._report(self._encoder.status())
             except Exception:  # one request must not end the thread that serves the others
                 log.exception("sending failed")
+            with self._room:
+                self._held -= count
+                self._room.notify_all()

@@ -110,6 +110,34 @@ def test_a_client_that_went_away_does_not_hold_up_the_others(served, caplog):
     assert "sending failed" in caplog.text
 
 
+def test_requests_beyond_the_room_wait_until_others_are_answered():
+    encoder = Encoder()
+    server = VisionServer(encoder, lambda _: None, max_tiles=3)
+    channels = [Channel() for _ in range(4)]
+    sizes = (2, 1, 2, 5)  # the last is larger than the room: it is taken in alone
+    taken: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def submit() -> None:
+        for number, (size, channel) in enumerate(zip(sizes, channels, strict=True)):
+            server.submit(np.repeat(tile(), size, axis=0), channel)
+            taken.put(number)
+
+    submitting = threading.Thread(target=submit)
+    submitting.start()
+    assert [taken.get(timeout=30), taken.get(timeout=30)] == [0, 1]
+    assert len(encoder.waiting) == 2
+    encoder.give(ROWS)  # of the first; its two tiles make room for the third request
+    assert taken.get(timeout=30) == 2
+    assert len(encoder.waiting) == 2
+    encoder.give(ROWS)
+    encoder.give(ValueError("bad"))  # a failure makes room, too
+    assert taken.get(timeout=30) == 3
+    submitting.join(timeout=30)
+    encoder.give(ROWS)
+    assert channels[3].next() is ROWS
+    server.close()
+
+
 def test_what_is_to_be_sent_is_sent_before_the_end(served):
     server, encoder, _ = served
     channel = Channel()
