@@ -85,8 +85,8 @@ def copied_pixels(image: Image.Image) -> Pixels:
 def keep_image_memory(images: int, max_pixels: int) -> None:
     """Let Pillow keep the memory of images for the next ones, in this whole process.
 
-    Memory that is new to a process costs it a third of the time of decoding a JPEG, or more. This is for a process whose
-    work it is to read images: what they take at their worst, it goes on holding until smaller ones come. An image is
+    Memory that is new to a process costs it a third of the time of decoding a JPEG, or more. This is for a process that
+    does little but read images: what they take at their worst, it goes on holding until smaller ones come. An image is
     one block then, too, which `shared_pixels` can read.
 
     Args:
