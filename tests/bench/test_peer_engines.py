@@ -50,7 +50,7 @@ def asker(installed: Path, small_engine: Path) -> Iterator[PeerAsker]:
 
 
 def test_the_help_names_every_peer() -> None:
-    assert NAMES_IN_HELP == ", ".join(PEERS)
+    assert ", ".join(PEERS) == NAMES_IN_HELP
 
 
 def test_a_peer_that_is_not_installed_is_refused_with_the_command_that_installs_it(
