@@ -56,10 +56,11 @@ class Door:
         try:
             async with exchange.stack:
                 await self._let_in(exchange)
-        except ClientGoneError:
-            self._metrics.cancelled(exchange.path)
         except Exception as error:
-            await self._refuse(exchange, error)
+            if exchange.given_up or isinstance(error, ClientGoneError):  # some Starlettes wrap it in a group
+                self._metrics.cancelled(exchange.path)
+            else:
+                await self._refuse(exchange, error)
         finally:
             self._metrics.answered(exchange)
 

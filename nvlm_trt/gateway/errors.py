@@ -34,6 +34,9 @@ CODES: Final = (
 )
 """Codes for sentences of the models; OpenAI's own where it has one."""
 
+HTTP_CODES: Final = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
+"""Codes for FastAPI's own refusals."""
+
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +109,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _validation(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), code={404: "not_found"}.get(error.status_code))
+        return ApiError(error.status_code, str(error.detail), code=HTTP_CODES.get(error.status_code))
     if isinstance(error, TimeoutError):
         return too_late()
     if isinstance(error, UnavailableError):

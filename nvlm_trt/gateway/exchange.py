@@ -34,6 +34,7 @@ class Exchange:
         deadline: When its answer has to be complete, in the time of the event loop.
         body: The whole body, unpacked.
         status: Of the answer; None while it has not begun.
+        given_up: Whether the client left its answer unread for too long.
         stack: What is released when the request has ended, however it ended.
     """
 
@@ -48,6 +49,7 @@ class Exchange:
         self.deadline = asyncio.get_running_loop().time() + limits.deadline
         self.body = b""
         self.status: int | None = None
+        self.given_up = False
         self.stack = contextlib.AsyncExitStack()
         self.receive = receive
         self._send = send
@@ -69,6 +71,7 @@ class Exchange:
                 await self._send(message)
         except TimeoutError:
             self.scope.get(ABORT, _nothing)()
+            self.given_up = True
             raise ClientGoneError from None
 
     def has_body(self, body: bytes) -> None:
