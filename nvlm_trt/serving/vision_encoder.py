@@ -21,9 +21,9 @@ from nvlm_trt.vision.cache import VisionCacheStatus
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
 
-MAX_TILES_HELD: Final = 256
-"""Tiles of requests that are taken in and not answered: their pixels lie in the model's shared memory, 154 MB of it at
-448 pixels. Further requests wait in the server's queue, in the order of their arrival."""
+MAX_BYTES_HELD: Final = 512 << 20
+"""Pixels of requests that are taken in and not answered: they lie in the model's shared memory. It is 891 tiles of 448
+pixels. Further requests wait in the server's queue, in the order of their arrival."""
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Encoder(Protocol):
 
 
 _Answer: TypeAlias = tuple[Channel, int, Rows | Exception]
-"""The way back, the tiles that were held for it, and what there is to send."""
+"""The way back, the bytes that were held for it, and what there is to send."""
 
 
 class VisionServer:
@@ -61,15 +61,15 @@ class VisionServer:
     Args:
         encoder: The vision encoder.
         report: Called with the cache's figures after each answer.
-        max_tiles: Tiles of requests that are taken in and not answered at most; a request of more is taken in alone.
+        max_bytes: Pixels of requests that are taken in and not answered at most; a request of more is taken in alone.
     """
 
     def __init__(
-        self, encoder: Encoder, report: Callable[[VisionCacheStatus], None], *, max_tiles: int = MAX_TILES_HELD
+        self, encoder: Encoder, report: Callable[[VisionCacheStatus], None], *, max_bytes: int = MAX_BYTES_HELD
     ) -> None:
         self._encoder = encoder
         self._report = report
-        self._max_tiles = max_tiles
+        self._max_bytes = max_bytes
         self._held = 0
         self._room = threading.Condition()
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
@@ -83,14 +83,14 @@ class VisionServer:
             tiles: uint8 [n, s, s, 3]; they may be reused after the call.
             channel: The way back.
         """
-        count = len(tiles)
+        size = tiles.nbytes
         with self._room:
-            self._room.wait_for(lambda: not self._held or self._held + count <= self._max_tiles)
-            self._held += count
+            self._room.wait_for(lambda: not self._held or self._held + size <= self._max_bytes)
+            self._held += size
         try:
-            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, count, outcome)))
+            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, size, outcome)))
         except Exception as error:
-            self._outbox.put((channel, count, error))
+            self._outbox.put((channel, size, error))
 
     def close(self) -> None:
         """End what waits, send what is to be sent, and end the thread."""
@@ -100,7 +100,7 @@ class VisionServer:
 
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
-            channel, count, outcome = answer
+            channel, size, outcome = answer
             try:
                 if isinstance(outcome, Exception):
                     channel.fail(outcome)
@@ -110,5 +110,5 @@ class VisionServer:
             except Exception:  # one request must not end the thread that serves the others
                 log.exception("sending failed")
             with self._room:
-                self._held -= count
+                self._held -= size
                 self._room.notify_all()

@@ -112,7 +112,7 @@ def test_a_client_that_went_away_does_not_hold_up_the_others(served, caplog):
 
 def test_requests_beyond_the_room_wait_until_others_are_answered():
     encoder = Encoder()
-    server = VisionServer(encoder, lambda _: None, max_tiles=3)
+    server = VisionServer(encoder, lambda _: None, max_bytes=3 * tile().nbytes)
     channels = [Channel() for _ in range(4)]
     sizes = (2, 1, 2, 5)  # the last is larger than the room: it is taken in alone
     taken: queue.SimpleQueue[int] = queue.SimpleQueue()
