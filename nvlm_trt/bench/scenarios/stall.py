@@ -34,7 +34,6 @@ def stall(scene: Scene) -> Iterator[CaseRecord]:
     streams = min(STREAMS, scene.bounds.streams - 1)
     if streams < 1:
         raise LeftOut("one request at a time is all that can be decoded")
-    scene.ask(_long(scene))
     alone = scene.ask(_long(scene)).ttft_s
     longest = min(scene.bounds.answer_tokens, scene.bounds.total_tokens - PROMPT_TOKENS)
     for _ in range(scene.repeats):
