@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
+from nvlm_trt.gateway.fetch import Fetcher
 from nvlm_trt.gateway.settings import Limits
 
 from .door import Door
@@ -158,6 +161,39 @@ def test_a_client_that_does_not_read_is_given_up(upstream: Upstream) -> None:
         assert upstream.hung_up.wait(10)
         wait_for(door, 'nvlm_cancelled_total{route="generate_stream"}', 1)
         assert door.metric("nvlm_requests_working") == 0
+
+
+def test_a_client_that_hangs_up_while_it_waits_gives_its_place_up(upstream: Upstream) -> None:
+    with Door(Limits(max_concurrent=1), http=upstream.port) as door, closing(post(door, GENERATE + "_stream", LONG)):
+        wait_for(door, "nvlm_requests_working", 1)
+        large = json.dumps({"text_input": "long" * 100_000}).encode()
+        waiting = post(door, GENERATE, large)
+        wait_for(door, "nvlm_requests_waiting", 1)
+        waiting.close()
+        wait_for(door, "nvlm_requests_waiting", 0)
+        assert door.metric("nvlm_buffered_bytes") == len(LONG)
+        assert door.metric("nvlm_requests_working") == 1
+
+
+def test_a_client_that_hangs_up_ends_the_fetching_for_it() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    class Slow(Fetcher):
+        async def fetch(self, url: str) -> bytes:
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+            return b""
+
+    image = {"type": "image_url", "image_url": {"url": "http://a.example/x.png"}}
+    body = json.dumps({"model": "nvlm", "messages": [{"role": "user", "content": [image]}]}).encode()
+    with Door(Limits(fetch_time=60), fetcher=Slow((), 0)) as door:
+        connection = post(door, "/v1/chat/completions", body)
+        assert began.wait(10)
+        connection.close()
+        assert ended.wait(10)
 
 
 def test_a_request_id_is_kept_or_made(small: Door) -> None:
