@@ -74,4 +74,4 @@ def _ticks(axes: Any, sizes: list[int]) -> None:
     """A logarithmic axis that names the sizes."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=7)
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
