@@ -193,7 +193,8 @@ class LocalEngine:
         count = self.recipe.cpu_threads if threads is None else threads
         runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
         self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
-        cache = KvCacheSettings(self.recipe.cpu_engine.kv_cache_mib, self.recipe.cpu_engine.kv_cache_reuse)
+        fields = self.recipe.cpu_engine
+        cache = KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse)
         self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count, cache=cache)
         self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
         self._names = itertools.count()

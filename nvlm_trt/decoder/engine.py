@@ -120,10 +120,10 @@ class DecoderEngine:
             DoesNotFitError: the cache's bound is impossible.
         """
         config, cache = DecoderEngineConfig.read(directory), cache or KvCacheSettings()
-        dtype = compile_properties(ov.Core(), config.precision, threads)["KV_CACHE_PRECISION"]
+        dtype = compile_properties(ov.Core(), config.precision, threads, cache.precision)["KV_CACHE_PRECISION"]
         blocks = num_blocks(config, dtype, cache.mib, memory_at_hand(directory))
         log.info("a KV cache of %d tokens (%s)", blocks * config.block_size, dtype)
-        session = DecoderSession(directory, config, blocks, threads)
+        session = DecoderSession(directory, config, blocks, threads, cache.precision)
         return cls(config, session, blocks, reuse=cache.reuse, limits=limits)
 
     def check(self, request: DecodeRequest) -> CheckedRequest:

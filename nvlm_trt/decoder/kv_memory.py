@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psutil
 
@@ -27,10 +27,12 @@ class KvCacheSettings:
     Attributes:
         mib: Memory that it takes at most; None has room for max_batch_size requests of max_seq_len, or for what half
             of the memory at hand holds where that is less. A block takes memory when it is first used.
+        precision: "auto" keeps keys and values in the type that the decoder computes in, "u8" in 8 bits.
         reuse: Keep the blocks of earlier prompts and answers while there is room, and share those of running ones.
     """
 
     mib: int | None = None
+    precision: Literal["auto", "u8"] = "auto"
     reuse: bool = True
 
 

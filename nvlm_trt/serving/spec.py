@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.config import load_config
@@ -73,7 +73,7 @@ class CpuSpec:
     """
 
     kv_cache_mib: int | None
-    kv_cache_precision: str
+    kv_cache_precision: Literal["auto", "u8"]
     kv_cache_reuse: bool
     vision_cache_mib: int
 

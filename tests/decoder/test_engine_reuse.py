@@ -149,6 +149,16 @@ def test_a_cancelled_request_leaves_what_it_wrote_in_full(started, make_prompt):
     assert session.tokens - before == 200 - 6 * BLOCK + TOKENS - 1
 
 
+def test_eight_bit_blocks_are_shared_too(compiled, make_prompt):
+    prompt = make_prompt(9, 200, 40)
+    with DecoderEngine.load(compiled("fp32"), threads=1, cache=KvCacheSettings(mib=1, precision="u8")) as engine:
+        (first, *_), _ = engine.submit(ask("first", prompt)).result()
+        (second, *_), _ = engine.submit(ask("second", prompt)).result()
+        assert second == first  # what follows may differ: blocks are rounded, and chunks differ
+        assert engine.status().reused_tokens == 6 * BLOCK
+        assert engine.status().num_blocks == 105  # 42 in float32
+
+
 def test_what_was_used_longest_ago_makes_room(started, make_prompt, alone):
     engine, _ = started(blocks=10)
     prompts = [make_prompt(seed, 200) for seed in (20, 21)]

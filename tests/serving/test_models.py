@@ -154,7 +154,7 @@ class Engine:
 
     @classmethod
     def load(cls, directory, *, threads, cache):
-        assert (cache.mib, cache.reuse) == (None, True)
+        assert (cache.mib, cache.precision, cache.reuse) == (None, "auto", True)
         cls.heartbeat = time.monotonic()
         return cls()
 

@@ -48,12 +48,13 @@ class TritonPythonModel(Model):
 
     def load(self) -> None:
         """Load the compiled decoder."""
-        if self.spec.cpu is None:
+        fields = self.spec.cpu
+        if fields is None:
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
         self.engine = DecoderEngine.load(
             self.engine_dir / "decoder" / "cpu",
             threads=self.spec.cpu_threads,
-            cache=KvCacheSettings(self.spec.cpu.kv_cache_mib, self.spec.cpu.kv_cache_reuse),
+            cache=KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse),
         )
         metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
         metrics.report(self.engine.status())  # they are shown before the first request
