@@ -30,7 +30,8 @@ def serve(
         Path | None, typer.Option(help="An OpenMPI hostfile, for ranks on several nodes; this one first.")
     ] = None,
     gateway: Annotated[
-        bool, typer.Option("--gateway/--no-gateway", help="Serve HTTP through the gateway, or by tritonserver alone.")
+        bool,
+        typer.Option("--gateway/--no-gateway", help="HTTP through the gateway, or tritonserver's own on loopback."),
     ] = True,
     api_keys: Annotated[
         Path | None, typer.Option(help="A file of API keys, one a line; NVLM_TRT_API_KEYS may hold some too.")

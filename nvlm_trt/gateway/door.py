@@ -105,7 +105,7 @@ class Door:
         gone = asyncio.create_task(_hung_up(exchange.receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not work.done() and not exchange.is_answered:
                 raise ClientGoneError
             await work
         finally:

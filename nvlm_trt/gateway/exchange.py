@@ -35,6 +35,7 @@ class Exchange:
         body: The whole body, unpacked.
         status: Of the answer; None while it has not begun.
         given_up: Whether the client left its answer unread for too long.
+        is_answered: Whether the answer is complete; the server then says that the client is gone, whether it is or not.
         stack: What is released when the request has ended, however it ended.
     """
 
@@ -50,6 +51,7 @@ class Exchange:
         self.body = b""
         self.status: int | None = None
         self.given_up = False
+        self.is_answered = False
         self.stack = contextlib.AsyncExitStack()
         self.receive = receive
         self._send = send
@@ -73,6 +75,8 @@ class Exchange:
             self.scope.get(ABORT, _nothing)()
             self.given_up = True
             raise ClientGoneError from None
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.is_answered = True
 
     def has_body(self, body: bytes) -> None:
         """Note that the body was read."""

@@ -40,7 +40,7 @@ class TritonServer:
         ports: Ports; 0 takes a free one. They stay the same when the server is replaced.
         on_event: Called, from a thread of the server's own, with what happens.
         nodes: Where the ranks of a gpu engine run.
-        with_gateway: Whether HTTP goes through the gateway; otherwise clients meet tritonserver itself.
+        with_gateway: Whether HTTP goes through the gateway; otherwise it is tritonserver's own, on loopback.
         gateway: How the gateway treats its clients; None for the limits of the engine's recipe. Where it asks for API
             keys, gRPC and metrics are on loopback, since they would let everybody past it.
         installation: The tritonserver to run; None for the one that serves the engine's target.
@@ -104,7 +104,7 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """``host:port`` of HTTP."""
-        return f"{self._host}:{self.ports.http}"
+        return f"{self._host if self._with_gateway else LOOPBACK}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
