@@ -29,6 +29,9 @@ from nvlm_trt.serving.requests import Tensors, parse_flag
 POLL_SECONDS: Final = 0.05
 """How often it is asked whether clients are still there; a cancelled request ends at the next token after that."""
 
+STATUS_SECONDS: Final = 0.25
+"""How often the engine's status is told at most: each figure that has changed costs a call to the server."""
+
 log = logging.getLogger(__name__)
 
 
@@ -93,7 +96,7 @@ class LlmServer:
         self._engine = engine
         self._vocab_size = vocab_size
         self._report = report
-        self._reported: EngineStatus | None = None
+        self._reported: tuple[float, EngineStatus] | None = None
         self._numbers = itertools.count()
         self._jobs: dict[str, Job] = {}
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -178,10 +181,13 @@ class LlmServer:
         self._tell_status()
 
     def _tell_status(self) -> None:
+        now, last = time.monotonic(), self._reported
+        if self._report is None or (last is not None and now - last[0] < STATUS_SECONDS):
+            return
         status = self._engine.status()
-        if self._report is not None and status != self._reported:
+        if last is None or status != last[1]:
             self._report(status)
-            self._reported = status
+        self._reported = now, status
 
     def _take(self, name: str, event: TokenEvent) -> None:
         job = self._jobs[name]
