@@ -7,6 +7,7 @@ from typing import Final
 
 from nvlm_trt.bench.metrics import Section
 from nvlm_trt.bench.report import Figure, PeerFigure, Range, Report, Row, SubjectReport
+from nvlm_trt.bench.show.standing import Standing, peers, standings
 
 HEADINGS: Final[dict[Section, str]] = {
     "cost": "What a precision costs",
@@ -31,6 +32,11 @@ READING: Final = (
     "baseline. An arrow says which way is better. `n` counts the samples."
 )
 
+STANDING_READING: Final = (
+    "Medians of ours, what they would be at the ceiling of their arithmetic or of reading memory, the share of it that "
+    "is reached, and the ratio of ours to each of theirs: above 1 is ahead where an arrow points up, below 1 where it "
+    "points down."
+)
 GROWTH_READING: Final = (
     "Seconds = factor x size ^ exponent, least squares of the logarithms of the medians: exponent 1 is linear, 0 "
     "constant. The residual is the root mean square of ln(seconds / fitted seconds)."
@@ -49,6 +55,8 @@ def as_markdown(report: Report, plots: Sequence[str] = ()) -> str:
         rows = list(_rows(report, section))
         if rows:
             parts.append(f"## {heading}\n\n{_table(_columns(report), rows)}")
+    if beside := list(standings(report)):
+        parts.append(f"## Beside engines of others\n\n{STANDING_READING}\n\n{_standings(report, beside)}")
     if report.growth:
         parts.append(f"## How cost grows\n\n{GROWTH_READING}\n\n{_growth(report)}")
     if report.ceilings:
@@ -169,6 +177,16 @@ def _cell(figure: Figure | None, is_baseline: bool) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _standings(report: Report, beside: Sequence[Standing]) -> str:
+    rows = []
+    for each in beside:
+        ceiling, share = each.ceiling, each.share
+        known = ["-", "-"] if ceiling is None or share is None else [number(ceiling), f"{number(share)}%"]
+        ratios = ["-" if value is None else ratio(value) for value in each.ratios]
+        rows.append([row_title(report, each.row), each.engine, number(each.figure.range.value), *known, *ratios])
+    return _table(["", "engine", "median", "ceiling", "share", *(f"/ {peer.name}" for peer in peers(report))], rows)
 
 
 def _growth(report: Report) -> str:
