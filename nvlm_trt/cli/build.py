@@ -33,12 +33,14 @@ def build(
     Stages: inspect, vision-export, vision-compile, decoder-convert, decoder-compile, verify, package.
     """
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.environment.threads import let_waiting_threads_sleep
     from nvlm_trt.pipeline.build import BuildRequest
     from nvlm_trt.pipeline.build import build as run_build
     from nvlm_trt.pipeline.build import dry_run as plan_only
     from nvlm_trt.pipeline.plan import Selection
     from nvlm_trt.pipeline.progress import reporter_for
 
+    let_waiting_threads_sleep()
     request = BuildRequest(recipe, checkpoint, output, Selection(until, from_, force), wait)
     if dry_run:
         planned, decisions = plan_only(request)

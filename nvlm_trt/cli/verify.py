@@ -43,6 +43,7 @@ def verify(
     Exit code 0: every gate passed; 1: one failed.
     """
     from nvlm_trt.cli.output import print_json, print_table
+    from nvlm_trt.environment.threads import let_waiting_threads_sleep
     from nvlm_trt.errors import EngineError
     from nvlm_trt.pipeline.durable import write_atomic
     from nvlm_trt.pipeline.lock import locked
@@ -52,6 +53,7 @@ def verify(
     from nvlm_trt.verify.plot import leave_plot
     from nvlm_trt.verify.report import short
 
+    let_waiting_threads_sleep()
     if not (engine_dir / "recipe.yaml").is_file():
         raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
     recipe = load_recipe(engine_dir / "recipe.yaml")
@@ -96,7 +98,7 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
 
     A run that did not come to its end leaves them to the next one with the same engine, checkpoint, recipe and code.
     """
-    from nvlm_trt.pipeline.code_digest import code_digest
+    from nvlm_trt.pipeline.code_digest import CodeDigests
     from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
     from nvlm_trt.pipeline.durable import remove
     from nvlm_trt.pipeline.fingerprint import identify
@@ -113,7 +115,7 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
         "checkpoint": identity.fingerprint,
         "engine": combined(cache.digest_outputs(engine, answering)),
         "recipe": recipe.model_dump(mode="json"),
-        "code": code_digest(["nvlm_trt.verify.engine", "nvlm_trt.verify.trtllm"]),
+        "code": CodeDigests(None).digest(["nvlm_trt.verify.engine", "nvlm_trt.verify.trtllm"]),
     }
     cache.save()
     work = engine / WORK_NAME.format(digest_json(basis)[:16])

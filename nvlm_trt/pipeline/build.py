@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.pipeline import durable
+from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, peek_identity
 from nvlm_trt.pipeline.lock import locked
@@ -80,7 +81,8 @@ def dry_run(request: BuildRequest) -> tuple[PlannedBuild, list[Decision]]:
         directory = planned.job.checkpoint
         return peek_identity(directory, cache) if directory.is_dir() else None
 
-    planner = Planner(planned.engine, cache, identity, planned.job.forced, read_files=False)
+    code = CodeDigests(planned.engine)
+    planner = Planner(planned.engine, cache, code, identity, planned.job.forced, read_files=False)
     return planned, planner.plan(planned.job.stages, load_manifest(planned.engine))
 
 

@@ -53,6 +53,11 @@ class _Stamp:
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """What a rename leaves as it is."""
+        return self.size, self.mtime_ns, self.inode
+
 
 class DigestCache:
     """Digests of files, remembered in `folder`/.digests.json (in memory only when `folder` is None).
@@ -64,6 +69,7 @@ class DigestCache:
         self._path = None if folder is None else folder / CACHE_NAME
         self._lock = Lock()
         self._known: dict[str, tuple[_Stamp, str]] = {} if self._path is None else _load(self._path)
+        self._saved = dict(self._known)
 
     def peek(self, path: Path) -> str | None:
         """The digest of `path` if it is known without reading the file, else None."""
@@ -90,6 +96,12 @@ class DigestCache:
         with self._lock:
             self._known[_key(path)] = (stamp, value)
         return value
+
+    def learn(self, path: Path, value: str) -> None:
+        """Believe that the file at `path`, as it is now, has this digest."""
+        stamp = _settled_stamp(path)
+        with self._lock:
+            self._known[_key(path)] = (stamp, value)
 
     def digest_all(self, root: Path, names: Iterable[str], progress: Progress | None = None) -> tuple[FileDigest, ...]:
         """Digest the files `names` (relative to `root`) in parallel, in the given order."""
@@ -120,8 +132,8 @@ class DigestCache:
         return tuple(sorted((*files, *marks.values()), key=lambda file: file.path))
 
     def save(self) -> None:
-        """Write the cache beside and rename it; entries of files that are gone are dropped."""
-        if self._path is None:
+        """Write the cache beside and rename it, if it has changed; entries of files that are gone are dropped."""
+        if self._path is None or self._known == self._saved:
             return
         rows = {
             key: [stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.inode, value]
@@ -129,6 +141,29 @@ class DigestCache:
             if os.path.exists(key)
         }
         write_atomic(self._path, (json.dumps(rows, indent=0) + "\n").encode())
+        self._saved = dict(self._known)
+
+
+class WrittenDigests:
+    """Digests of files that were computed while they were written.
+
+    One is taken over when the file has reached its place with the size, modification time and inode that it had when it
+    was complete; any other file is read.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[Path, tuple[_Stamp, str]] = {}
+
+    def note(self, path: Path, value: str) -> None:
+        """Called with a file that is complete, and its digest."""
+        self._noted[path] = (_Stamp.of(path), value)
+
+    def hand_over(self, cache: DigestCache, before: Path, after: Path) -> None:
+        """Let a cache know the digests of files that were moved from below `before` to below `after`."""
+        for path, (stamp, value) in self._noted.items():
+            place = after / path.relative_to(before)
+            if place.is_file() and _Stamp.of(place).content == stamp.content:
+                cache.learn(place, value)
 
 
 def mark_of(root: Path, name: str) -> FileDigest | None:

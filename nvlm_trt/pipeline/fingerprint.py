@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from nvlm_trt.errors import CheckpointError
-from nvlm_trt.pipeline.code_digest import code_digest
+from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache, FileDigest, combined, digest_json
 from nvlm_trt.pipeline.stage import Stage
 from nvlm_trt.progress import Progress
@@ -72,19 +72,22 @@ def tool_versions(names: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def stage_basis(stage: Stage, inputs: Mapping[str, str], checkpoint: str | None) -> dict[str, object]:
+def stage_basis(
+    stage: Stage, inputs: Mapping[str, str], checkpoint: str | None, code: CodeDigests
+) -> dict[str, object]:
     """All that the result of `stage` depends on, as a JSON object; its digest is the fingerprint.
 
     Args:
         stage: The stage.
         inputs: For each stage that it reads, the combined digest of that stage's outputs.
         checkpoint: The checkpoint's fingerprint, for a stage that reads it.
+        code: Digests of the code.
     """
     return {
         "parts": dict(stage.parts),
         "inputs": dict(inputs),
         "checkpoint": checkpoint if stage.reads_checkpoint else None,
-        "code": code_digest(stage.modules),
+        "code": code.digest(stage.modules),
         "files": {f"{path.parent.name}/{path.name}": sha256(path.read_bytes()).hexdigest() for path in stage.files},
         "tools": tool_versions(stage.tools),
         "machine": platform.machine(),

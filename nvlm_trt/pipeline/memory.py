@@ -8,6 +8,8 @@ from types import TracebackType
 import psutil
 
 SAMPLE_SECONDS = 0.05
+CHILDREN_EVERY = 10
+"""Samples between two looks for new children: every process of the machine is asked for its parent then."""
 
 
 class PeakMemory:
@@ -19,6 +21,8 @@ class PeakMemory:
     def __init__(self) -> None:
         self.peak_bytes = 0
         self._process = psutil.Process()
+        self._children: list[psutil.Process] = []
+        self._samples = 0
         self._stop = Event()
         self._thread = Thread(target=self._sample_until_stopped, name="peak-memory", daemon=True)
 
@@ -40,7 +44,10 @@ class PeakMemory:
 
     def _sample(self) -> None:
         total = self._process.memory_info().rss
-        for child in self._process.children(recursive=True):
+        if self._samples % CHILDREN_EVERY == 0:
+            self._children = self._process.children(recursive=True)
+        self._samples += 1
+        for child in self._children:
             try:
                 total += child.memory_info().rss
             except psutil.NoSuchProcess:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache, entries_below, mark_of
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, first_difference, stage_basis
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
@@ -77,23 +78,31 @@ class Planner:
 
     Args:
         engine: The engine directory; it may be absent.
-        cache: Known digests.
+        cache: Known digests of files.
+        code: Digests of the code.
         identity: The checkpoint's identity.
         forced: Names of stages to build anew.
         read_files: Whether files whose digest is not known are read; False keeps a dry run quick.
     """
 
     def __init__(
-        self, engine: Path, cache: DigestCache, identity: Identity, forced: Collection[str], *, read_files: bool
+        self,
+        engine: Path,
+        cache: DigestCache,
+        code: CodeDigests,
+        identity: Identity,
+        forced: Collection[str],
+        *,
+        read_files: bool,
     ) -> None:
-        self._engine, self._cache, self._identity = engine, cache, identity
+        self._engine, self._cache, self._code, self._identity = engine, cache, code, identity
         self._forced, self._read_files = forced, read_files
 
     def basis(self, stage: Stage, manifest: Manifest) -> dict[str, object]:
         """All that the result of `stage` depends on, with its inputs as they are recorded."""
         inputs = {name: record.outputs_digest for name in stage.inputs if (record := manifest.done(name)) is not None}
         identity = self._identity() if stage.reads_checkpoint else None
-        return stage_basis(stage, inputs, identity.fingerprint if identity else None)
+        return stage_basis(stage, inputs, identity.fingerprint if identity else None, self._code)
 
     def plan(self, stages: Sequence[Stage], manifest: Manifest) -> list[Decision]:
         """Decide about all `stages`, taking it that a stage whose input is built again is built again as well."""

@@ -8,17 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
-
 from nvlm_trt.pipeline.preflight import in_words
 from nvlm_trt.progress import Progress
 
@@ -81,6 +70,8 @@ class TerminalBars:
     """A bar for the running step with bytes, rate and time left; finished steps stay as lines."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # not needed where lines are plain, and slow to load
+
         self._console = Console(stderr=True, highlight=False)
 
     def line(self, text: str) -> None:
@@ -90,6 +81,16 @@ class TerminalBars:
     @contextmanager
     def task(self, title: str) -> Iterator[Progress]:
         """Show a bar while the step lasts; it pulses until bytes are reported."""
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bars
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

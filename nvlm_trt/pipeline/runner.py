@@ -20,7 +20,8 @@ from pathlib import Path
 from nvlm_trt import __version__
 from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, NvlmTrtError, UserError
 from nvlm_trt.pipeline import durable
-from nvlm_trt.pipeline.digest import DigestCache, FileDigest, entries_below
+from nvlm_trt.pipeline.code_digest import CodeDigests
+from nvlm_trt.pipeline.digest import DigestCache, FileDigest, WrittenDigests, entries_below
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, fingerprint, identify, peek_identity
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.pipeline.memory import PeakMemory
@@ -55,7 +56,8 @@ class Runner:
     def __init__(self, job: Job, manifest: Manifest, reporter: Reporter) -> None:
         self._job, self._manifest, self._reporter = job, manifest, reporter
         self._cache = DigestCache(job.engine)
-        self._planner = Planner(job.engine, self._cache, self._identity, job.forced, read_files=True)
+        self._code = CodeDigests(job.engine)
+        self._planner = Planner(job.engine, self._cache, self._code, self._identity, job.forced, read_files=True)
 
     def run(self) -> Manifest:
         """Run what must be run and return the manifest as it then is.
@@ -81,6 +83,7 @@ class Runner:
                     self._run_stage(now.stage, label, now.reason)
         finally:
             self._cache.save()
+            self._code.save()
         return self._manifest
 
     def _clean_leftovers(self) -> None:
@@ -129,12 +132,14 @@ class Runner:
         started = time.monotonic()
         partial = self._job.engine / stage.partial_name
         work = self._open_work(stage, record.fingerprint)
+        written = WrittenDigests()
         try:
             with PeakMemory() as memory, self._reporter.task(label) as progress:
                 partial.mkdir()
-                stage.run(StageContext(self._job.engine, partial, work, progress, self._reporter.line))
+                line = self._reporter.line
+                stage.run(StageContext(self._job.engine, partial, work, progress, line, written.note))
             self._check_unchanged(stage, basis)
-            outputs = self._promote(stage, partial)
+            outputs = self._promote(stage, partial, written)
         except Exception as error:
             durable.remove(partial)
             failed = dataclasses.replace(record, state="failed", error=str(error), seconds=time.monotonic() - started)
@@ -186,8 +191,8 @@ class Runner:
                 "the checkpoint was changed while it was being read", seen=self._job.checkpoint, fix="build again"
             )
 
-    def _promote(self, stage: Stage, partial: Path) -> tuple[FileDigest, ...]:
-        """Flush the finished outputs, move them to their places and digest them there."""
+    def _promote(self, stage: Stage, partial: Path, written: WrittenDigests) -> tuple[FileDigest, ...]:
+        """Flush the finished outputs, move them to their places and digest there what was not digested on its way."""
         for output in stage.outputs:
             if not (partial / output).exists():
                 raise BuildError(f"stage {stage.name} left no {output}")
@@ -195,6 +200,7 @@ class Runner:
         for output in stage.outputs:
             durable.move_into_place(partial / output, self._job.engine / output)
         durable.remove(partial)
+        written.hand_over(self._cache, partial, self._job.engine)
         return self._cache.digest_outputs(self._job.engine, stage.outputs)
 
     def _command_of(self, stage: Stage) -> str:

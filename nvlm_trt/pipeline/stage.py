@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm_trt.model.file_writer import Digested
 from nvlm_trt.progress import Progress
 
 Log = Callable[[str], None]
@@ -36,6 +37,8 @@ class StageContext:
             what it has done, and goes on from it. Removed when the stage is done.
         progress: Told (bytes done, bytes in all).
         log: Told one line for a person.
+        digested: Told the digest of a large file below `out` by a stage that computed it while it wrote: such a file
+            is not read once more.
     """
 
     engine: Path
@@ -43,6 +46,7 @@ class StageContext:
     work: Path
     progress: Progress
     log: Log
+    digested: Digested
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Stage:
         modules: Modules whose code (with all that they import from nvlm_trt) its result depends on.
         tools: Distributions whose version its result depends on.
         run: Writes every output below `StageContext.out`.
-        estimate: What it needs.
+        estimated: Works out what it needs. A build in which every stage stands doesn't ask.
         reads_checkpoint: Whether the content of the checkpoint belongs to its fingerprint.
         lacks: Why it cannot run on this machine, in one sentence; None when it can.
         files: Other files of the project that its result depends on.
@@ -70,10 +74,15 @@ class Stage:
     modules: tuple[str, ...]
     tools: tuple[str, ...]
     run: Callable[[StageContext], None]
-    estimate: Estimate = field(default=Estimate(0, 0))
+    estimated: Callable[[], Estimate] = lambda: Estimate(0, 0)
     reads_checkpoint: bool = False
     lacks: str | None = None
     files: tuple[Path, ...] = ()
+
+    @property
+    def estimate(self) -> Estimate:
+        """What it needs."""
+        return self.estimated()
 
     def work_name(self, fingerprint: str) -> str:
         """Name of the folder that holds what an unfinished run with this fingerprint has done."""

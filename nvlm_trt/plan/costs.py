@@ -68,14 +68,14 @@ def build_costs(sources: Sources, disk_rate: float) -> BuildCosts:
         disk_rate: Bytes a second that the disk reads or writes.
     """
     try:
-        stages = build_plan(sources)
+        costs = [_cost(stage, sources, disk_rate) for stage in build_plan(sources)]
     except ModuleNotFoundError as error:
         return BuildCosts(disk_rate, (), f"the stages need {error.name}: install nvlm-trt with the extra gpu")
     except RecipeError as error:
         return BuildCosts(disk_rate, (), str(error))
     whole = sources.checkpoint.nbytes
     digest = StageCost(DIGEST, whole, 0, None, whole / disk_rate)
-    return BuildCosts(disk_rate, (digest, *(_cost(stage, sources, disk_rate) for stage in stages)))
+    return BuildCosts(disk_rate, (digest, *costs))
 
 
 def _cost(stage: Stage, sources: Sources, disk_rate: float) -> StageCost:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import BuildError
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.config import configs, to_pbtxt
-from nvlm_trt.serving.config_parts import ModelConfig
-from nvlm_trt.serving.spec import ServingSpec
+
+if TYPE_CHECKING:  # a build asks where the sources lie, and protobuf with tritonclient takes half a second to load
+    from nvlm_trt.serving.config_parts import ModelConfig
 
 VERSION = "1"
 INSTALLED_SOURCES = Path(__file__).parent / "_triton_repo"
@@ -34,6 +35,9 @@ def write_repository(engine_dir: Path, out_dir: Path, recipe: BuildRecipe) -> No
         CheckpointError: the engine directory's config.json is missing or damaged.
         BuildError: the sources of the models are not installed.
     """
+    from nvlm_trt.serving.config import configs, to_pbtxt
+    from nvlm_trt.serving.spec import ServingSpec
+
     for name, config in configs(ServingSpec.of(engine_dir, recipe)).items():
         model_dir = out_dir / name
         version_dir = model_dir / VERSION

@@ -6,9 +6,10 @@ p is the reference, q what is judged; both are compared on the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
+if TYPE_CHECKING:  # the build reads the task's samples to see whether anything changed, and computes nothing then
+    import torch
 
 DECIDED: Final = 1.0
 """Nats by which the reference has to prefer its token over the second best for the choice to count as decided (a factor
@@ -30,8 +31,10 @@ def cosine_distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     Returns:
         float64 [...]; NaN for NaN and for a row of zeros.
     """
+    from torch.linalg import vector_norm
+
     ours, theirs = ours.double(), theirs.double()
-    norms = torch.linalg.vector_norm(ours, dim=-1) * torch.linalg.vector_norm(theirs, dim=-1)
+    norms = vector_norm(ours, dim=-1) * vector_norm(theirs, dim=-1)
     distances: torch.Tensor = 1 - (ours * theirs).sum(-1) / norms
     return distances.clamp(min=0)
 

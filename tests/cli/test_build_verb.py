@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,25 @@ def test_a_build_tells_progress_on_stderr_and_the_directory_on_stdout(
     facts = nvlm_trt(*words, "--from", "vision-export", "--until", "vision-export", "--json")
     assert facts.err == ""
     assert facts.json["stages"]["vision-export"]["state"] == "done"
+
+
+REBUILD = """
+import sys
+from nvlm_trt.cli.main import main
+code = main(["build", *sys.argv[1:]])
+print([name for name in ("torch", "openvino", "onnx", "tritonclient", "rich") if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def test_a_build_of_what_stands_loads_nothing_that_computes(
+    small_recipe: Path, tiny_checkpoint: Path, small_engine: Path
+) -> None:
+    words = [str(small_recipe), "--checkpoint", str(tiny_checkpoint), "--output", str(small_engine)]
+    command = [sys.executable, "-c", REBUILD, *words, "--until", "decoder-compile"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stderr.count(": stands") == 5
+    assert shown.stdout == f"{small_engine}\n[]\n"
 
 
 def test_the_default_place_is_engines_and_the_name_of_the_recipe(

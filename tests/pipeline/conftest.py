@@ -26,6 +26,7 @@ class ToyBuild:
         self.power = 2
         self.ran: list[str] = []
         self.before_stage: Callable[[StageContext], None] = lambda _context: None
+        self.after_stage: Callable[[], None] = lambda: None
         self.lacks: dict[str, str] = {}
 
     def stages(self) -> tuple[Stage, ...]:
@@ -42,6 +43,7 @@ class ToyBuild:
             self.before_stage(context)
             values = [int(path.read_text()) for path in sorted((context.engine / "numbers").iterdir())]
             (context.out / "squares.txt").write_text(" ".join(str(value**self.power) for value in values))
+            self.after_stage()
 
         def total(context: StageContext) -> None:
             self.ran.append("total")
@@ -51,9 +53,26 @@ class ToyBuild:
 
         code = ("nvlm_trt.progress",)
         return (
-            Stage("numbers", (), ("numbers",), {}, code, ("numpy",), numbers, Estimate(100, 10), reads_checkpoint=True),
             Stage(
-                "squares", ("numbers",), ("squares.txt",), {"power": self.power}, code, (), squares, Estimate(50, 20)
+                "numbers",
+                (),
+                ("numbers",),
+                {},
+                code,
+                ("numpy",),
+                numbers,
+                lambda: Estimate(100, 10),
+                reads_checkpoint=True,
+            ),
+            Stage(
+                "squares",
+                ("numbers",),
+                ("squares.txt",),
+                {"power": self.power},
+                code,
+                (),
+                squares,
+                lambda: Estimate(50, 20),
             ),
             Stage("total", ("squares",), ("total.txt",), {}, code, (), total, lacks=self.lacks.get("total")),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.pipeline.digest import CACHE_NAME, DigestCache, combined, entries_below
+from nvlm_trt.pipeline.digest import CACHE_NAME, DigestCache, WrittenDigests, combined, entries_below
 
 
 def sha(data: bytes) -> str:
@@ -99,3 +99,58 @@ def test_an_output_is_its_files_links_and_empty_folders_without_byte_code(tmp_pa
     (tmp_path / "repo/model/link").unlink()
     (tmp_path / "repo/model/link").symlink_to("2")
     assert combined(DigestCache(None).digest_outputs(tmp_path, ["repo"])) != combined(before)
+
+
+Moved = tuple[DigestCache, WrittenDigests, Path, Path]
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Moved:
+    """A file whose (made up) digest was noted when it was written, before it is moved to its place."""
+    before, after = tmp_path / "partial", tmp_path / "engine"
+    before.mkdir()
+    after.mkdir()
+    (before / "weights").write_bytes(b"abc")
+    written = WrittenDigests()
+    written.note(before / "weights", "as it was written")
+    return DigestCache(None), written, before, after
+
+
+def test_a_digest_computed_while_writing_follows_the_file_to_its_place(moved: Moved) -> None:
+    cache, written, before, after = moved
+    (before / "weights").rename(after / "weights")
+    written.hand_over(cache, before, after)
+    assert cache.peek(after / "weights") == cache.digest(after / "weights") == "as it was written"
+
+
+@pytest.mark.parametrize("change", ["content", "touched", "another file", "gone"])
+def test_a_digest_computed_while_writing_is_dropped_where_the_file_is_not_as_it_was(moved: Moved, change: str) -> None:
+    cache, written, before, after = moved
+    file = before / "weights"
+    status = file.stat()
+    if change == "content":
+        file.write_bytes(b"abcd")
+    elif change == "touched":
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    elif change == "another file":
+        (before / "copy").write_bytes(b"abc")
+        (before / "copy").replace(file)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if change == "gone":
+        file.unlink()
+    else:
+        file.rename(after / "weights")
+    written.hand_over(cache, before, after)
+    assert cache.peek(after / "weights") is None
+
+
+def test_a_cache_that_has_learnt_nothing_is_not_written_again(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"abc")
+    cache = DigestCache(tmp_path)
+    cache.digest(tmp_path / "weights")
+    cache.save()
+    inode = (tmp_path / CACHE_NAME).stat().st_ino
+    again = DigestCache(tmp_path)
+    assert again.digest(tmp_path / "weights") == sha(b"abc")
+    again.save()
+    assert (tmp_path / CACHE_NAME).stat().st_ino == inode

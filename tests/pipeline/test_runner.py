@@ -67,6 +67,20 @@ def test_the_checkpoint_is_not_read_again_while_it_is_the_same_file(toy: Any, mo
     assert toy.ran == []
 
 
+def test_an_output_that_was_digested_while_it_was_written_is_not_read_again(
+    toy: Any,
+) -> None:
+    def digested(context: StageContext) -> None:
+        if context.out.name == ".squares.partial":
+            toy.after_stage = lambda: context.digested(context.out / "squares.txt", "5" * 64)
+
+    toy.before_stage = digested
+    manifest = toy.run()
+    assert [file.sha256 for file in manifest.stages["squares"].outputs] == ["5" * 64]
+    toy.run()
+    assert toy.ran == []
+
+
 def test_losing_the_cache_of_digests_costs_no_stage(toy: Any) -> None:
     toy.run()
     (toy.engine / CACHE_NAME).write_text("{ damaged")

@@ -63,15 +63,13 @@ def vision_calibrate(sources: Sources) -> Stage:
         modules=("nvlm_trt.vision.quantize", "nvlm_trt.calibration.prompts"),
         tools=("torch", "numpy", "Pillow", "tokenizers"),
         run=run,
-        estimate=Estimate(1 << 20, BASE_BYTES),
+        estimated=lambda: Estimate(1 << 20, BASE_BYTES),
         reads_checkpoint=True,
     )
 
 
 def decoder_calibrate(sources: Sources) -> Stage:
     """Measures the decoder on the samples, layer by layer; a killed run goes on after the last finished layer."""
-    from nvlm_trt.decoder.calibrate import peak_bytes, work_bytes
-
     recipe, config = sources.recipe, sources.checkpoint.config
     precision = sources.precision
 
@@ -89,7 +87,12 @@ def decoder_calibrate(sources: Sources) -> Stage:
             log=context.log,
         )
 
-    tokens = recipe.calibration.count * recipe.calibration.max_tokens
+    def estimated() -> Estimate:
+        from nvlm_trt.decoder.calibrate import peak_bytes, work_bytes
+
+        longest = recipe.calibration.max_tokens
+        return Estimate(work_bytes(config, recipe.calibration.count * longest), peak_bytes(config, longest))
+
     return Stage(
         name="decoder-calibrate",
         inputs=(*source_of(sources), "inspect"),
@@ -98,7 +101,7 @@ def decoder_calibrate(sources: Sources) -> Stage:
         modules=("nvlm_trt.decoder.calibrate", "nvlm_trt.calibration.prompts"),
         tools=("torch", "numpy", "Pillow", "tokenizers"),
         run=run,
-        estimate=Estimate(work_bytes(config, tokens), peak_bytes(config, recipe.calibration.max_tokens)),
+        estimated=estimated,
         reads_checkpoint=True,
     )
 

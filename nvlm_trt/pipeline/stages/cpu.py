@@ -20,7 +20,10 @@ def vision_compile(sources: Sources) -> Stage:
         onnx = context.engine / "vision" / "vision.onnx"
         build_vision_cpu(onnx, folder(context, "vision/cpu"), precision=precision, progress=context.progress)
 
-    size = exported_bytes(sources)
+    def estimated() -> Estimate:
+        size = exported_bytes(sources)
+        return Estimate(size, BASE_BYTES + size * 5 // 4)
+
     return Stage(
         name="vision-compile",
         inputs=("vision-export",),
@@ -29,7 +32,7 @@ def vision_compile(sources: Sources) -> Stage:
         modules=("nvlm_trt.vision.build_cpu",),
         tools=("openvino",),
         run=run,
-        estimate=Estimate(size, BASE_BYTES + size * 5 // 4),
+        estimated=estimated,
     )
 
 
@@ -58,9 +61,12 @@ def decoder_compile(sources: Sources) -> Stage:
             progress=context.progress,
         )
 
-    size = _engine_bytes(sources)
-    decoder = sources.checkpoint.config.decoder
-    widest = 4 * decoder.vocab_size * decoder.hidden_size  # the embedding in float32
+    def estimated() -> Estimate:
+        size = _engine_bytes(sources)
+        decoder = sources.checkpoint.config.decoder
+        widest = 4 * decoder.vocab_size * decoder.hidden_size  # the embedding in float32
+        return Estimate(size, BASE_BYTES + size + 2 * widest)
+
     return Stage(
         name="decoder-compile",
         inputs=("decoder-convert",),
@@ -69,7 +75,7 @@ def decoder_compile(sources: Sources) -> Stage:
         modules=("nvlm_trt.decoder.build_cpu",),
         tools=("openvino", "torch", "numpy"),
         run=run,
-        estimate=Estimate(size, BASE_BYTES + size + 2 * widest),
+        estimated=estimated,
     )
 
 
@@ -93,7 +99,7 @@ def verify(sources: Sources) -> Stage:
         modules=("nvlm_trt.verify.engine",),
         tools=("openvino", "torch", "numpy", "tokenizers", "Pillow"),
         run=run,
-        estimate=Estimate(1 << 20, BASE_BYTES + widened + 2 * _engine_bytes(sources)),
+        estimated=lambda: Estimate(1 << 20, BASE_BYTES + widened + 2 * _engine_bytes(sources)),
         reads_checkpoint=True,
     )
 

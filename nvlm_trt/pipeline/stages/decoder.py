@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nvlm_trt.decoder.convert import converted_bytes
 from nvlm_trt.decoder.precision import Precision, stored_dtype
+from nvlm_trt.decoder.trtllm_layout import check_parallelism
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
@@ -23,9 +24,14 @@ def stored_precision(sources: Sources) -> Precision:
 
 
 def decoder_convert(sources: Sources) -> Stage:
-    """Writes the TensorRT-LLM checkpoint."""
+    """Writes the TensorRT-LLM checkpoint.
+
+    Raises:
+        RecipeError: the decoder cannot be split as the recipe asks.
+    """
     recipe = sources.recipe
     precision, calibrated = stored_precision(sources), needs_decoder_calibration(sources)
+    check_parallelism(sources.checkpoint.config.decoder, recipe.tp, recipe.pp, precision)
 
     def run(context: StageContext) -> None:
         from nvlm_trt.decoder.convert import convert_decoder
@@ -38,6 +44,7 @@ def decoder_convert(sources: Sources) -> Stage:
             precision=precision,
             calibration=context.engine / DECODER_CALIBRATION if calibrated else None,
             progress=context.progress,
+            digested=context.digested,
         )
 
     parts = {
@@ -54,7 +61,7 @@ def decoder_convert(sources: Sources) -> Stage:
         modules=("nvlm_trt.decoder.convert",),
         tools=("torch", "numpy"),
         run=run,
-        estimate=Estimate(stored_bytes(sources), BASE_BYTES),
+        estimated=lambda: Estimate(stored_bytes(sources), BASE_BYTES),
         reads_checkpoint=True,
     )
 

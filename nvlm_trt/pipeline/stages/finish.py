@@ -67,6 +67,6 @@ def package(sources: Sources) -> Stage:
         modules=("nvlm_trt.serving.package",),
         tools=("protobuf", "tritonclient"),
         run=run,
-        estimate=Estimate(16 << 20, BASE_BYTES),
+        estimated=lambda: Estimate(16 << 20, BASE_BYTES),
         files=tuple(models),
     )

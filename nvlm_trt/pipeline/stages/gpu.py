@@ -53,7 +53,10 @@ def vision_compile(sources: Sources) -> Stage:
         compatibility = sources.recipe.vision_engine.hardware_compatibility
         _record(context.out / "vision", BuiltWith.of(look(), tensorrt_llm=False, hardware_compatibility=compatibility))
 
-    size = exported_bytes(sources)
+    def estimated() -> Estimate:
+        size = exported_bytes(sources)
+        return Estimate(size, BASE_BYTES + HOST_COPIES * size)
+
     return Stage(
         name="vision-compile",
         inputs=("vision-export",),
@@ -64,7 +67,7 @@ def vision_compile(sources: Sources) -> Stage:
         modules=("nvlm_trt.vision.build_tensorrt",),
         tools=("tensorrt",),
         run=run,
-        estimate=Estimate(size, BASE_BYTES + HOST_COPIES * size),
+        estimated=estimated,
         lacks=None if find_spec("tensorrt") else f"it needs TensorRT and a GPU: run it inside {PINNED_IMAGE}",
     )
 
@@ -109,7 +112,7 @@ def decoder_compile(sources: Sources) -> Stage:
         modules=("nvlm_trt.decoder.build_tensorrt_llm",),
         tools=("tensorrt_llm", "tensorrt"),
         run=run,
-        estimate=Estimate(rank_bytes * ranks, BASE_BYTES + HOST_COPIES * rank_bytes),
+        estimated=lambda: Estimate(rank_bytes * ranks, BASE_BYTES + HOST_COPIES * rank_bytes),
         lacks=None
         if shutil.which(PROGRAM)
         else f"it needs {PROGRAM} of TensorRT-LLM 1.2 and a GPU: run it inside {PINNED_IMAGE}",
@@ -118,8 +121,6 @@ def decoder_compile(sources: Sources) -> Stage:
 
 def verify(sources: Sources) -> Stage:
     """Checks prompts and every rank, and emulates vision and the ranks together; a failing gate stops the build."""
-    from nvlm_trt.verify.trtllm import peak_bytes
-
     recipe = sources.recipe
     calibrated = [] if vision_quantization(recipe) is None else ["vision-calibrate"]
 
@@ -136,6 +137,11 @@ def verify(sources: Sources) -> Stage:
         )
         judge(context, report)
 
+    def estimated() -> Estimate:
+        from nvlm_trt.verify.trtllm import peak_bytes
+
+        return Estimate(1 << 20, BASE_BYTES + peak_bytes(sources.checkpoint.config, recipe))
+
     return Stage(
         name="verify",
         inputs=("inspect", *calibrated, "decoder-convert"),
@@ -144,7 +150,7 @@ def verify(sources: Sources) -> Stage:
         modules=("nvlm_trt.verify.trtllm",),
         tools=("torch", "numpy", "tokenizers", "Pillow"),
         run=run,
-        estimate=Estimate(1 << 20, BASE_BYTES + peak_bytes(sources.checkpoint.config, recipe)),
+        estimated=estimated,
         reads_checkpoint=True,
     )
 

@@ -35,7 +35,7 @@ def synth(sources: Sources) -> Stage:
         modules=("nvlm_trt.model.release", "nvlm_trt.model.synthetic"),
         tools=("torch",),
         run=run,
-        estimate=Estimate(sources.checkpoint.nbytes, BASE_BYTES),
+        estimated=lambda: Estimate(sources.checkpoint.nbytes, BASE_BYTES),
         files=(MERGES_FILE,),
     )
 
@@ -61,7 +61,7 @@ def inspect(sources: Sources) -> Stage:
         modules=("nvlm_trt.model.checkpoint", "nvlm_trt.model.tokenizer", "nvlm_trt.recipe"),
         tools=("PyYAML",),
         run=run,
-        estimate=Estimate(16 << 20, BASE_BYTES),
+        estimated=lambda: Estimate(16 << 20, BASE_BYTES),
         reads_checkpoint=True,
     )
 

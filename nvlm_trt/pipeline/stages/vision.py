@@ -44,6 +44,7 @@ def vision_export(sources: Sources) -> Stage:
             output_dtype=table,
             quantization=None if kind is None else VisionScales.load(calibration, kind, checkpoint.config),
             progress=context.progress,
+            digested=context.digested,
         )
 
     return Stage(
@@ -54,7 +55,7 @@ def vision_export(sources: Sources) -> Stage:
         modules=("nvlm_trt.vision.export",),
         tools=("onnx", "torch", "numpy", "ml_dtypes"),
         run=run,
-        estimate=Estimate(exported_bytes(sources), BASE_BYTES),
+        estimated=lambda: Estimate(exported_bytes(sources), BASE_BYTES),
         reads_checkpoint=True,
     )
 
