@@ -16,6 +16,7 @@ from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
 from nvlm_trt.client.request import build_inputs, image_bytes
 from nvlm_trt.client.response import AnswerBuilder, error_of
 from nvlm_trt.errors import ImageRejected, RequestError, ServerError
+from nvlm_trt.serving.faults import UnavailableError
 
 
 def sent(prompt="Why?", *, images=(), history=(), system=None, options=None, stream=False):
@@ -99,7 +100,7 @@ def test_an_answer_that_breaks_off_is_an_error():
     [
         ("StatusCode.INVALID_ARGUMENT", RequestError),
         ("StatusCode.NOT_FOUND", RequestError),
-        ("StatusCode.UNAVAILABLE", ServerError),
+        ("StatusCode.UNAVAILABLE", UnavailableError),
         ("StatusCode.INTERNAL", ServerError),
         (None, ServerError),
     ],
