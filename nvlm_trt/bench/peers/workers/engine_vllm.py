@@ -31,7 +31,8 @@ def prepare(job: dict[str, Any]) -> None:
     A torchvision that was built for CUDA cannot load its operators beside a torch that was not, and then fails to be
     imported for want of two of them. vLLM takes only transforms of images from it: those operators' names are enough.
     """
-    os.environ.update(ENVIRONMENT)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if job["threads"]:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{job['threads'] - 1}"
     import torch
@@ -99,6 +100,7 @@ class Engine:
     gather_s = 0.0
 
     def __init__(self, job: dict[str, Any]) -> None:
+        import torch
         from vllm import EngineArgs, LLMEngine
 
         arguments = EngineArgs(
@@ -116,7 +118,10 @@ class Engine:
         self._done: dict[int, int] = {}
         preloaded = [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split(":") if name]
         mode = "eager" if job["eager"] else "compiled"
-        self.settings = f"{mode}, preloaded {', '.join(preloaded) or 'nothing'}, KV cache {CACHE_GB} GB"
+        self.settings = (
+            f"{mode}, preloaded {', '.join(preloaded) or 'nothing'}, KV cache {CACHE_GB} GB, "
+            f"{job['max_model_len']} tokens a step at most, {torch.get_num_threads()} threads"
+        )
         self.prompts: dict[int, int] = {}
 
     def submit(self, number: int, ids: list[int], max_tokens: int, *, text: str | None, image: bytes | None) -> None:
