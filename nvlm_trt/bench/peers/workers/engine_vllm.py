@@ -33,8 +33,6 @@ def prepare(job: dict[str, Any]) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if job["threads"]:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{job['threads'] - 1}"
     import torch
 
     try:
