@@ -35,6 +35,7 @@ VERBS: Final[dict[str, str]] = {
     "generate": "Answer a prompt with an engine directory, without a server.",
     "serve": "Start the Triton server on an engine directory.",
     "chat": "Ask a running server, streaming.",
+    "batch": "Ask a running server every request of a file; goes on where a run ended.",
     "bench": "Measure engines of several precisions side by side: accuracy, size, memory, latency, throughput.",
     "eval": "How many questions of a task an engine or a server answers right.",
     "doctor": "What this machine can build and serve, and why not.",

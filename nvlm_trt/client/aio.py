@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import grpc
 import tritonclient.grpc.aio as triton
@@ -14,6 +14,15 @@ from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+
+CHANNEL: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+"""Messages of any size, as tritonclient sets it; a server that was restarted is found within seconds, where gRPC's own
+waits grow to two minutes, in which every request fails at once."""
 
 
 class AsyncAnswerStream:
@@ -93,7 +102,7 @@ class AsyncNvlmClient:
     """
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
-        self._client = triton.InferenceServerClient(url)
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
         self._idle_timeout = idle_timeout
 
     async def generate(

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
-from filelock import FileLock, Timeout
-
-from nvlm_trt.errors import BusyError, UserError
+from nvlm_trt.errors import UserError
 from nvlm_trt.eval.tasks import Sample
+from nvlm_trt.growing_file import GrowingFile
 
 RECORDS_NAME = "records.jsonl"
 LOCK_NAME = ".lock"
@@ -79,24 +78,17 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = FileLock(path.with_name(LOCK_NAME))
+        self._file = GrowingFile(path, path.with_name(LOCK_NAME), writer="evaluation")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            try:
-                self.earlier, self._file = self._open()
-            except BaseException:
-                self._lock.release()
-                raise
-        except Timeout:  # an OSError too
-            raise BusyError("another evaluation writes here", seen=path, fix="give another --output") from None
-        except OSError as error:
-            raise UserError(f"the records cannot be written ({error.strerror})", seen=path) from None
+            self.earlier = {record.key: record for record in self._read() if record.error is None}
+            self._file.cut()
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, record: Record) -> None:
         """Write a record and hand it to the operating system."""
-        self._file.write(json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        self._file.append(asdict(record))
 
     def __enter__(self) -> Self:
         return self
@@ -105,18 +97,9 @@ class RecordFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._lock.release()
 
-    def _open(self) -> tuple[dict[str, Record], BinaryIO]:
-        """The answers that are there by their keys, and the file, ready to grow."""
-        kept = _whole_lines(self._path)
-        earlier = {record.key: record for record in self._read(kept) if record.error is None}
-        file = self._path.open("ab")
-        file.truncate(len(kept))
-        return earlier, file
-
-    def _read(self, lines: bytes) -> Iterator[Record]:
-        for number, line in enumerate(lines.splitlines(), start=1):
+    def _read(self) -> Iterator[Record]:
+        for number, line in enumerate(self._file.lines(), start=1):
             try:
                 raw = json.loads(line)
                 yield Record(**{**raw, "answers": tuple(raw["answers"])})
@@ -126,9 +109,3 @@ class RecordFile:
                     seen=f"{self._path}:{number} ({error})",
                     fix="give another --output, or remove the file",
                 ) from None
-
-
-def _whole_lines(path: Path) -> bytes:
-    """The file up to its last line end."""
-    data = path.read_bytes() if path.exists() else b""
-    return data[: data.rfind(b"\n") + 1]

@@ -93,10 +93,9 @@ def server_subject(url: str, options: AnswerOptions, *, idle_timeout: float = 12
         UserError: this is no address, or the options ask for what a server does not do.
     """
     from nvlm_trt.client import NvlmClient
+    from nvlm_trt.client.address import check_address
 
-    host, _, port = url.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError("this is no address of a server", seen=url, expected="HOST:PORT of its gRPC")
+    check_address(url)
     client = NvlmClient(url, idle_timeout=idle_timeout)
     return _server(client, Subject(f"server {url}", ServerAnswerer(client, options), _identity(options, {"url": url})))
 

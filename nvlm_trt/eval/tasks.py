@@ -12,15 +12,15 @@ the JSONL's folder, absolute ones anywhere; nothing is fetched.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvlm_trt.errors import UserError, listed
+from nvlm_trt.jsonl import FieldError, local_files, parsed_line, sentence_of
 from nvlm_trt.model.config import MAX_TILES
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, Turn
 
@@ -99,11 +99,11 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
             continue
         where = f"{path.name}:{number}"
         try:
-            sample = _sample(path.parent, _Line.model_validate(_parsed(line)))
+            sample = _sample(path.parent, _Line.model_validate(parsed_line(line)))
             check(sample, samples)
             samples[sample.id] = sample
         except ValidationError as error:
-            faults += [f"{where}: {_fault(dict(fault))}" for fault in error.errors()]
+            faults += [f"{where}: {sentence_of(dict(fault), _Line.model_fields)}" for fault in error.errors()]
         except FieldError as error:
             faults.append(f"{where}: {error}")
     if faults:
@@ -111,10 +111,6 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
     if not samples:
         raise UserError("the task is empty", seen=path, expected="a JSON object on each line")
     return tuple(samples.values())
-
-
-class FieldError(UserError):
-    """A field of a sample and what is wrong with it."""
 
 
 def check(sample: Sample, earlier: Container[str] = ()) -> None:
@@ -185,20 +181,10 @@ class _Line(BaseModel):
     max_tiles: Annotated[int, Field(ge=1, le=MAX_TILES)] | None = None
 
 
-def _parsed(line: str) -> dict[str, object]:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"seen no JSON ({error}), expected an object") from None
-    if not isinstance(raw, dict):
-        raise FieldError(f"seen {type(raw).__name__}, expected an object")
-    return raw
-
-
 def _sample(folder: Path, line: _Line) -> Sample:
     return Sample(
         id=line.id,
-        images=tuple(_images(folder, line.images)),
+        images=tuple(local_files(folder, line.images)),
         question=line.question,
         history=tuple((question, answer) for question, answer in line.history),
         answers=tuple(line.answers),
@@ -209,32 +195,3 @@ def _sample(folder: Path, line: _Line) -> Sample:
         max_tokens=line.max_tokens,
         max_tiles=line.max_tiles,
     )
-
-
-def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """The files; relative ones must lie beneath the folder, by their names and where links lead."""
-    root = folder.resolve()
-    for index, name in enumerate(names):
-        pure = PurePosixPath(name)
-        if "://" in name or ".." in pure.parts or "\0" in name:
-            raise FieldError(f"images.{index}: seen {name!r}, expected a file beneath the JSONL's folder, or absolute")
-        try:
-            file = (root / pure).resolve()
-            exists = file.is_file()
-        except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed; a loop of links; no such letters
-            reason = getattr(error, "strerror", None) or error
-            raise FieldError(f"images.{index}: seen {name[:80]!r}, which cannot be looked for ({reason})") from None
-        if not pure.is_absolute() and not file.is_relative_to(root):
-            raise FieldError(f"images.{index}: seen {name!r}, which leads out of the JSONL's folder")
-        if not exists:
-            raise FieldError(f"images.{index}: seen {name!r}, expected a file that exists")
-        yield file
-
-
-def _fault(fault: dict[str, object]) -> str:
-    where = ".".join(str(part) for part in fault["loc"]) if isinstance(fault["loc"], tuple) else ""
-    if fault["type"] == "missing":
-        return f"{where}: seen nothing, expected a value"
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: seen an unknown key, expected one of {', '.join(_Line.model_fields)}"
-    return f"{where}: seen {str(fault['input'])[:80]!r}, expected otherwise: {fault['msg']}"

@@ -13,7 +13,8 @@ from nvlm_trt.eval.adapters.choice import ai2d, mathvista, mmmu, realworldqa
 from nvlm_trt.eval.adapters.folder import DataFolder
 from nvlm_trt.eval.adapters.reading import ocrbench
 from nvlm_trt.eval.adapters.vqa import chartqa, docvqa, textvqa, vqav2
-from nvlm_trt.eval.tasks import FieldError, Sample, check
+from nvlm_trt.eval.tasks import Sample, check
+from nvlm_trt.jsonl import FieldError
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER
 
 

@@ -1,0 +1,121 @@
+"""The input of a batch: read twice, once to check all of it and once to ask, and held in memory a line at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nvlm_trt.client.batch_ids import BatchIds
+from nvlm_trt.client.batch_request import BatchRequest, parse_request
+from nvlm_trt.errors import MAX_FAULTS_SHOWN, UserError, listed
+from nvlm_trt.jsonl import FieldError, parsed_line
+
+
+@dataclass(frozen=True, slots=True)
+class InputFacts:
+    """What a check found.
+
+    Attributes:
+        records: Lines that ask something.
+        images: Images in all of them.
+        sha256: Digest of the file's bytes.
+    """
+
+    records: int
+    images: int
+    sha256: str
+
+
+class BatchInput:
+    """A JSONL file of requests; blank lines are skipped.
+
+    The file stays open: one that takes its name in the meantime is not read.
+
+    Args:
+        path: The file. Relative image files lie beneath its folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise UserError(f"the input cannot be read ({error.strerror})", seen=path) from None
+
+    def check(self, ids: BatchIds) -> InputFacts:
+        """Look at every line, and take its id in.
+
+        Raises:
+            UserError: naming line, field, what was seen and what is expected, for every fault; or there is no line.
+        """
+        digest = hashlib.sha256()
+        records = images = wrong = 0
+        faults: list[str] = []
+        for number, raw in self._lines():
+            digest.update(raw)
+            if not raw.strip():
+                continue
+            try:
+                request = self._request(number, raw)
+                if earlier := ids.add(request.key, number):
+                    raise FieldError(f"id: seen {request.key!r} in line {earlier} too, expected one of its own")
+                records, images = records + 1, images + len(request.images)
+            except FieldError as error:
+                wrong += 1
+                if len(faults) < MAX_FAULTS_SHOWN:
+                    faults.append(f"{self._path.name}:{number}: {error}")
+        if wrong:
+            more = f"\n  ... and {wrong - len(faults)} more" if wrong > len(faults) else ""
+            raise UserError(f"{wrong} lines of the input are wrong{listed(faults)}{more}", fix="mend these lines")
+        if not records:
+            raise UserError("the input is empty", seen=self._path, expected="a JSON object on each line")
+        return InputFacts(records, images, digest.hexdigest())
+
+    def requests(self) -> Iterator[BatchRequest]:
+        """The requests in the order of their lines.
+
+        Raises:
+            UserError: the file was changed after its check.
+        """
+        for number, raw in self._lines():
+            if raw.strip():
+                try:
+                    yield self._request(number, raw)
+                except FieldError as error:
+                    raise UserError(
+                        "the input was changed while it was read", seen=f"{self._path.name}:{number}: {error}"
+                    ) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            self._file.seek(0, os.SEEK_SET)
+            yield from enumerate(self._file, start=1)
+        except OSError as error:  # a folder, a pipe, a disk that fails
+            raise UserError(f"the input cannot be read ({error.strerror})", seen=self._path) from None
+
+    def _request(self, number: int, raw: bytes) -> BatchRequest:
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError as error:
+            raise FieldError(f"seen no UTF-8 text ({error.reason}), expected an object") from None
+        return parse_request(parsed_line(line), number, self._path.parent)
