@@ -26,7 +26,7 @@ if [ "${1-}" = --small ]; then
     shift
     model=nvlm-small precisions="bf16 int8" source=(--checkpoint engines/bench/nvlm-small)
     [ -d engines/bench/nvlm-small ] || nvlm-trt synth engines/bench/nvlm-small --size small >&2
-    defaults=(--baseline bf16 --rounds 2 --repeats 1 --served nvlm-small-int8)
+    defaults=(--baseline bf16 --rounds 2 --repeats 1 --warmup 1 --columns 1 --served nvlm-small-int8)
     defaults+=(--scenario repeat,turns,stall,streams,prefill,decode,vision)
 else
     model=nvlm-d-mini precisions="fp32 bf16 int8_wo int8 int4_wo" source=()
