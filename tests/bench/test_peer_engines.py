@@ -175,6 +175,7 @@ def test_a_peer_whose_python_has_gone_is_told(installed: Path, small_engine: Pat
 def test_openmp_that_is_preloaded_gets_a_core_for_each_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 3, 4})
     monkeypatch.setenv("PYTHONPATH", "of this environment")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert "LD_PRELOAD" not in ask_peer._environment(tmp_path, None)
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libiomp5.so").touch()

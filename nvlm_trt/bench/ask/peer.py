@@ -160,6 +160,7 @@ def _environment(folder: Path, threads: int | None) -> dict[str, str]:
 
     Where OpenMP is preloaded, its threads are bound to cores, one each. vLLM would do so for a process that it starts
     for the model, and would keep one core free for its own; here both are one process, which gets all cores.
+    What our own environment says of threads holds instead.
     """
     found = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     found |= {"VLLM_CACHE_ROOT": str(folder / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor")}
@@ -168,7 +169,7 @@ def _environment(folder: Path, threads: int | None) -> dict[str, str]:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))[: threads or None]]
         bound = f"granularity=fine,explicit,proclist=[{','.join(cores)}]"
         threading = {"OMP_NUM_THREADS": str(len(cores)), "KMP_AFFINITY": bound, **WAITING}
-        found |= {"LD_PRELOAD": ":".join(preloaded), **threading}
+        found = {**threading, **found, "LD_PRELOAD": ":".join(preloaded)}
     return found
 
 
