@@ -81,7 +81,7 @@ def check_installed(names: Sequence[PeerName], folder: Path) -> None:
                 raise UserError(
                     f"the peer {name} is not installed",
                     seen=folder / environment,
-                    fix=f"scripts/peers.sh --dir {folder} {environment}",
+                    fix=f"scripts/peers.sh --dir {folder.absolute()} {environment}",
                 )
 
 
