@@ -1,7 +1,8 @@
 """Write a large file from front to back at the speed of the disk, with its digest known when it is complete.
 
-Reading a file of 80 GB once more to learn its SHA-256 takes as long as writing it. So the digest is taken from the
-bytes on their way, by a thread of its own: hashlib and the kernel both work without the interpreter's lock.
+Reading a file of 80 GB once more to learn its SHA-256 takes as long as writing it. So a thread follows the writer and
+digests what has just been written, while the kernel still has it in memory; hashlib and the kernel both work without
+the interpreter's lock. Neither waits for the other before the end.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Final, Self
 
 Digested = Callable[[Path, str], None]
 """Told a file that is complete and on the disk, and the SHA-256 (hex) of its bytes."""
 
-THREAD_BYTES: Final = 64 << 10
-"""Less than this is digested faster than a thread is woken."""
+STEP_BYTES: Final = 4 << 20
+"""How far the writer goes before it tells the thread that follows."""
+
+CHUNK_BYTES: Final = 1 << 20
+"""Digested at a time: the core's own cache holds it."""
 
 FLUSH_BYTES: Final = 32 << 20
 """After so many bytes the disk is told to begin: left alone, the kernel waits until gigabytes have gathered."""
@@ -35,9 +40,8 @@ class FileWriter:
     def __init__(self, path: Path, digested: Digested | None = None) -> None:
         self._path, self._digested = path, digested
         self._position = self._flushed = 0
-        self._hasher = None if digested is None else hashlib.sha256()
-        self._thread = None if digested is None else ThreadPoolExecutor(1, "digest")
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._follower = None if digested is None else _Follower(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -54,14 +58,14 @@ class FileWriter:
     def finish(self) -> None:
         """See to it that everything written is on the disk, and tell the digest; nothing may be written after it."""
         os.fsync(self._descriptor)
-        if self._digested is not None and self._hasher is not None:
-            self._digested(self._path, self._hasher.hexdigest())
+        if self._digested is not None and self._follower is not None:
+            self._digested(self._path, self._follower.digest(self._position))
 
     def close(self) -> None:
         """Let the file go, finished or not."""
+        if self._follower is not None:
+            self._follower.stop()
         os.close(self._descriptor)
-        if self._thread is not None:
-            self._thread.shutdown()
 
     @property
     def position(self) -> int:
@@ -69,27 +73,59 @@ class FileWriter:
         return self._position
 
     def write(self, data: memoryview | bytes) -> None:
-        """Append bytes (a flat view of them); `data` may be changed as soon as this returns."""
+        """Append bytes (a flat view of them)."""
         view = memoryview(data)
-        if self._hasher is not None and self._thread is not None and len(view) >= THREAD_BYTES:
-            digesting = self._thread.submit(self._hasher.update, view)
-            self._append(view)
-            digesting.result()
-            return
-        if self._hasher is not None:
-            self._hasher.update(view)
-        self._append(view)
+        while view:
+            count = os.write(self._descriptor, view)
+            self._position += count
+            view = view[count:]
+        if self._follower is not None:
+            self._follower.follow(self._position)
+        if self._position - self._flushed >= FLUSH_BYTES:
+            # Pages that are not on the disk yet are only sent there by this; none of them is dropped.
+            os.posix_fadvise(self._descriptor, self._flushed, self._position - self._flushed, os.POSIX_FADV_DONTNEED)
+            self._flushed = self._position
 
     def skip_to(self, offset: int) -> None:
         """Append zeros up to `offset`, which lies a few pages ahead at most."""
         self.write(bytes(offset - self._position))
 
-    def _append(self, view: memoryview) -> None:
-        while view:
-            count = os.write(self._descriptor, view)
-            self._position += count
-            view = view[count:]
-        if self._position - self._flushed >= FLUSH_BYTES:
-            # Pages that are not on the disk yet are only sent there by this; none of them is dropped.
-            os.posix_fadvise(self._descriptor, self._flushed, self._position - self._flushed, os.POSIX_FADV_DONTNEED)
-            self._flushed = self._position
+
+class _Follower:
+    """Digests a file behind the one who writes it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._told = 0
+        self._ends: SimpleQueue[int | None] = SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, "digest")
+        self._found = self._thread.submit(self._run)
+
+    def follow(self, end: int) -> None:
+        """The file is written up to `end`."""
+        if end - self._told >= STEP_BYTES:
+            self._ends.put(end)
+            self._told = end
+
+    def digest(self, end: int) -> str:
+        """SHA-256 (hex) of the whole file, which ends at `end`."""
+        self._ends.put(end)
+        self._ends.put(None)
+        return self._found.result()
+
+    def stop(self) -> None:
+        """End the thread, whether or not the digest was asked for."""
+        self._ends.put(None)
+        self._thread.shutdown()
+
+    def _run(self) -> str:
+        hasher, done = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while (end := self._ends.get()) is not None:
+            while done < end:
+                count = os.preadv(self._descriptor, [buffer[: end - done]], done)
+                if not count:
+                    raise OSError(f"a file being written ends at {done} of {end} bytes")
+                hasher.update(buffer[:count])
+                done += count
+        return hasher.hexdigest()

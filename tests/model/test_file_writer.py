@@ -11,7 +11,7 @@ import pytest
 from nvlm_trt.model import file_writer
 from nvlm_trt.model.file_writer import FileWriter
 
-PIECES = [b"", b"head", os.urandom(200_000), b"x" * 70_000, os.urandom(3)]
+PIECES = [b"", b"head", os.urandom(200_000), b"x" * 6_000_000, os.urandom(5_000_000), os.urandom(3)]
 
 
 def test_the_file_is_the_pieces_one_after_the_other_and_the_digest_is_theirs(tmp_path: Path) -> None:
@@ -35,6 +35,19 @@ def test_what_is_written_may_be_changed_at_once(tmp_path: Path) -> None:
     whole = b"".join(bytes([value]) * len(block) for value in range(8))
     assert told == [hashlib.sha256(whole).hexdigest()]
     assert (tmp_path / "file").read_bytes() == whole
+
+
+def test_a_file_that_another_program_cuts_short_is_not_given_a_digest(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def write_what_is_cut() -> None:
+        with FileWriter(tmp_path / "f", lambda _path, value: told.append(value)) as file:
+            file.write(b"some bytes")
+            os.truncate(tmp_path / "f", 4)
+
+    with pytest.raises(OSError, match="ends at 4 of 10 bytes"):
+        write_what_is_cut()
+    assert told == []
 
 
 def test_zeros_fill_the_way_to_an_offset(tmp_path: Path) -> None:
