@@ -14,6 +14,9 @@ FORMAT = 1
 BLOCK_SIZE = 32
 """Tokens in a block of the KV cache; fixed by OpenVINO's CPU plugin."""
 
+BF16_COMPUTE = ("bf16", "int8")
+"""Precisions that compute and cache in bf16 where the CPU can; the others do so in float32."""
+
 CONFIG_NAME = "config.json"
 MODEL_NAME = "model.xml"
 

@@ -79,17 +79,29 @@ def matrix_constant(tensor: torch.Tensor, name: str, precision: str) -> ov.Outpu
     Raises:
         BuildError: the weight holds a value that is not finite, or the precision is unknown.
     """
-    if not all(bool(torch.isfinite(tensor[rows]).all()) for rows in _row_blocks(tensor)):
-        raise BuildError(f"the weight {name} holds values that are not finite", fix="check the checkpoint")
+    if precision == "bf16":
+        return _converted(bf16_constant(tensor, name), name)
+    _check_finite(tensor, name)
     if precision == "fp32":
         return float_constant(tensor, name)
-    if precision == "bf16":
-        return _bf16_constant(tensor, name)
     if precision == "int8_wo":
         return _int8_constant(tensor, name)
     if precision == "int4_wo":
         return _int4_constant(tensor, name)
     raise BuildError("the precision is unknown", seen=precision, expected="fp32 | bf16 | int8_wo | int4_wo")
+
+
+def bf16_constant(tensor: torch.Tensor, name: str) -> ov.Output:
+    """A matrix [out, in] in bf16 as it is, for products that are bf16 themselves.
+
+    Raises:
+        BuildError: the weight holds a value that is not finite.
+    """
+    _check_finite(tensor, name)
+    bits = tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+    packed = ov.Tensor(ov.Type.bf16, ov.Shape(list(tensor.shape)))
+    packed.data.view(np.int16)[:] = bits  # numpy has no bf16: OpenVINO shows such a tensor as two-byte words
+    return _constant(packed, f"{name}.bf16")
 
 
 def quantize_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,11 +137,9 @@ def quantize_groups(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(groups / scale).clamp(INT4_LIMIT, -INT4_LIMIT - 1).to(torch.int8), scale
 
 
-def _bf16_constant(tensor: torch.Tensor, name: str) -> ov.Output:
-    bits = tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
-    packed = ov.Tensor(ov.Type.bf16, ov.Shape(list(tensor.shape)))
-    packed.data.view(np.int16)[:] = bits  # numpy has no bf16: OpenVINO shows such a tensor as two-byte words
-    return _converted(_constant(packed, f"{name}.bf16"), name)
+def _check_finite(tensor: torch.Tensor, name: str) -> None:
+    if not all(bool(torch.isfinite(tensor[rows]).all()) for rows in _row_blocks(tensor)):
+        raise BuildError(f"the weight {name} holds values that are not finite", fix="check the checkpoint")
 
 
 def _int8_constant(tensor: torch.Tensor, name: str) -> ov.Output:

@@ -30,7 +30,8 @@ import torch
 from openvino import opset15 as ops
 
 from nvlm_trt.decoder.attention_cpu import int_vector, named
-from nvlm_trt.decoder.graph_constants import STORAGE, float_constant, matrix_constant
+from nvlm_trt.decoder.engine_config import BF16_COMPUTE
+from nvlm_trt.decoder.graph_constants import STORAGE, bf16_constant, float_constant, matrix_constant
 from nvlm_trt.decoder.trtllm_checkpoint import LayerWeights, TrtllmCheckpoint
 from nvlm_trt.model.config import DecoderConfig
 
@@ -41,6 +42,20 @@ class _Rope:
 
     cos: ov.Output
     sin: ov.Output
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How matrices are kept.
+
+    Attributes:
+        stored: A member of a Storage.
+        half: Whether the engine computes in bf16. Products with bf16 matrices are bf16 in the graph then: of a matrix
+            that is widened first OpenVINO holds a float32 copy too, three times the memory in all.
+    """
+
+    stored: str
+    half: bool
 
 
 def build_graph(
@@ -64,14 +79,14 @@ def build_graph(
         BuildError: a weight is not finite.
         CheckpointError: a rank file cannot be read.
     """
-    config, storage = checkpoint.decoder, STORAGE[precision]
+    config, storage, half = checkpoint.decoder, STORAGE[precision], precision in BF16_COMPUTE
     ids, positions, logit_rows = int_vector("input_ids"), int_vector("position_ids"), int_vector("logit_rows")
     table = _float_rows("prompt_table", config.hidden_size)
     rope = _rope(config, max_seq_len, positions.output(0))
     hidden = _embed(checkpoint.embedding(), storage.embedding, ids.output(0), table.output(0))
     parameters, results = [ids, positions, table, logit_rows], []
     for index in range(config.num_layers):
-        kept = "bf16" if index in exclude else storage.layers
+        kept = _Kept("bf16" if index in exclude else storage.layers, half)
         attention, cuts, hidden = _layer(config, index, checkpoint.layer(index), kept, rope, hidden)
         parameters.append(attention)
         results.extend(cuts)
@@ -79,7 +94,7 @@ def build_graph(
             on_layer(index + 1)
     last = ops.gather(hidden, logit_rows.output(0), ops.constant(np.int32(0))).output(0)
     normed = _rms_norm(last, checkpoint.final_norm(), config.rms_norm_eps, "final_norm")
-    logits = _matmul(normed, checkpoint.lm_head(), storage.output, "lm_head")
+    logits = _matmul(normed, checkpoint.lm_head(), _Kept(storage.output, half), "lm_head")
     model = ov.Model([_result(logits, "logits"), *results], parameters, "decoder")
     _name_the_rest(model)
     return model
@@ -116,35 +131,35 @@ def _rope(config: DecoderConfig, positions: int, position_ids: ov.Output) -> _Ro
 
 
 def _layer(
-    config: DecoderConfig, index: int, layer: LayerWeights, precision: str, rope: _Rope, hidden: ov.Output
+    config: DecoderConfig, index: int, layer: LayerWeights, kept: _Kept, rope: _Rope, hidden: ov.Output
 ) -> tuple[ov.op.Parameter, list[ov.op.Result], ov.Output]:
     """One layer; returns the parameter that stands for its attention, the results that feed it, and the layer's end."""
     name, eps = f"layers.{index}", config.rms_norm_eps
     normed = _rms_norm(hidden, layer.input_norm, eps, f"{name}.input_norm")
-    query, key, value = _qkv(config, layer, precision, normed, f"{name}.qkv")
+    query, key, value = _qkv(config, layer, kept, normed, f"{name}.qkv")
     attention = _float_rows(f"{name}.attention", config.num_heads * config.head_dim)
     cuts = [
         _result(_rotate(query, config.num_heads, config.head_dim, rope), f"{name}.query"),
         _result(_rotate(key, config.num_kv_heads, config.head_dim, rope), f"{name}.key"),
         _result(value, f"{name}.value"),
     ]
-    projected = _matmul(attention.output(0), layer.o_weight, precision, f"{name}.output")
+    projected = _matmul(attention.output(0), layer.o_weight, kept, f"{name}.output")
     hidden = ops.add(hidden, projected).output(0)
     normed = _rms_norm(hidden, layer.post_norm, eps, f"{name}.post_norm")
-    gate = _matmul(normed, layer.gate_weight, precision, f"{name}.gate")
-    up = _matmul(normed, layer.up_weight, precision, f"{name}.up")
+    gate = _matmul(normed, layer.gate_weight, kept, f"{name}.gate")
+    up = _matmul(normed, layer.up_weight, kept, f"{name}.up")
     wide = ops.multiply(ops.swish(gate), up).output(0)
-    down = _matmul(wide, layer.down_weight, precision, f"{name}.down")
+    down = _matmul(wide, layer.down_weight, kept, f"{name}.down")
     return attention, cuts, ops.add(hidden, down).output(0)
 
 
 def _qkv(
-    config: DecoderConfig, layer: LayerWeights, precision: str, normed: ov.Output, name: str
+    config: DecoderConfig, layer: LayerWeights, kept: _Kept, normed: ov.Output, name: str
 ) -> tuple[ov.Output, ov.Output, ov.Output]:
     """Queries, keys and values from one product: one pass over the input, one matrix to start."""
     weight = torch.cat((layer.q_weight, layer.k_weight, layer.v_weight))
     bias = torch.cat((layer.q_bias, layer.k_bias, layer.v_bias)).reshape(1, -1)
-    packed = ops.add(_matmul(normed, weight, precision, name), float_constant(bias, f"{name}.bias"))
+    packed = ops.add(_matmul(normed, weight, kept, name), float_constant(bias, f"{name}.bias"))
     kv_width = config.num_kv_heads * config.head_dim
     widths = np.array([config.num_heads * config.head_dim, kv_width, kv_width], np.int32)
     split = ops.variadic_split(packed, ops.constant(np.int32(1)), ops.constant(widths))
@@ -177,9 +192,15 @@ def _rms_norm(hidden: ov.Output, weight: torch.Tensor, eps: float, name: str) ->
     return normed.output(0)
 
 
-def _matmul(source: ov.Output, weight: torch.Tensor, precision: str, name: str) -> ov.Output:
-    matrix = matrix_constant(weight, f"{name}.weight", precision)
-    node = ops.matmul(source, matrix, transpose_a=False, transpose_b=True)
+def _matmul(source: ov.Output, weight: torch.Tensor, kept: _Kept, name: str) -> ov.Output:
+    """A product in the name of its float32 result."""
+    if kept.stored == "bf16" and kept.half:
+        matrix = bf16_constant(weight, f"{name}.weight")
+        product = ops.matmul(ops.convert(source, ov.Type.bf16), matrix, transpose_a=False, transpose_b=True)
+        node = ops.convert(product, np.float32)
+    else:
+        matrix = matrix_constant(weight, f"{name}.weight", kept.stored)
+        node = ops.matmul(source, matrix, transpose_a=False, transpose_b=True)
     node.set_friendly_name(name)
     return node.output(0)
 

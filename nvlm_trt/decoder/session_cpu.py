@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from nvlm_trt.decoder.attention_cpu import splice_attention
-from nvlm_trt.decoder.engine_config import MODEL_NAME, DecoderEngineConfig
+from nvlm_trt.decoder.engine_config import BF16_COMPUTE, MODEL_NAME, DecoderEngineConfig
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.errors import EngineError
 
@@ -23,9 +23,6 @@ INPUT_GROUP = 128
 Groups of 32, OpenVINO's own choice, cost a fifth of the speed at which prompts are read, for an error that is not seen
 in the logits (docs/performance/cpu-steps.md).
 """
-
-HALF: Final = ("bf16", "int8")
-"""Precisions that compute and cache in bf16 where the CPU can; the others do so in float32."""
 
 KvCachePrecision = Literal["auto", "u8"]
 
@@ -133,7 +130,7 @@ def compile_properties(
 ) -> dict[str, str]:
     """How OpenVINO compiles the decoder of a precision; 0 threads takes all cores."""
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compute = "bf16" if precision in HALF and has_bf16 else "f32"
+    compute = "bf16" if precision in BF16_COMPUTE and has_bf16 else "f32"
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",

@@ -1,24 +1,26 @@
 """The decoder reference in a reduced precision of the cpu target: how far rounding alone moves the result.
 
 Weights are rounded as the engine stores them; activations are of the type that the cpu target computes in: bfloat16 for
-bf16, float32 for 8 and 4 bits, and for int8 the inputs of matrices are rounded to 8 bits (that the rest is bf16 there
-weighs little beside it). What is left between such a reference and an engine is the order of rounding, so their
-distances from the fp32 reference are alike.
+bf16, float32 for 8-bit and 4-bit weights; for int8 the inputs of matrices are rounded to 8 bits, and the rest is
+bfloat16. What is left between such a reference and an engine is the order of rounding, so their distances from the
+fp32 reference are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own short name
+from torch.overrides import TorchFunctionMode
 
 from nvlm_trt.decoder.graph_constants import STORAGE, quantize_groups, quantize_rows
 from nvlm_trt.decoder.session_cpu import INPUT_GROUP
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
 from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
-from nvlm_trt.verify.fake_quant import RoundedInputs, Roundings
+from nvlm_trt.verify.fake_quant import Roundings
 
 EMBEDDING = "embed_tokens.weight"
 """Rows are looked up, not multiplied: an engine with quantised weights keeps them in bfloat16."""
@@ -68,18 +70,32 @@ class _StoredCheckpoint(Checkpoint):
 
 
 class _RoundedInputs(DecoderReference):
-    """The reference whose matrices take their inputs in 8 bits, but for those of some layers."""
+    """The reference in bfloat16, its stored codes multiplied by inputs in 8 bits, but for those of some layers."""
 
     def __init__(self, checkpoint: Checkpoint, exclude: Collection[int]) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, torch.bfloat16)
         kept = tuple(decoder_layer(layer) for layer in exclude)
-        quantised = {id(weight) for name, weight in self._weights.items() if not name.startswith(kept)}
-        self._inputs = RoundedInputs(quantised, _input_codes)
+        for name, weight in self._weights.items():
+            if weight.ndim == 2 and not name.endswith(EMBEDDING) and not name.startswith(kept):
+                self._weights[name] = checkpoint.read(name, torch.float32)  # codes and scales: bfloat16 would round
+        self._products = _RoundedProducts()
 
     def logits(self, ids: Ids, table: Table = None) -> torch.Tensor:
         """As the reference's."""
-        with self._inputs:
+        with self._products:
             return super().logits(ids, table)
+
+
+class _RoundedProducts(TorchFunctionMode):
+    """Products with float32 weights round their bfloat16 inputs to 8 bits, and their sums to bfloat16."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and args[1].dtype is torch.float32:
+            inputs, weight, *bias = args
+            return func(_input_codes(inputs.float()), weight, *(each.float() for each in bias)).to(inputs.dtype)
+        return func(*args, **(kwargs or {}))
 
 
 def _rounded(weight: torch.Tensor, stored: str) -> torch.Tensor:

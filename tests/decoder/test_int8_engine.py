@@ -24,6 +24,7 @@ from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
+from nvlm_trt.verify.yardstick import reduced_decoder
 
 BLOCKS = 8
 GROUP = 128
@@ -131,6 +132,19 @@ def test_logits_are_as_near_to_fp32_as_those_of_the_rounded_decoder(engines, che
             expected.append(rms(rounded.logits(ids)[-1].numpy() - exact))
         seen.append(rms(last(session, ids) - exact))
     assert np.mean(seen) < 1.5 * np.mean(expected), "the rest is computed in bf16, which rounds less than 8 bits"
+
+
+def test_the_yardstick_of_verify_is_as_far_from_fp32_as_the_engine(engines, checkpoint):
+    reference, session = DecoderReference(Checkpoint.open(checkpoint)), session_of(engines("int8"))
+    yardstick = reduced_decoder(Checkpoint.open(checkpoint), "int8")
+    assert yardstick is not None
+    seen, expected = [], []
+    for seed in range(8):
+        ids = prompt(seed, 60)
+        exact = reference.logits(ids)[-1].numpy()
+        seen.append(rms(last(session, ids) - exact))
+        expected.append(rms(yardstick.logits(ids)[-1].numpy() - exact))
+    assert 0.7 < np.mean(seen) / np.mean(expected) < 1.4
 
 
 def test_what_a_sequence_gets_hangs_on_its_batch_no_more_than_bf16_rounds(engines):
