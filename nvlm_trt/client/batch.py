@@ -6,7 +6,6 @@ killed goes on where it was, asks what has no record yet, and leaves exactly one
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from nvlm_trt.client.batch_output import (
     write_origin,
 )
 from nvlm_trt.client.batch_request import BatchRequest
+from nvlm_trt.client.parallel import for_each
 from nvlm_trt.growing_file import GrowingFile
 
 Count = Callable[[Tally], None]
@@ -107,23 +107,15 @@ class Batch:
             ServerError: the server is gone. What was answered is kept, as after a cancellation.
         """
         tally = replace(self.plan.kept)
-        missing = self._missing()
 
-        async def ask() -> None:
-            for request in missing:
-                record = (await asker.ask(request)).as_json()
-                self._file.append(record)
-                tally.add(record)
-                if progress is not None:
-                    progress(tally)
+        async def ask(request: BatchRequest) -> None:
+            record = (await asker.ask(request)).as_json()
+            self._file.append(record)
+            tally.add(record)
+            if progress is not None:
+                progress(tally)
 
-        workers = [asyncio.create_task(ask()) for _ in range(concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await for_each(self._missing(), ask, concurrency)
         return tally
 
     def __enter__(self) -> Self:

@@ -96,10 +96,10 @@ class Asker:
         Only a server's fault is worth another attempt: it cannot be reached, is busy, fell silent, broke off, failed.
 
         Raises:
-            UnavailableError: no attempt is left, and the server gave no sign of life to any request meanwhile. The
+            UnavailableError: no attempt is left, and since the first one failed the server has answered nobody. The
                 request is not at fault then, and the next one would fare no better.
         """
-        started, signs = self._clock(), self._signs_of_life
+        started, signs = self._clock(), 0
         attempts = 0
         while True:
             attempts += 1
@@ -111,6 +111,8 @@ class Asker:
                 self._signs_of_life += isinstance(error, RequestError)
                 return Record(request.id, self._clock() - started, attempts, error=error)
             except ServerError as error:
+                if attempts == 1:
+                    signs = self._signs_of_life
                 if attempts >= self._backoff.attempts:
                     if isinstance(error, UnavailableError) and signs == self._signs_of_life:
                         raise

@@ -6,7 +6,7 @@ import sqlite3
 from types import TracebackType
 from typing import Self
 
-_CACHE_KIB = 16 * 1024
+_CACHE_KIB = 4 * 1024
 
 
 class BatchIds:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from nvlm_trt.client.request import Image, Options, Turn
 from nvlm_trt.decoder.request import SamplingParams
@@ -17,6 +17,31 @@ from nvlm_trt.jsonl import FieldError, local_files, sentence_of
 from nvlm_trt.model.config import MAX_TILES
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER
 from nvlm_trt.serving.requests import parse_messages
+
+
+def _encodable(text: str) -> str:
+    """Refuse half a character, which JSON can write as an escape and no request can carry."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half a character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
+def _id(value: object) -> str | int:
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError("a text or a whole number")
+
+
+def _image(value: object) -> str | bytes:
+    if isinstance(value, str | bytes):
+        return value
+    raise ValueError("the path of a file")
+
 
 Id = str | int
 """Tells a request from the others of its batch: a text, or a whole number; 1 and "1" are the same one."""
@@ -54,11 +79,11 @@ class BatchRequest:
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    id: Id | None = None
-    prompt: str | None = None
+    id: Annotated[Id, PlainValidator(_id)] | None = None
+    prompt: Text | None = None
     messages: list[dict[str, Any]] | None = None
-    images: list[str | bytes] = []
-    system_message: str | None = None
+    images: list[Annotated[str | bytes, PlainValidator(_image)]] = []
+    system_message: Text | None = None
     max_tokens: int | None = Field(None, ge=1, le=_LONGEST)
     min_tokens: int | None = Field(None, ge=0, le=_LONGEST)
     temperature: float | None = None
@@ -66,7 +91,7 @@ class _Line(BaseModel):
     top_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop_words: list[str] = []
+    stop_words: list[Text] = []
     max_tiles: int | None = Field(None, ge=1, le=MAX_TILES)
     exif_orientation: bool | None = None
 

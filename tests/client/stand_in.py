@@ -61,7 +61,9 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         """Answer the one request of a stream."""
-        request = next(requests)
+        request = next(requests, None)
+        if request is None:  # the client has gone before it said anything
+            return
         asked = {
             tensor.name: _values(tensor, raw)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
