@@ -197,7 +197,9 @@ class _Run:
         """The compiled decoder with room for the longest request and its answer."""
         longest = max(len(golden.ids) + len(golden.steps) for golden in goldens)
         blocks = -(-longest // self.decoder.block_size)
-        return DecoderSession(self.engine / "decoder" / "cpu", self.decoder, blocks, self.recipe.cpu_threads)
+        recipe = self.recipe
+        kept = recipe.cpu_engine.kv_cache_precision
+        return DecoderSession(self.engine / "decoder" / "cpu", self.decoder, blocks, recipe.cpu_threads, kept)
 
     def compare_decoder(self, session: DecoderSession, goldens: Sequence[Golden]) -> Figures:
         """Figures of the decoder by itself, given the reference's tables and tokens."""
