@@ -1,34 +1,47 @@
-"""The types of the vision graph, in the words of the recipe, of ONNX and of torch."""
+"""The types of the vision graph, in the words of the recipe, of ONNX and of torch.
+
+A served engine asks for their names alone: neither library is loaded for that, which takes a second and a half.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from onnx import TensorProto
+from typing import TYPE_CHECKING, TypeVar
 
 from nvlm_trt.errors import RecipeError
+from nvlm_trt.model.safetensors_stream import VALUE_BYTES, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import dtype as TorchDtype  # noqa: N812 - a type
 
 Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One type: its recipe name, ONNX element type, torch type and bytes per value."""
+    """One type: its recipe name, its number in ONNX files (TensorProto.DataType) and its word in safetensors files."""
 
     name: str
     onnx: int
-    torch: torch.dtype
-    itemsize: int
+    safetensors: str
+
+    @property
+    def torch(self) -> TorchDtype:
+        """Its torch dtype."""
+        return torch_dtype(self.safetensors)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+        return VALUE_BYTES[self.safetensors]
 
 
-FP32 = DType("fp32", TensorProto.FLOAT, torch.float32, 4)
-BF16 = DType("bf16", TensorProto.BFLOAT16, torch.bfloat16, 2)
-FP16 = DType("fp16", TensorProto.FLOAT16, torch.float16, 2)
-INT8 = DType("int8", TensorProto.INT8, torch.int8, 1)
-FP8 = DType("fp8", TensorProto.FLOAT8E4M3FN, torch.float8_e4m3fn, 1)
+FP32 = DType("fp32", 1, "F32")
+BF16 = DType("bf16", 16, "BF16")
+FP16 = DType("fp16", 10, "F16")
+INT8 = DType("int8", 3, "I8")
+FP8 = DType("fp8", 17, "F8_E4M3")
 
 GRAPH_PRECISIONS: Mapping[str, DType] = {dtype.name: dtype for dtype in (FP32, BF16)}
 """Types that the graph computes in."""
