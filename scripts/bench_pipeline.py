@@ -1,6 +1,7 @@
 """Speed and memory of the stages that move weights, beside `cp` of what they write.
 
-    python scripts/bench_pipeline.py FOLDER [--layers 2] [--vocab 8192] [--rounds 3] [--part NAME ...]
+    python scripts/bench_pipeline.py FOLDER [--layers 2] [--vocab 8192] [--rounds 3] [--no-digest]
+        [--part NAME ...]
 
 Makes a random checkpoint at the widths of NVLM-D-72B in FOLDER, with a small vocabulary so that layers dominate. In a
 round every part is run in a process of its own, and then what it wrote is copied with `cp`. Every file is synced before
@@ -47,16 +48,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-digest", action="store_true", help="as cp, which computes none; a build takes them all")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     checkpoint = asked.folder / f"checkpoint-{asked.layers}-{asked.vocab}"
     if asked.child:
-        print(json.dumps(run_part(asked.child, checkpoint, asked.folder / "out")))
+        print(json.dumps(run_part(asked.child, checkpoint, asked.folder / "out", with_digest=not asked.no_digest)))
         return
     if not checkpoint.exists():
         make_checkpoint(checkpoint, asked.layers, asked.vocab)
     words = [str(asked.folder), "--layers", str(asked.layers), "--vocab", str(asked.vocab)]
+    words += ["--no-digest"] if asked.no_digest else []
     rounds: dict[str, list[Mapping[str, float]]] = {part: [] for part in asked.part or PARTS}
     print(f"{asked.layers} layers, vocabulary {asked.vocab}; load {Path('/proc/loadavg').read_text().strip()}")
     for _ in range(asked.rounds):
@@ -73,7 +76,7 @@ def make_checkpoint(out: Path, layers: int, vocab: int) -> None:
     write_synthetic(out, dataclasses.replace(spec, config=dataclasses.replace(spec.config, decoder=decoder)))
 
 
-def run_part(part: str, checkpoint_dir: Path, out: Path) -> dict[str, float]:
+def run_part(part: str, checkpoint_dir: Path, out: Path, *, with_digest: bool) -> dict[str, float]:
     """Run one part in this process: its seconds, processor seconds, bytes read and peak memory."""
     out.mkdir()
     checkpoint = Checkpoint.open(checkpoint_dir)
@@ -81,11 +84,10 @@ def run_part(part: str, checkpoint_dir: Path, out: Path) -> dict[str, float]:
     is_vision = part == "vision-export"
     sources = [each.nbytes for name, each in checkpoint.tensors.items() if name.startswith("language") != is_vision]
     read, used, began = bytes_read(), processor_seconds(), time.monotonic()
-    digests: list[str] = []
+    digested: list[Path] = []
+    told = (lambda path, _value: digested.append(path)) if with_digest else None
     if is_vision:
-        export_vision(
-            checkpoint, out, precision="bf16", output_dtype="bf16", digested=lambda _path, value: digests.append(value)
-        )
+        export_vision(checkpoint, out, precision="bf16", output_dtype="bf16", digested=told)
     else:
         precision = decoder_precision(PRECISIONS[kind])
         convert_decoder(
@@ -95,12 +97,13 @@ def run_part(part: str, checkpoint_dir: Path, out: Path) -> dict[str, float]:
             pp=1,
             precision=precision,
             calibration=scales_for(checkpoint.config.decoder, precision, out.with_name("scales")),
-            digested=lambda _path, value: digests.append(value),
+            digested=told,
         )
     return {
         "seconds": time.monotonic() - began,
         "processor": processor_seconds() - used,
-        "read": (bytes_read() - read) / sum(sources),
+        # What is digested is read back from the kernel's memory: that is no reading of the source.
+        "read": (bytes_read() - read - sum(path.stat().st_size for path in digested)) / sum(sources),
         "peak": peak_bytes(),
     }
 
