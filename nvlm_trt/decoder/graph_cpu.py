@@ -146,9 +146,9 @@ def _layer(
     projected = _matmul(attention.output(0), layer.o_weight, kept, f"{name}.output")
     hidden = ops.add(hidden, projected).output(0)
     normed = _rms_norm(hidden, layer.post_norm, eps, f"{name}.post_norm")
-    gate = _matmul(normed, layer.gate_weight, kept, f"{name}.gate")
+    gate = _matmul(normed, layer.gate_weight, kept, f"{name}.gate", swish=True)
     up = _matmul(normed, layer.up_weight, kept, f"{name}.up")
-    wide = ops.multiply(ops.swish(gate), up).output(0)
+    wide = ops.multiply(gate, up).output(0)
     down = _matmul(wide, layer.down_weight, kept, f"{name}.down")
     return attention, cuts, ops.add(hidden, down).output(0)
 
@@ -192,17 +192,22 @@ def _rms_norm(hidden: ov.Output, weight: torch.Tensor, eps: float, name: str) ->
     return normed.output(0)
 
 
-def _matmul(source: ov.Output, weight: torch.Tensor, kept: _Kept, name: str) -> ov.Output:
-    """A product in the name of its float32 result."""
+def _matmul(source: ov.Output, weight: torch.Tensor, kept: _Kept, name: str, *, swish: bool = False) -> ov.Output:
+    """A product, float32 whatever it is computed in; with `swish` that is applied to it.
+
+    OpenVINO makes one operator of product and swish only where nothing stands between them.
+    """
     if kept.stored == "bf16" and kept.half:
         matrix = bf16_constant(weight, f"{name}.weight")
         product = ops.matmul(ops.convert(source, ov.Type.bf16), matrix, transpose_a=False, transpose_b=True)
-        node = ops.convert(product, np.float32)
-    else:
-        matrix = matrix_constant(weight, f"{name}.weight", kept.stored)
-        node = ops.matmul(source, matrix, transpose_a=False, transpose_b=True)
+        one = ov.op.Constant(ov.Type.bf16, ov.Shape([]), [1.0])
+        wide = ops.convert(ops.swish(product, one) if swish else product, np.float32)
+        wide.set_friendly_name(name)
+        return wide.output(0)
+    matrix = matrix_constant(weight, f"{name}.weight", kept.stored)
+    node = ops.matmul(source, matrix, transpose_a=False, transpose_b=True)
     node.set_friendly_name(name)
-    return node.output(0)
+    return ops.swish(node).output(0) if swish else node.output(0)
 
 
 def _float_rows(name: str, width: int) -> ov.op.Parameter:
