@@ -102,10 +102,11 @@ def _cpu_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
     Keys and values are kept in what is computed in (nvlm_trt/decoder/session_cpu.py).
     """
     from nvlm_trt.decoder.build_cpu import engine_bytes  # it brings OpenVINO
+    from nvlm_trt.decoder.engine_config import BF16_COMPUTE
 
     decoder, precision = config.decoder, recipe.decoder_precision
     embedding = decoder.vocab_size * decoder.hidden_size * (4 if precision == "fp32" else 2)
-    kept = REFERENCE_DTYPES["bf16" if precision == "bf16" else "fp32"]
+    kept = REFERENCE_DTYPES["bf16" if precision in BF16_COMPUTE else "fp32"]
     return Work(
         config,
         CPU_ARITHMETIC.get(recipe.vision_precision),
