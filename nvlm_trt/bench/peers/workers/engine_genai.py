@@ -8,6 +8,9 @@ from typing import Any
 CACHE_GB = 1
 """Of the KV cache: some 80,000 tokens at the shapes of `synth --size small`."""
 
+STEP_TOKENS = 4096
+"""Read in a step at most, as for vLLM; its own choice is 256."""
+
 
 def prepare(job: dict[str, Any]) -> None:
     """Import what is loaded with."""
@@ -34,7 +37,7 @@ class Engine:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GB
         scheduler.max_num_seqs = job["max_requests"]
-        scheduler.max_num_batched_tokens = job["max_model_len"]
+        scheduler.max_num_batched_tokens = min(STEP_TOKENS, job["max_model_len"])
         self._pipeline = genai.ContinuousBatchingPipeline(job["model"], scheduler, "CPU", properties)
         self._under_way: dict[int, tuple[Any, int]] = {}
         self.prompts: dict[int, int] = {}

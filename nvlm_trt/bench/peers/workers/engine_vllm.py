@@ -13,6 +13,9 @@ from typing import Any
 CACHE_GB = 1
 """Of the KV cache: some 80,000 tokens at the shapes of `synth --size small`."""
 
+STEP_TOKENS = 4096
+"""Read in a step at most: vLLM's own choice for CPUs; a warm-up of as many decides over its memory."""
+
 NORM = "vision_model.encoder.layers.0.attn.q_norm.weight"
 """Of all heads."""
 
@@ -105,7 +108,7 @@ class Engine:
             model=job["checkpoint"],
             dtype="bfloat16",
             max_model_len=job["max_model_len"],
-            max_num_batched_tokens=job["max_model_len"],
+            max_num_batched_tokens=min(STEP_TOKENS, job["max_model_len"]),
             max_num_seqs=job["max_requests"],
             limit_mm_per_prompt={"image": 1},
             mm_processor_kwargs={"max_dynamic_patch": job["max_tiles"]},
@@ -118,7 +121,7 @@ class Engine:
         mode = "eager" if job["eager"] else "compiled"
         self.settings = (
             f"{mode}, preloaded {', '.join(preloaded) or 'nothing'}, KV cache {CACHE_GB} GB, "
-            f"{job['max_model_len']} tokens a step at most, {torch.get_num_threads()} threads"
+            f"{arguments.max_num_batched_tokens} tokens a step at most, {torch.get_num_threads()} threads"
         )
         self.prompts: dict[int, int] = {}
 
