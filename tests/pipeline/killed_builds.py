@@ -50,14 +50,14 @@ def kill_at(stage: str, moment: str) -> None:
         run(context)
         threading.Event().wait()
 
-    def promote_then_kill(self: runner.Runner, current: Stage, partial: Path) -> object:
+    def promote_then_kill(self: runner.Runner, current: Stage, *places: object) -> object:
         if current.name != stage:
-            return promote(self, current, partial)
+            return promote(self, current, *places)
         if moment == "written":
             kill_myself()
         if moment == "moved":
             durable.move_into_place = lambda source, target: (move(source, target), kill_myself())
-        promote(self, current, partial)
+        promote(self, current, *places)
         kill_myself()
 
     def run_stage(self: runner.Runner, current: Stage, label: str, reason: str) -> None:

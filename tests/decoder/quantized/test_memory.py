@@ -14,6 +14,7 @@ from .sources import make_source, write_results
 PEAK_MEMORY = """
 import re, sys
 from pathlib import Path
+import nvlm_trt.decoder.encode  # with torch, which is not what is measured
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.model.checkpoint import Checkpoint
