@@ -12,7 +12,10 @@ def chat(
     prompt: Annotated[str, typer.Option(help="The question; <image> marks the place of an image.")],
     url: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC.")] = "127.0.0.1:8001",
     image: Annotated[list[Path] | None, typer.Option(help="An image; give it again for further ones.")] = None,
-    history: Annotated[Path | None, typer.Option(help="Earlier turns: a JSON list of [question, answer].")] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(help="Earlier turns: a JSON list of [question, answer], <image> written where an image stood."),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message in place of the release's own.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of the answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; default: greedy.")] = None,

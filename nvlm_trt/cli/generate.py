@@ -12,7 +12,10 @@ def generate(
     engine_dir: Annotated[Path, typer.Argument(help="An engine directory of the cpu target.")],
     prompt: Annotated[str, typer.Option(help="The question; <image> marks the place of an image.")],
     image: Annotated[list[Path] | None, typer.Option(help="An image; give it again for further ones.")] = None,
-    history: Annotated[Path | None, typer.Option(help="Earlier turns: a JSON list of [question, answer].")] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(help="Earlier turns: a JSON list of [question, answer], <image> written where an image stood."),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message in place of the release's own.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 256,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; default: greedy.")] = None,

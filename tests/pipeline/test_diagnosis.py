@@ -12,6 +12,7 @@ import pytest
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.errors import EngineError
+from nvlm_trt.model import resize_kernel
 from nvlm_trt.pipeline import diagnosis, diagnosis_gpu
 from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
 from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
@@ -185,3 +186,11 @@ def test_findings_for_gpus_alone_import_no_library_of_theirs(monkeypatch):
     for name in ("tensorrt", "tensorrt_llm"):
         monkeypatch.setitem(sys.modules, name, None)
     assert diagnosis_gpu.BUILDER in by_name(gpu_findings(IMAGE))
+
+
+def test_what_resizes_images_is_told_and_stops_nothing(machine, monkeypatch):
+    monkeypatch.setattr(resize_kernel, "kernel_status", lambda: resize_kernel.KernelStatus(None, "no AVX2"))
+    found = machine(LAPTOP)
+    row = by_name(found)["resizing"]
+    assert (row.seen, row.remark, row.ok) == ("Pillow", "no AVX2", True)
+    assert reachable(found) == {"build_cpu", "serve_cpu"}
