@@ -293,7 +293,7 @@ def test_a_directory_without_an_engine_is_refused(tmp_path: Path):
 
 def test_a_long_prompt_stalls_other_streams_by_less_than_two_and_a_half_steps():
     """With costs that the session only pretends to have, on a clock that only it moves."""
-    now, last_token, pauses = 0.0, {}, []
+    now, last_token, pauses, calm = 0.0, {}, [], 60
     streams_run, submitted = threading.Event(), threading.Event()
 
     def spend(parts: Sequence[StepPart]) -> None:
@@ -304,7 +304,7 @@ def test_a_long_prompt_stalls_other_streams_by_less_than_two_and_a_half_steps():
         if event.request_id in last_token:
             pauses.append(now - last_token[event.request_id])
         last_token[event.request_id] = now
-        if len(pauses) == 60:
+        if len(pauses) == calm:
             streams_run.set()
             assert submitted.wait(10)
 
@@ -318,6 +318,6 @@ def test_a_long_prompt_stalls_other_streams_by_less_than_two_and_a_half_steps():
         handle.result()
         for stream in streams:
             stream.cancel()
-    usual = float(np.median(pauses))
+    usual = float(np.median(pauses[:calm]))
     assert max(pauses) < 2.5 * usual
     assert sum(pause > 1.5 * usual for pause in pauses) > 20
