@@ -50,7 +50,7 @@ from nvlm_trt.model.mini_tokenizer import tokenizer_size, write_tokenizer
 from nvlm_trt.model.reference.decoder import rope_table, rotate
 from nvlm_trt.model.reference.vision import PROJECTOR_NORM_EPS, normalise, pixel_shuffle
 from nvlm_trt.model.release import ReleaseSpec, write_release
-from nvlm_trt.model.safetensors_stream import TORCH_DTYPES, TensorSpec
+from nvlm_trt.model.safetensors_stream import TensorSpec, torch_dtype
 from nvlm_trt.model.tensors import (
     DECODER_PREFIX,
     PROJECTOR_PREFIX,
@@ -539,7 +539,7 @@ def export(out: Path, weights: Weights, merges: str) -> None:
     """Write the checkpoint: dummy heads appended as zeros, dtypes and shards of the release."""
     spec = ReleaseSpec(CONFIG, DUMMY_HEADS, 4_000_000)
     write_release(
-        out, spec, lambda tensor: [padded(weights[tensor.name], tensor).to(TORCH_DTYPES[tensor.dtype])], merges
+        out, spec, lambda tensor: [padded(weights[tensor.name], tensor).to(torch_dtype(tensor.dtype))], merges
     )
 
 

@@ -144,7 +144,13 @@ class Held:
 
 def started(source: Path, output: Path, url: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "nvlm_trt.cli.main", "batch", str(source), str(output), "--url", url]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # what a shell starts in the background ignores them, and so would the child
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
 
 
 def stopped_by(kind: signal.Signals, source: Path, output: Path, *, after: int) -> tuple[int, str]:

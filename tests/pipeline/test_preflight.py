@@ -15,7 +15,7 @@ from nvlm_trt.pipeline.stage import Estimate, Stage
 
 
 def stage(name: str, disk: int, memory: int) -> Stage:
-    return Stage(name, (), (), {}, (), (), lambda _context: None, Estimate(disk, memory))
+    return Stage(name, (), (), {}, (), (), lambda _context: None, lambda: Estimate(disk, memory))
 
 
 def test_an_old_output_needs_its_room_until_its_successor_is_complete() -> None:
