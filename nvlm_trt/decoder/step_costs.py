@@ -38,7 +38,7 @@ class ChunkLimits:
         stall: How many times as long as without prompt tokens a step beside decoding requests may take.
     """
 
-    alone: int = 512
+    alone: int = 1024
     least: int = 8
     stall: float = 2.2
 
