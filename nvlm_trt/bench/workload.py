@@ -82,11 +82,6 @@ class Workload(Frozen):
         return tuple(sorted(set(levels)))
 
     @property
-    def images_per_request(self) -> int:
-        """Images of a request."""
-        return 0 if self.text_only else 1
-
-    @property
     def levels(self) -> tuple[int, ...]:
         """Concurrencies that are measured: none where the scenario "load" is not asked for."""
         return self.concurrencies if "load" in self.scenarios else ()

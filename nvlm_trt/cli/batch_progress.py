@@ -55,27 +55,10 @@ def plain_lines(
 
 @contextmanager
 def _bar(total: int, earlier: int) -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from nvlm_trt.cli.bars import counting_bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600.0) as bars:
+    with counting_bars("{task.fields[failed]} failed", "{task.fields[rate]}", speed_over=600.0) as bars:
         bar = bars.add_task("records", total=total, completed=earlier, failed=0, rate="")
 
         def report(tally: Tally) -> None:

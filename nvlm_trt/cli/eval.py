@@ -150,26 +150,10 @@ def _run(
     samples: tuple[Sample, ...], subject: Subject, folder: Path, concurrency: int, *, silent: bool
 ) -> list[Record]:
     """Answer and score, with a bar on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    from nvlm_trt.cli.bars import counting_bars
     from nvlm_trt.eval.run import run_eval
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as bars:
+    with counting_bars(silent=silent) as bars:
         bar = bars.add_task("samples", total=len(samples))
         return run_eval(
             samples,

@@ -60,25 +60,14 @@ def tiny_spec(
         vocab_size: Embedding rows; None rounds the tokenizer's size up to a multiple of 64.
         max_shard_bytes: As in ReleaseSpec.
     """
-    vision = VisionConfig(
-        hidden_size=16 * vision_heads,
-        intermediate_size=32 * vision_heads,
-        num_layers=vision_layers,
-        num_heads=vision_heads,
-        image_size=tile_size,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    )
-    decoder = DecoderConfig(
+    vision = _vision(16 * vision_heads, 32 * vision_heads, vision_layers, vision_heads, tile_size=tile_size)
+    decoder = _decoder(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_layers=decoder_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         vocab_size=vocab_size or -(-tokenizer_size(mini_merges()) // 64) * 64,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        max_position_embeddings=32768,
     )
     return ReleaseSpec(_with_parts(vision, decoder), dummy_heads, max_shard_bytes)
 
@@ -91,50 +80,28 @@ def like_72b(layers: int) -> ReleaseSpec:
     """
     if not 1 <= layers <= 45:
         raise UserError("the number of layers is out of range", seen=layers, expected="1 to 45")
-    vision = VisionConfig(
-        hidden_size=3200,
-        intermediate_size=12800,
-        num_layers=layers,
-        num_heads=25,
-        image_size=448,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    )
-    decoder = DecoderConfig(
+    vision = _vision(3200, 12800, layers, heads=25)
+    decoder = _decoder(
         hidden_size=8192,
         intermediate_size=29568,
         num_layers=layers,
         num_heads=64,
         num_kv_heads=8,
         vocab_size=152064,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        max_position_embeddings=32768,
     )
     return ReleaseSpec(_with_parts(vision, decoder), 7, 4_000_000_000)
 
 
 def small_spec() -> ReleaseSpec:
     """0.9 B parameters in the shapes of InternViT-300M and Qwen2-0.5B, for figures of speed on a laptop."""
-    vision = VisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_layers=24,
-        num_heads=16,
-        image_size=448,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    )
-    decoder = DecoderConfig(
+    vision = _vision(1024, 4096, layers=24, heads=16)
+    decoder = _decoder(
         hidden_size=896,
         intermediate_size=4864,
         num_layers=24,
         num_heads=14,
         num_kv_heads=2,
         vocab_size=151936,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        max_position_embeddings=32768,
     )
     return ReleaseSpec(_with_parts(vision, decoder), 4, 1_000_000_000)
 
@@ -153,6 +120,36 @@ def write_synthetic(out: Path, spec: ReleaseSpec, *, seed: int = 0, progress: Pr
         DoesNotFitError: the disk has too little room.
     """
     write_release(out, spec, lambda tensor: _values(tensor, spec, seed), mini_merges(), progress=progress)
+
+
+def _vision(hidden_size: int, intermediate_size: int, layers: int, heads: int, *, tile_size: int = 448) -> VisionConfig:
+    """A vision encoder that is the release's but for its sizes."""
+    return VisionConfig(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=layers,
+        num_heads=heads,
+        image_size=tile_size,
+        patch_size=14,
+        layer_norm_eps=1e-6,
+    )
+
+
+def _decoder(
+    *, hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int, vocab_size: int
+) -> DecoderConfig:
+    """A decoder that is the release's but for its sizes."""
+    return DecoderConfig(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        vocab_size=vocab_size,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position_embeddings=32768,
+    )
 
 
 def _with_parts(vision: VisionConfig, decoder: DecoderConfig) -> NvlmConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from nvlm_trt.local import LocalEngine
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 
+from .shown import figures
 from .variants import engine_with
 
 PREFIX = "nvlm_kv_"
@@ -54,19 +54,11 @@ def expected(plain: LocalEngine) -> Callable[..., str]:
     return lambda prompt, **more: plain.generate(prompt, SamplingParams(TOKENS, min_tokens=TOKENS), **more).text
 
 
-def figures(server: TritonServer) -> dict[str, float]:
-    """The cache's figures, as the metrics port shows them."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [line.rsplit(" ", 1) for line in lines if line.startswith(PREFIX)]
-    return {name.split("{")[0].removeprefix(PREFIX): float(value) for name, value in found}
-
-
 def settled(server: TritonServer, prompt_tokens: float) -> dict[str, float]:
     """The figures once prompts of so many tokens were admitted and have ended: they are told just after an answer."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        seen = figures(server)
+        seen = figures(server, PREFIX)
         if seen["prompt_tokens_total"] >= prompt_tokens and seen["running_requests"] == 0:
             break
         time.sleep(0.02)
@@ -75,7 +67,7 @@ def settled(server: TritonServer, prompt_tokens: float) -> dict[str, float]:
 
 def test_the_second_turn_about_an_image_finds_the_first_and_the_metrics_port_says_so(bounded, jpeg, expected):
     image, question = jpeg("chelsea"), "What is it?"
-    start = figures(bounded)["prompt_tokens_total"]
+    start = figures(bounded, PREFIX)["prompt_tokens_total"]
     with NvlmClient(bounded.grpc_url, idle_timeout=60) as client:
         first = client.generate(question, images=[image], options=OPTIONS)
         before = settled(bounded, start + first.num_input_tokens)
@@ -121,7 +113,7 @@ def test_equal_prompts_about_different_images_and_tile_limits_have_their_own_ans
 def test_more_requests_than_the_cache_holds_wait_for_their_turn_and_are_exact(bounded, jpeg, expected):
     image = jpeg("rocket")
     asked = [(f"{'Tell me more. ' * (number % 5)}{number}", [image] * (number % 2)) for number in range(32)]
-    before = figures(bounded)
+    before = figures(bounded, PREFIX)
     answers = ask_all(bounded, [(prompt, images, OPTIONS) for prompt, images in asked])
     assert answers == [expected(prompt, images=images) for prompt, images in asked]
     after = settled(bounded, before["prompt_tokens_total"] + 1)
@@ -130,7 +122,7 @@ def test_more_requests_than_the_cache_holds_wait_for_their_turn_and_are_exact(bo
 
 
 def test_a_request_that_the_cache_can_never_hold_is_refused_with_the_figures(bounded):
-    most = int(figures(bounded)["blocks"]) * BLOCK
+    most = int(figures(bounded, PREFIX)["blocks"]) * BLOCK
     with NvlmClient(bounded.grpc_url) as client:
         with pytest.raises(RequestError, match=f"longer than the KV cache.*at most {most}"):
             client.generate("What is it? " * 80, options=Options(max_tokens=400))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nvlm_trt.local import LocalEngine
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 
+from .shown import figures
 from .variants import engine_with
 
 PREFIX = "nvlm_vision_cache_"
@@ -72,19 +72,13 @@ def expected(
         assert plain.vision.status().tiles == 0
 
 
-def figures(server: TritonServer) -> dict[str, float]:
-    """The cache's figures, as the metrics port shows them."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [line.rsplit(" ", 1) for line in lines if line.startswith(PREFIX)]
-    return {name.split("{")[0].removeprefix(PREFIX): float(value) for name, value in found}
-
-
 def settled(server: TritonServer, tiles: int) -> dict[str, float]:
     """The figures once so many tiles have been asked for: they are told just after an answer."""
     deadline = time.monotonic() + 10
-    while (seen := figures(server))["hits_total"] + seen["misses_total"] < tiles and time.monotonic() < deadline:
+    seen = figures(server, PREFIX)
+    while seen["hits_total"] + seen["misses_total"] < tiles and time.monotonic() < deadline:
         time.sleep(0.02)
+        seen = figures(server, PREFIX)
     return seen
 
 
@@ -107,7 +101,7 @@ def ask_all(server: TritonServer, images: list[bytes], asked: list[Asked]) -> li
 
 
 def test_a_repeated_image_is_not_encoded_again_and_the_metrics_port_says_so(pressed, images, expected):
-    before = figures(pressed)
+    before = figures(pressed, PREFIX)
     assert before["max_bytes"] == 1 << 20
     asked = before["hits_total"] + before["misses_total"]
     with NvlmClient(pressed.grpc_url, idle_timeout=60) as client:
@@ -134,12 +128,12 @@ def test_the_same_image_with_other_tile_limits_has_other_answers(pressed, images
 
 
 def test_answers_are_exact_while_images_push_one_another_out(pressed, images, expected):
-    before = figures(pressed)
+    before = figures(pressed, PREFIX)
     asked = [((7 * turn) % IMAGES, MAX_TILES[turn % 3]) for turn in range(2 * IMAGES)]
     asked += [(turn % 5, 6) for turn in range(20)]
     answers = ask_all(pressed, images, asked)
     assert answers == [expected(each) for each in asked]
-    after = figures(pressed)
+    after = figures(pressed, PREFIX)
     assert after["evictions_total"] > before["evictions_total"]
     assert after["hits_total"] > before["hits_total"]
     assert 0 < after["bytes"] <= after["max_bytes"]

@@ -60,9 +60,7 @@ def vision_compile(sources: Sources) -> Stage:
     return Stage(
         name="vision-compile",
         inputs=("vision-export",),
-        outputs=tuple(
-            f"vision/{name}" for name in ("model.plan", "engine.json", "inspector.json", "build.log", BUILT_WITH)
-        ),
+        outputs=tuple(f"vision/{name}" for name in VISION_FILES),
         parts=dataclasses.asdict(settings),
         modules=("nvlm_trt.vision.build_tensorrt",),
         tools=("tensorrt",),
