@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,28 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
     write_synthetic(out, tiny_spec(tile_size=112, decoder_layers=3))
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a build of the tiny checkpoint leaves. Read only."""
+    from .tiny_engine import build_tiny_engine, tiny_recipe  # only tests that serve it need what it imports
+
+    out = tmp_path_factory.mktemp("engines") / "functional"
+    build_tiny_engine(tiny_checkpoint, tiny_recipe(), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def jpeg(photographs: dict[str, Image.Image]) -> Callable[[str], bytes]:
+    """Photographs as JPEG files."""
+
+    def encode(name: str) -> bytes:
+        file = io.BytesIO()
+        photographs[name].save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    return encode
 
 
 @pytest.fixture(scope="session")

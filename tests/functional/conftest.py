@@ -2,77 +2,33 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from PIL import Image
 
 from nvlm_trt.client import NvlmClient
-from nvlm_trt.decoder.build_cpu import build_decoder_cpu
-from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.local import LocalEngine
-from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.recipe import BuildRecipe, parse_recipe
+from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
-from nvlm_trt.serving.package import write_repository
-from nvlm_trt.vision.build_cpu import build_vision_cpu
-from nvlm_trt.vision.export import export_vision
 
 from ..http_json import HttpAnswer, post_json
+from ..tiny_engine import tiny_recipe
 
 FREE_PORTS = Ports(http=0, grpc=0, metrics=0)
 
 
 @pytest.fixture(scope="session")
 def recipe() -> BuildRecipe:
-    """Small limits, so that each of them can be met by a test."""
-    return parse_recipe(
-        {
-            "name": "functional",
-            "target": "cpu",
-            "vision_precision": "fp32",
-            "decoder_precision": "fp32",
-            "max_batch_size": 8,
-            "max_tiles": 6,
-            "max_images": 3,
-            "max_input_len": 512,
-            "max_output_len": 400,
-            "cpu_threads": 1,
-        },
-        "functional",
-    )
+    """What the engine was built by."""
+    return tiny_recipe()
 
 
 @pytest.fixture(scope="session")
-def engine_dir(tiny_checkpoint: Path, recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build leaves, made by the stages themselves."""
-    out = tmp_path_factory.mktemp("engines") / "functional"
-    (out / "vision").mkdir(parents=True)
-    checkpoint = Checkpoint.open(tiny_checkpoint)
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    (out / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
-    NvlmTokenizer.load(tiny_checkpoint)
-    (out / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        (out / "tokenizer" / name).write_bytes((tiny_checkpoint / name).read_bytes())
-    export_vision(checkpoint, out / "vision", precision="fp32", output_dtype="fp32")
-    build_vision_cpu(out / "vision" / "vision.onnx", out / "vision" / "cpu", precision="fp32")
-    convert_decoder(checkpoint, out / "decoder" / "checkpoint", tp=1, pp=1, dtype="float32")
-    build_decoder_cpu(
-        out / "decoder" / "checkpoint",
-        out / "decoder" / "cpu",
-        precision="fp32",
-        max_batch_size=recipe.max_batch_size,
-        max_seq_len=recipe.max_input_len + recipe.max_output_len,
-        max_prompt_table_rows=recipe.max_images * (recipe.max_tiles + 1) * 16,
-    )
-    write_repository(out, out / "triton_repo", recipe)
-    return out
+def engine_dir(tiny_engine: Path) -> Path:
+    """What a build leaves."""
+    return tiny_engine
 
 
 @pytest.fixture(scope="session")
@@ -94,18 +50,6 @@ def local(engine_dir: Path) -> Iterator[LocalEngine]:
     """The same engines without a server: what the server's answers must equal."""
     with LocalEngine(engine_dir) as engine:
         yield engine
-
-
-@pytest.fixture(scope="session")
-def jpeg(photographs: dict[str, Image.Image]) -> Callable[[str], bytes]:
-    """Photographs as JPEG files."""
-
-    def encode(name: str) -> bytes:
-        file = io.BytesIO()
-        photographs[name].save(file, "JPEG", quality=90)
-        return file.getvalue()
-
-    return encode
 
 
 @pytest.fixture
