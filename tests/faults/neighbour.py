@@ -1,0 +1,114 @@
+"""A client that behaves, and streams all the while that others do not."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+from .wire import CHAT
+
+BODY = {
+    "model": "nvlm",
+    "messages": [{"role": "user", "content": "Tell me about the sea"}],
+    "max_tokens": 400,
+    "stream": True,
+    "ignore_eos": True,
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What it saw in a while.
+
+    Attributes:
+        tokens: Events that came.
+        largest_gap_ms: The longest time between two of one stream.
+        finished: Streams that ended, each with the right text.
+        faults: What went wrong with others.
+    """
+
+    tokens: int
+    largest_gap_ms: float
+    finished: int
+    faults: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"none; largest gap of a stream {self.largest_gap_ms:.0f} ms"
+
+
+class Neighbour:
+    """Streams the same answer again and again from a thread of its own; `open` one before it is needed.
+
+    Args:
+        address: ``host:port`` of the gateway.
+        headers: Of its requests.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str] | None = None) -> None:
+        self._address = address
+        self._headers = headers or {}
+        self._times: list[tuple[float, float]] = []
+        self._ends: list[tuple[float, str]] = []
+        self._stopped = threading.Event()
+        self.expected = self._stream()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the stream that runs."""
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join(30)
+
+    def seen(self, since: float, *, within: float = 30) -> Seen:
+        """What it has seen since a time of `time.monotonic`; waits for the end of the stream that runs now."""
+        now = time.monotonic()
+        while not any(end >= now for end, _ in list(self._ends)):
+            assert time.monotonic() - now < within, "the stream of a client that behaves came to no end"
+            time.sleep(0.005)
+        gaps = [gap for at, gap in list(self._times) if since <= at <= now + gap]
+        ends = [said for at, said in list(self._ends) if at >= since]
+        faults = tuple(said for said in ends if said)
+        return Seen(len(gaps), max(gaps, default=0.0) * 1000, len(ends) - len(faults), faults)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                text = self._stream()
+                said = "" if text == self.expected else f"a wrong answer: {text[:80]!r}"
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                time.sleep(0.05)
+            self._ends.append((time.monotonic(), said))
+
+    def _stream(self) -> str:
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        try:
+            connection.request("POST", CHAT, json.dumps(BODY), self._headers)
+            answer = connection.getresponse()
+            assert answer.status == 200, f"status {answer.status}: {answer.read()[:200]!r}"
+            return self._read(answer)
+        finally:
+            connection.close()
+
+    def _read(self, answer: http.client.HTTPResponse) -> str:
+        texts, last = [], None
+        for line in answer:
+            if not line.startswith(b"data: "):
+                continue
+            now = time.monotonic()
+            if last is not None:
+                self._times.append((now, now - last))
+            last = now
+            if line == b"data: [DONE]\n":
+                return "".join(texts)
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            texts += [choice["delta"].get("content") or "" for choice in event["choices"]]
+        raise AssertionError("a stream without an end mark")
