@@ -81,6 +81,11 @@ class PromptError(UserError):
 class ImageRejected(UserError):  # noqa: N818 - the name states the verdict that the client reads
     """An image that is not decoded: unknown, damaged, or beyond the limits."""
 
+    def numbered(self, place: int, count: int) -> ImageRejected:
+        """The same, told of image `place` (from 0) of `count`."""
+        what = f"image {place + 1} of {count}: {self.what}"
+        return ImageRejected(what, seen=self.seen, expected=self.expected, fix=self.fix)
+
 
 class RequestError(UserError):
     """A sampling field or a request that is out of range."""

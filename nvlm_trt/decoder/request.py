@@ -139,10 +139,25 @@ def check_request(request: DecodeRequest, config: DecoderEngineConfig, cache_tok
         raise RequestError("an id of the prompt is out of range", seen=worst, expected=expected)
     longest = min(config.max_seq_len, cache_tokens)
     bound = "engine" if longest == config.max_seq_len else "KV cache"
-    if ids.size + request.sampling.max_tokens > longest:
+    check_length(ids.size, request.sampling.max_tokens, longest, bound)
+
+
+def check_length(prompt: int, answer: int, longest: int, bound: str) -> None:
+    """Refuse a prompt that leaves no room for its answer.
+
+    Args:
+        prompt: Its tokens.
+        answer: Tokens of the answer at most.
+        longest: Both at most.
+        bound: What holds no more.
+
+    Raises:
+        RequestError: with the counts and the limit.
+    """
+    if prompt + answer > longest:
         raise RequestError(
             f"the prompt and max_tokens are longer than the {bound}",
-            seen=f"{ids.size} + {request.sampling.max_tokens} tokens",
+            seen=f"{prompt} + {answer} tokens",
             expected=f"at most {longest}",
             fix="shorten the prompt, use fewer tiles, or ask for fewer tokens",
         )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from nvlm_trt.errors import ImageRejected
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+TURNED_BY_90 = (5, 6, 7, 8)
+"""Orientations of EXIF that swap width and height."""
+
 PNG_BIT_DEPTH_OFFSET = 24
 """Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
 
@@ -49,10 +52,7 @@ def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orient
     Raises:
         ImageRejected: with one sentence that holds no text of the decoding library.
     """
-    if not data:
-        raise ImageRejected("the image is empty", seen="0 bytes")
-    if len(data) > limits.max_bytes:
-        raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
+    _check_size(data, limits)
     image = _open(data, limits)
     _check_header(image, data, limits)
     try:
@@ -62,6 +62,46 @@ def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orient
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception:  # decoders raise many types on damaged data; their texts may carry addresses or paths
         raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+
+
+def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orientation: bool = True) -> tuple[int, int]:
+    """Width and height of the image that `read_image` would make, without decoding a pixel.
+
+    One file needs decoding: a PNG that says how to turn it behind its pixels, which few programs write.
+
+    Args:
+        data: The file's bytes.
+        limits: Checked against the file's size and header.
+        exif_orientation: As for `read_image`.
+
+    Raises:
+        ImageRejected: the file's header is damaged, or beyond the limits.
+    """
+    _check_size(data, limits)
+    image = _open(data, limits)
+    _check_header(image, data, limits)
+    if not exif_orientation:
+        return image.size
+    if image.format == "PNG" and _may_turn_late(data):
+        return read_image(data, limits).size
+    try:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode
+    except Exception:  # as above
+        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+    return image.size[::-1] if orientation in TURNED_BY_90 else image.size
+
+
+def _may_turn_late(data: bytes) -> bool:
+    """Whether a PNG has a chunk behind its first pixels that may say how to turn it; bytes like its name count too."""
+    pixels = data.find(b"IDAT")
+    return any(data.find(name, pixels) >= 0 for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
+
+
+def _check_size(data: bytes, limits: ImageLimits) -> None:
+    if not data:
+        raise ImageRejected("the image is empty", seen="0 bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -77,13 +77,27 @@ class Prompt:
         Raises:
             PromptError: with the count and the limit.
         """
-        if len(self.input_ids) > limit:
-            raise PromptError(
-                "the prompt is longer than the engine",
-                seen=f"{len(self.input_ids)} tokens, {self.num_visual_tokens} of them visual",
-                expected=f"at most {limit}",
-                fix="shorten the text, send fewer images, or lower max_tiles",
-            )
+        check_prompt_length(len(self.input_ids), self.num_visual_tokens, limit)
+
+
+def check_prompt_length(tokens: int, visual: int, limit: int) -> None:
+    """Refuse a prompt that an engine cannot take.
+
+    Args:
+        tokens: Its tokens, visual ones included.
+        visual: Visual ones among them.
+        limit: The engine's `max_input_len`.
+
+    Raises:
+        PromptError: with the count and the limit.
+    """
+    if tokens > limit:
+        raise PromptError(
+            "the prompt is longer than the engine",
+            seen=f"{tokens} tokens, {visual} of them visual",
+            expected=f"at most {limit}",
+            fix="shorten the text, send fewer images, or lower max_tiles",
+        )
 
 
 def build_prompt(

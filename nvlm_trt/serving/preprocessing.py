@@ -116,8 +116,7 @@ class Preprocessor:
         try:
             image = read_image(files[place], spec.image_limits, exif_orientation=question.exif_orientation)
         except ImageRejected as error:
-            what = f"image {place + 1} of {len(files)}: {error.what}"
-            raise ImageRejected(what, seen=error.seen, expected=error.expected, fix=error.fix) from None
+            raise error.numbered(place, len(files)) from None
         tiles = tile_image(
             image,
             max_tiles=question.max_tiles,

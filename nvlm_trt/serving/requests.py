@@ -79,8 +79,7 @@ def parse_sampling(tensors: Tensors, spec: ServingSpec) -> SamplingParams:
         RequestError: naming the field, its value and its range.
     """
     max_tokens = one_value(tensors, "max_tokens", int, spec.default_max_tokens)
-    if max_tokens > spec.max_output_len:
-        raise RequestError("max_tokens is beyond the engine", seen=max_tokens, expected=f"1 to {spec.max_output_len}")
+    spec.check_max_tokens(max_tokens)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=one_value(tensors, "min_tokens", int, 0),

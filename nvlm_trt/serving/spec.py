@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, RequestError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits
 from nvlm_trt.model.tiling import most_tiles
@@ -149,6 +149,15 @@ class ServingSpec:
     def default_max_tokens(self) -> int:
         """Tokens of an answer when the client asks for no number."""
         return min(DEFAULT_MAX_TOKENS, self.max_output_len)
+
+    def check_max_tokens(self, asked: int) -> None:
+        """Refuse an answer that is longer than the engine's.
+
+        Raises:
+            RequestError: with the number and the limit.
+        """
+        if asked > self.max_output_len:
+            raise RequestError("max_tokens is beyond the engine", seen=asked, expected=f"1 to {self.max_output_len}")
 
     @classmethod
     def of(cls, engine_dir: Path, recipe: BuildRecipe) -> Self:

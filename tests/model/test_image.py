@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from nvlm_trt.errors import ImageRejected
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import ImageLimits, read_image, read_size
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
@@ -125,3 +125,29 @@ def test_the_limits_are_settings(photo: Image.Image) -> None:
 def test_a_phones_two_picture_jpeg_is_its_first_picture(photo: Image.Image) -> None:
     data = encoded(photo, "MPO", save_all=True, append_images=[photo.rotate(90)])
     assert read_image(data).size == photo.size
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("upright", [True, False])
+def test_the_size_is_read_from_the_header(
+    photo: Image.Image, image_format: str, orientation: int, upright: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo.resize((30, 20)), image_format, exif=exif)
+    size = read_image(data, exif_orientation=upright).size
+    assert (size == (20, 30)) == (upright and orientation >= 5)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert read_size(data, exif_orientation=upright) == size
+
+
+def test_the_size_of_a_png_that_says_behind_its_pixels_how_to_turn_it(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(photo.resize((30, 20)), "PNG")
+    turned = encoded(photo.resize((30, 20)), "PNG", exif=exif)
+    start = turned.index(b"eXIf") - 4
+    chunk = turned[start : start + 12 + int.from_bytes(turned[start : start + 4], "big")]
+    late = plain[:-12] + chunk + plain[-12:]
+    assert read_image(late).size == read_size(late) == (20, 30)
