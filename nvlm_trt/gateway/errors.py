@@ -34,8 +34,10 @@ CODES: Final = (
 )
 """Codes for sentences of the models; OpenAI's own where it has one."""
 
-HTTP_CODES: Final = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
+HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 """Codes for FastAPI's own refusals."""
+
+NO_JSON: Final = "the request is not JSON; expected: a JSON object"
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,8 @@ def api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, RequestValidationError):
         return _validation(error)
+    if isinstance(error, HTTPException) and error.status_code == 400:  # a body that FastAPI cannot read
+        return ApiError(400, NO_JSON, code="invalid_json")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), code=HTTP_CODES.get(error.status_code))
     if isinstance(error, TimeoutError):
@@ -133,7 +137,7 @@ def _validation(error: RequestValidationError) -> ApiError:
     param = _param(first["loc"][1:], body)
     kind = first["type"]
     if kind == "json_invalid":
-        return ApiError(400, "the request is not JSON; expected: a JSON object", code="invalid_json")
+        return ApiError(400, NO_JSON, code="invalid_json")
     if kind == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {param}", code="unknown_parameter", param=param)
     if kind == "missing":

@@ -64,7 +64,8 @@ def check_generate(body: bytes, fields: Iterable[Field], *, stream: bool) -> byt
 
 def _parse(body: bytes) -> dict[str, object]:
     try:
-        members = json.loads(body)
+        # Decoded here: Python would take UTF-16 too, and of a field that is there twice the last, Triton the first.
+        members = json.loads(body.decode(), object_pairs_hook=_members)
     except UnicodeDecodeError:
         raise RequestError("the request is not UTF-8 text", expected="a JSON object") from None
     except json.JSONDecodeError as error:
@@ -74,6 +75,13 @@ def _parse(body: bytes) -> dict[str, object]:
         raise RequestError("the request is no JSON that is read here", expected="a JSON object of fields") from None
     if not isinstance(members, dict):
         raise RequestError("the request is not an object", seen=_kind(members), expected="a JSON object")
+    return members
+
+
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise RequestError("a field is there twice", expected="each field once")
     return members
 
 
@@ -87,6 +95,8 @@ def _check_value(field: Field, value: object) -> None:
             bounds = f" from {low} to {high}" if field.dtype in RANGES else ""
             expected = KINDS[field.dtype] + bounds
             raise RequestError(f"{field.name} is not {KINDS[field.dtype]}", seen=_kind(item), expected=expected)
+        if isinstance(item, str) and not _is_whole(item):
+            raise RequestError(f"{field.name} holds half a surrogate pair", expected="whole characters")
 
 
 def _fits(dtype: str, value: object) -> bool:
@@ -100,6 +110,16 @@ def _fits(dtype: str, value: object) -> bool:
         return math.isfinite(value)
     low, high = RANGES[dtype]
     return isinstance(value, int) and low <= value <= high
+
+
+def _is_whole(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:
