@@ -31,7 +31,8 @@ def tiles(
         _save(save, cut_tiles(picture, grid, tile_size), grid.tags)
     if json:
         facts = {"columns": grid.columns, "rows": grid.rows, "tags": list(grid.tags), "tokens": tokens}
-        print_json({**facts, "size": [picture.width, picture.height]})
+        boxes = grid.boxes(picture.width, picture.height)
+        print_json({**facts, "size": [picture.width, picture.height], "boxes": boxes})
         return
     typer.echo(f"size      {picture.width} x {picture.height} pixels")
     typer.echo(f"grid      {grid.columns} columns x {grid.rows} rows{', and a thumbnail' if grid.thumbnail else ''}")

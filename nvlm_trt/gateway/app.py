@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from aiohttp import ClientSession
@@ -28,6 +29,8 @@ from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.gateway.model import Model
 from nvlm_trt.gateway.openai import openai_routes
 from nvlm_trt.gateway.settings import GatewaySettings, Upstream
+from nvlm_trt.gateway.tiles import Viewer, tile_routes
+from nvlm_trt.gateway.web import page_routes
 
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 READY: Final = "/v2/health/ready"
@@ -42,12 +45,14 @@ class Served:
         names: How clients may call the model; the first is its own.
         is_ready: Whether the server answers now.
         restarts: How often it was replaced.
+        engine_dir: The engine that is served, whose shapes and tokenizer tell what it will see; None shows nothing.
     """
 
     upstream: Upstream
     names: tuple[str, ...]
     is_ready: Callable[[], bool]
     restarts: Callable[[], int] = int
+    engine_dir: Path | None = None
 
 
 class _Connections:
@@ -68,7 +73,8 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     limits, upstream = settings.limits, served.upstream
     admission = Admission(limits)
     metrics = Metrics(admission, served.is_ready, served.restarts)
-    images = Images(limits, fetcher or Fetcher(settings.image_domains, limits.max_image), metrics.image)
+    fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
+    images = Images(limits, fetcher, metrics.image)
     open_ = _Connections()
     passing = PassThrough(lambda: open_.session, upstream.http, admission, metrics)
 
@@ -97,6 +103,10 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         ),
     )
     app.include_router(openai_routes(lambda: open_.model, images, served.names))
+    if served.engine_dir is not None:
+        shown = Images(limits, fetcher, lambda _: None)  # images that are looked at are not counted as asked about
+        app.include_router(tile_routes(Viewer(served.engine_dir), shown, limits, served.names))
+    app.include_router(page_routes())
     probe = Probe(lambda: open_.model)
     app.include_router(health_routes(served.is_ready, probe, metrics, lambda: open_.session, upstream.metrics))
 

@@ -23,7 +23,10 @@ OPEN: Final = frozenset(
 )
 """Paths that ask for no key: they tell nothing about anybody's requests, and probes have no keys."""
 
-WORK: Final = re.compile(r"/v1/(chat/)?completions|/v2/models/.*")
+PAGE: Final = "/page/"
+"""Begins the paths of the page's files, which ask for none either: the page asks its user for one."""
+
+WORK: Final = re.compile(r"/v1/((chat/)?completions|tiles)|/v2/models/.*")
 """Paths that make the server work when they are posted to."""
 
 JSON: Final = (b"content-type", b"application/json")
@@ -71,7 +74,7 @@ class Door:
             await exchange.refuse(refusal)
 
     async def _let_in(self, exchange: Exchange) -> None:
-        if exchange.path not in OPEN:
+        if exchange.path not in OPEN and not exchange.path.startswith(PAGE):
             client = self._keys.check(exchange.headers.get(b"authorization"))
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.stack.enter_context(self._keys.request(client))

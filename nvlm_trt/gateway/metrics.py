@@ -16,6 +16,8 @@ from nvlm_trt.gateway.exchange import Exchange
 ROUTES: Final = (
     (re.compile(r"/v1/chat/completions"), "chat"),
     (re.compile(r"/v1/completions"), "completions"),
+    (re.compile(r"/v1/tiles"), "tiles"),
+    (re.compile(r"/(page/.*)?"), "page"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate_stream"), "generate_stream"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate"), "generate"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "infer"),

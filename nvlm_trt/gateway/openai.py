@@ -140,12 +140,12 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
 
     @router.get("/models/{name}", response_model=ModelCard)
     async def show_model(name: str) -> ModelCard:
-        _require_model(name, names)
+        require_model(name, names)
         return ModelCard(id=name, created=began)
 
     @router.post("/chat/completions", response_model=Completion, responses=STREAMED)
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        _require_model(asked.model, names)
+        require_model(asked.model, names)
         exchange = exchange_of(request.scope)
         said = conversation_of(asked.messages)
         files = await images.read(said.images)
@@ -154,7 +154,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
 
     @router.post("/completions", response_model=Completion, responses=STREAMED)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
-        _require_model(asked.model, names)
+        require_model(asked.model, names)
         return await _answer(model(), Ask(asked.text, asked.options()), exchange_of(request.scope), TEXT, asked)
 
     return router
@@ -209,7 +209,12 @@ def _usage(answer: Answer) -> dict[str, int]:
     ).model_dump()
 
 
-def _require_model(name: str, names: Sequence[str]) -> None:
+def require_model(name: str, names: Sequence[str]) -> None:
+    """Refuse a name that is not the model's.
+
+    Raises:
+        ApiError: 404.
+    """
     if name not in names:
         sentence = f"there is no such model; expected: {' or '.join(names)}"
         raise ApiError(404, sentence, code="model_not_found", param="model")

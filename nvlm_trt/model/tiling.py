@@ -20,6 +20,9 @@ from nvlm_trt.model.resize import resize_into
 
 THUMBNAIL_TAG = "<tile_global_thumbnail>"
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, in its pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
@@ -42,6 +45,20 @@ class TileGrid:
     def tags(self) -> tuple[str, ...]:
         """The text tag in front of each tile's visual tokens."""
         return tile_tags(self.num_tiles)
+
+    def boxes(self, width: int, height: int) -> tuple[Box, ...]:
+        """The part of an image of `width` x `height` pixels that each tile shows, the thumbnail (all of it) last.
+
+        The image is stretched to the grid and cut there, so that a border of tiles may lie within a pixel.
+        """
+        xs = [width * column / self.columns for column in range(self.columns + 1)]
+        ys = [height * row / self.rows for row in range(self.rows + 1)]
+        tiles = [
+            (xs[column], ys[row], xs[column + 1], ys[row + 1])
+            for row in range(self.rows)
+            for column in range(self.columns)
+        ]
+        return (*tiles, (0.0, 0.0, float(width), float(height))) if self.thumbnail else tuple(tiles)
 
 
 def tile_tags(num_tiles: int) -> tuple[str, ...]:

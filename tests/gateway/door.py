@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import urllib3
 
@@ -32,11 +33,12 @@ class Door:
         fetcher: Fetcher | None = None,
         grace: float = 0.2,
         port: int | None = None,
+        engine_dir: Path | None = None,
     ) -> None:
         self.port = port or free_port()
         self.ready = True
         upstream = Upstream(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{http}")
-        served = Served(upstream, ("mini", "nvlm"), lambda: self.ready)
+        served = Served(upstream, ("mini", "nvlm"), lambda: self.ready, engine_dir=engine_dir)
         settings = GatewaySettings(limits, api_keys)
         self.gateway = Gateway("127.0.0.1", self.port, served, settings, grace=grace, fetcher=fetcher)
         self.pool = urllib3.PoolManager(retries=False, maxsize=64)

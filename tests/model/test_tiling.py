@@ -85,6 +85,18 @@ def test_tiles_are_row_major_crops_of_the_resized_image_and_the_thumbnail_comes_
     assert np.array_equal(tiles[6], np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC)))
 
 
+def test_boxes_divide_the_image_row_by_row_and_the_thumbnail_shows_it_all() -> None:
+    boxes = plan_grid(600, 400, max_tiles=6, tile_size=112).boxes(600, 400)
+    cut = [(left, top, left + 200, top + 200) for top in (0, 200) for left in (0, 200, 400)]
+    assert boxes == (*cut, (0, 0, 600, 400))
+    assert plan_grid(90, 90, max_tiles=1, tile_size=112).boxes(90, 90) == ((0, 0, 90, 90),)
+
+
+def test_a_border_of_tiles_may_lie_within_a_pixel() -> None:
+    grid = plan_grid(301, 100, max_tiles=3, tile_size=112)
+    assert [box[0] for box in grid.boxes(301, 100)] == [0, 301 / 3, 602 / 3, 0]
+
+
 def test_without_thumbnails_in_the_model_there_is_none() -> None:
     assert plan_grid(896, 448, max_tiles=6, tile_size=448, use_thumbnail=False).num_tiles == 2
 

@@ -69,6 +69,7 @@ class TritonServer:
     ) -> None:
         engine = ServedEngine.open(engine_dir)
         engine.check_engines()
+        self._engine_dir = engine.directory
         self._triton = installation or find_installation(engine.recipe.target)
         self._ports = ports or Ports()
         self._options = engine.options(
@@ -215,7 +216,7 @@ class TritonServer:
     def _new_gateway(self, inner: Ports) -> Gateway:
         own = LOOPBACK if self._options.host in ("0.0.0.0", "") else self._options.host
         upstream = Upstream(f"{LOOPBACK}:{inner.http}", f"{own}:{inner.grpc}", f"{own}:{inner.metrics}")
-        served = Served(upstream, self._names, self._supervisor.ready.is_set, lambda: self.restarts)
+        served = Served(upstream, self._names, self._supervisor.ready.is_set, lambda: self.restarts, self._engine_dir)
         return Gateway(self._host, self._ports.http, served, self._settings, grace=self._options.grace)
 
     def _launch(self) -> TritonProcess:
