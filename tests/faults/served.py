@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,18 +30,28 @@ class Served:
         http: ``host:port`` of the gateway.
         grpc: ``host:port`` of tritonserver's gRPC.
         metrics: ``host:port`` of tritonserver's metrics.
+        said: Its standard error.
     """
 
     def __init__(self, engine_dir: Path, options: Sequence[str] = ()) -> None:
         command = [sys.executable, "-m", "nvlm_trt.cli.main", "serve", str(engine_dir), "--json"]
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it is stopped
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.said, text=True)
         assert self.process.stdout is not None
         event = json.loads(self.process.stdout.readline() or "{}")
-        assert event.get("event") == "ready", f"the server did not start: {event}"
+        if event.get("event") != "ready":
+            log = self.log
+            self.stop()
+            raise AssertionError(f"the server did not start: {event} {log[-2000:]}")
         self.http: str = event["http"]
         self.grpc: str = event["grpc"]
         self.metrics: str = event["metrics"]
+
+    @property
+    def log(self) -> str:
+        """What it has said to its operator."""
+        return os.pread(self.said.fileno(), 1 << 24, 0).decode(errors="replace")
 
     @property
     def gateway(self) -> psutil.Process:
@@ -67,6 +78,7 @@ class Served:
             return self.process.wait(40)
         finally:
             self.process.kill()
+            self.said.close()
             if self.process.stdout is not None:
                 self.process.stdout.close()
 
@@ -79,7 +91,6 @@ class Served:
         self.stop()
 
 
-@dataclass
 class MemoryPeak:
     """How much more memory processes held at their peaks than at the beginning, all together.
 
