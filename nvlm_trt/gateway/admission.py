@@ -6,48 +6,128 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import itertools
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
 
+from nvlm_trt.gateway.drain import Drain
 from nvlm_trt.gateway.errors import ApiError, unavailable
 from nvlm_trt.gateway.settings import Limits
 
 BEARER = b"bearer "
 
+MEAN_SHARE: Final = 0.1
+"""Of a newly planned request in what requests take on average."""
+
+MAX_RETRY_SECONDS: Final = 60
+"""What is told of a wait beyond that holds no longer by then."""
+
+
+class Place:
+    """A request that came in.
+
+    Attributes:
+        tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
+    """
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
 
 class Admission:
-    """Places for requests: some that the server works on, some that wait, no more.
+    """Places for requests: some that the server works on, some that wait, no more than it answers in time.
+
+    How long a newcomer would wait is told by the planned tokens of those before it and by how fast such tokens were
+    worked off (`nvlm_trt.gateway.drain`). Those of the decoder's batch are served, so that nobody waits behind them but
+    for one of their places.
 
     Args:
         limits: How many.
+        batch: Requests that the decoder works on at once; None for as many as may be worked on.
+        now: The clock, in seconds.
 
     Attributes:
-        present: Requests that have a place.
         working: Requests that the server works on.
         buffered: Bytes of their bodies.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, batch: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.max_concurrent)
-        self.present = 0
+        self._batch = batch or limits.max_concurrent
+        self._drain = Drain(self._batch, now)
+        self._places: dict[Place, None] = {}  # in the order of coming
+        self._plans = 0
+        self._mean = 1.0
         self.working = 0
         self.buffered = 0
 
+    @property
+    def present(self) -> int:
+        """Requests that have a place."""
+        return len(self._places)
+
+    @property
+    def planned(self) -> int:
+        """Planned tokens of the requests that have a place."""
+        return sum(place.tokens for place in self._places)
+
+    @property
+    def rate(self) -> float:
+        """Planned tokens that are worked off in a second; 0 while nothing was measured."""
+        return self._drain.rate
+
+    @property
+    def wait(self) -> float:
+        """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
+        if self.present < self._batch or not (rate := self.rate):
+            return 0.0
+        before = sum(place.tokens for place in itertools.islice(self._places, self._batch, None))
+        return (before + self._mean) / rate
+
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> Iterator[Place]:
         """A place, at once or never.
 
         Raises:
-            ApiError: 503, every place is taken.
+            ApiError: 503, every place is taken, or those before it take too long.
         """
-        if self.present >= self._limits.max_concurrent + self._limits.max_queue:
-            raise unavailable("the server is busy; try again in a moment", "overloaded")
-        self.present += 1
+        limits = self._limits
+        if self.present >= limits.max_concurrent + limits.max_queue:
+            raise self._overloaded(self._mean)
+        late = self.wait - limits.queue_time
+        if late > 0:
+            raise self._overloaded(late * self.rate)
+        place = Place(round(self._mean))
+        self._places[place] = None
+        self._drain.changed(self.present)
         try:
-            yield
+            yield place
         finally:
-            self.present -= 1
+            del self._places[place]
+            self._drain.changed(self.present)
+
+    def plan(self, place: Place, tokens: int) -> None:
+        """Note what a request will take.
+
+        Raises:
+            ApiError: 503, together with the others it takes more than there may be.
+        """
+        place.tokens = tokens
+        self._plans += 1
+        self._mean += (tokens - self._mean) * max(MEAN_SHARE, 1 / self._plans)
+        excess = self.planned - self._limits.max_planned
+        if excess > 0 and self.present > 1:
+            raise self._overloaded(excess)
+
+    def answered(self, place: Place) -> None:
+        """Note that a request was answered whole."""
+        self._drain.answered(place.tokens)
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -68,6 +148,12 @@ class Admission:
         if size > 0 and self.buffered + size > self._limits.max_buffered:
             raise unavailable("the server holds too many large requests; try again in a moment", "overloaded")
         self.buffered += size
+
+    def _overloaded(self, tokens: float) -> ApiError:
+        """The refusal of a request that would have come in after so many tokens."""
+        seconds = tokens / self.rate if self.rate else 0.0
+        refusal = unavailable("the server is busy; try again in a moment", "overloaded")
+        return replace(refusal, retry_after=min(max(1, math.ceil(seconds)), MAX_RETRY_SECONDS))
 
 
 class KeyRing:

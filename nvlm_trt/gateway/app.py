@@ -28,9 +28,11 @@ from nvlm_trt.gateway.kserve import PassThrough
 from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.gateway.model import Model
 from nvlm_trt.gateway.openai import openai_routes
+from nvlm_trt.gateway.plan import Plans
 from nvlm_trt.gateway.settings import GatewaySettings, Upstream
-from nvlm_trt.gateway.tiles import Viewer, tile_routes
+from nvlm_trt.gateway.tiles import tile_routes
 from nvlm_trt.gateway.web import page_routes
+from nvlm_trt.recipe import load_recipe
 
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 READY: Final = "/v2/health/ready"
@@ -71,7 +73,9 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         fetcher: Fetches images; None for one of the settings' domains.
     """
     limits, upstream = settings.limits, served.upstream
-    admission = Admission(limits)
+    recipe = served.engine_dir and load_recipe(served.engine_dir / "recipe.yaml")
+    plans = Plans(served.engine_dir, recipe) if served.engine_dir and recipe else None
+    admission = Admission(limits, recipe.max_batch_size if recipe else None)
     metrics = Metrics(admission, served.is_ready, served.restarts)
     fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
     images = Images(limits, fetcher, metrics.image)
@@ -80,7 +84,7 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        open_.model = Model(upstream.grpc, admission, metrics, served.is_ready)
+        open_.model = Model(upstream.grpc, admission, metrics, served.is_ready, plans)
         async with ClientSession(trust_env=False) as open_.session:
             yield
         await open_.model.close()
@@ -103,9 +107,9 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         ),
     )
     app.include_router(openai_routes(lambda: open_.model, images, served.names))
-    if served.engine_dir is not None:
+    if plans is not None:
         shown = Images(limits, fetcher, lambda _: None)  # images that are looked at are not counted as asked about
-        app.include_router(tile_routes(Viewer(served.engine_dir), shown, limits, served.names))
+        app.include_router(tile_routes(plans, shown, limits, served.names))
     app.include_router(page_routes())
     probe = Probe(lambda: open_.model)
     app.include_router(health_routes(served.is_ready, probe, metrics, lambda: open_.session, upstream.metrics))

@@ -78,7 +78,7 @@ class Door:
             client = self._keys.check(exchange.headers.get(b"authorization"))
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.stack.enter_context(self._keys.request(client))
-                exchange.stack.enter_context(self._admission.place())
+                exchange.place = exchange.stack.enter_context(self._admission.place())
         exchange.has_body(await self._read(exchange))
         await self._run(exchange)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from nvlm_trt.gateway.admission import Place
 from nvlm_trt.gateway.body import ClientGoneError
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.protocol import ABORT
@@ -33,6 +34,7 @@ class Exchange:
         began: When it came, `time.monotonic()`.
         deadline: When its answer has to be complete, in the time of the event loop.
         body: The whole body, unpacked.
+        place: That it has, where it makes the server work.
         status: Of the answer; None while it has not begun.
         given_up: Whether the client left its answer unread for too long.
         is_answered: Whether the answer is complete; the server then says that the client is gone, whether it is or not.
@@ -49,6 +51,7 @@ class Exchange:
         self.began = time.monotonic()
         self.deadline = asyncio.get_running_loop().time() + limits.deadline
         self.body = b""
+        self.place: Place | None = None
         self.status: int | None = None
         self.given_up = False
         self.is_answered = False

@@ -15,6 +15,7 @@ from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import unavailable
 from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.plan import Plan, Planner, Plans
 
 CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
@@ -40,22 +41,48 @@ class Ask:
     system: str | None = None
     images: Sequence[bytes] = ()
 
+    def plan(self, planner: Planner) -> Plan:
+        """What it will take.
+
+        Raises:
+            UserError: it is refused.
+        """
+        options = self.options
+        return planner.plan(
+            self.question,
+            images=self.images,
+            history=self.history,
+            system=self.system,
+            max_tiles=options.max_tiles,
+            exif_orientation=options.exif_orientation,
+            max_tokens=options.max_tokens,
+        )
+
 
 class Model:
     """Asks the model; made and used in one event loop.
 
     Args:
         address: ``host:port`` of tritonserver's gRPC.
-        admission: Whose slots are waited for.
+        admission: Told what requests take; whose slots are waited for.
         metrics: Told what comes back.
         is_ready: Whether the server answers now.
+        plans: Plans requests; None where no engine is at hand.
     """
 
-    def __init__(self, address: str, admission: Admission, metrics: Metrics, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        address: str,
+        admission: Admission,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+        plans: Plans | None = None,
+    ) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
         self._admission = admission
         self._metrics = metrics
         self._is_ready = is_ready
+        self._plans = plans
 
     async def close(self) -> None:
         """Close the connection."""
@@ -66,7 +93,7 @@ class Model:
         async with asyncio.timeout_at(exchange.deadline):
             stream = await self._start(ask, exchange, stream=False)
             answer = await stream.answer()
-        self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        self._answered(exchange, answer)
         return answer
 
     async def stream(self, ask: Ask, exchange: Exchange) -> Pieces:
@@ -76,7 +103,7 @@ class Model:
             first = await anext(aiter(stream), "")
         came = self._metrics.texts(exchange)
         came()
-        return Pieces(stream, first, exchange.deadline, came, self._metrics)
+        return Pieces(stream, first, exchange.deadline, came, lambda answer: self._answered(exchange, answer))
 
     async def probe(self, image: bytes, seconds: float) -> None:
         """Ask for one token about an image, past the queue.
@@ -92,6 +119,9 @@ class Model:
     async def _start(self, ask: Ask, exchange: Exchange, *, stream: bool) -> AsyncAnswerStream:
         if not self._is_ready():
             raise unavailable()
+        if exchange.place is not None and self._plans is not None:
+            plan = await self._plans.ask(ask.plan)
+            self._admission.plan(exchange.place, plan.tokens)
         inputs = build_inputs(
             ask.question,
             images=ask.images,
@@ -103,18 +133,28 @@ class Model:
         await exchange.stack.enter_async_context(self._admission.slot())
         return await exchange.stack.enter_async_context(AsyncAnswerStream(self._client, inputs, SILENCE_SECONDS))
 
+    def _answered(self, exchange: Exchange, answer: Answer) -> None:
+        self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        if exchange.place is not None:
+            self._admission.answered(exchange.place)
+
 
 class Pieces:
     """A stream that has begun: iterate over its texts, then read `answer`."""
 
     def __init__(
-        self, stream: AsyncAnswerStream, first: str, deadline: float, came: Callable[[], None], metrics: Metrics
+        self,
+        stream: AsyncAnswerStream,
+        first: str,
+        deadline: float,
+        came: Callable[[], None],
+        answered: Callable[[Answer], None],
     ) -> None:
         self._stream = stream
         self._first = first
         self._deadline = deadline
         self._came = came
-        self._metrics = metrics
+        self._answered = answered
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The texts.
@@ -134,5 +174,5 @@ class Pieces:
     async def answer(self) -> Answer:
         """The whole answer, after its texts."""
         answer = await self._stream.answer()
-        self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        self._answered(answer)
         return answer

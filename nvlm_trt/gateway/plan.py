@@ -5,10 +5,12 @@ Exact: the same rules as the server's own preparation (`nvlm_trt.model`), withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self, TypeVar
 
 from nvlm_trt.decoder.request import check_length
 from nvlm_trt.errors import ImageRejected, RequestError
@@ -18,6 +20,11 @@ from nvlm_trt.model.tiling import TileGrid, plan_grid
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.spec import ServingSpec
+
+Value = TypeVar("Value")
+
+THREADS: Final = 2
+"""That plan: a text of megabytes takes seconds, and should not hold up the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +147,20 @@ class Planner:
             return read_size(file, self.spec.image_limits, exif_orientation=upright)
         except ImageRejected as error:
             raise error.numbered(place, count) from None
+
+
+class Plans:
+    """Plans requests beside the event loop; the planner is loaded there too.
+
+    Args:
+        engine_dir: The engine that is served.
+        recipe: What it was built with.
+    """
+
+    def __init__(self, engine_dir: Path, recipe: BuildRecipe) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="nvlm-plan")
+        self._planner = self._pool.submit(Planner.of, engine_dir, recipe)
+
+    async def ask(self, question: Callable[[Planner], Value]) -> Value:
+        """What the planner answers; a caller that is cancelled while it waits leaves the queue."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: question(self._planner.result()))

@@ -42,6 +42,8 @@ class Limits:
         max_image: Largest image file.
         max_concurrent: Requests that the server works on at once.
         max_queue: Requests that wait for one of those to end; more are refused.
+        max_planned: Tokens of their prompts and answers, all together.
+        queue_time: Expected wait for the decoder; a request that would wait for longer is refused.
         deadline: From a request's first byte to its answer's last.
         header_time: For the headers of a request.
         body_time: For its body.
@@ -61,6 +63,8 @@ class Limits:
     max_image: int = 32 << 20
     max_concurrent: int = 32
     max_queue: int = 128
+    max_planned: int = 1 << 20
+    queue_time: float = 10.0
     deadline: float = 600.0
     header_time: float = 10.0
     body_time: float = 60.0
@@ -74,6 +78,7 @@ class Limits:
         """The limits that a recipe asks for; a body may hold as many images as allowed, in base64, and text.
 
         A decoder of `max_batch_size` requests is kept busy by a few times as many: some are still being seen and read.
+        Of the longest kind that is all that may come in; of shorter ones more may wait.
         """
         images = recipe.image_limits
         return cls(
@@ -82,6 +87,7 @@ class Limits:
             max_image=images.max_bytes,
             max_concurrent=4 * recipe.max_batch_size,
             max_queue=16 * recipe.max_batch_size,
+            max_planned=4 * recipe.max_batch_size * (recipe.max_input_len + recipe.max_output_len),
         )
 
     def changed(self, words: Sequence[str]) -> Self:

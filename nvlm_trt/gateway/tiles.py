@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -16,13 +13,10 @@ from nvlm_trt.gateway.conversation import Conversation, conversation_of
 from nvlm_trt.gateway.exchange import exchange_of
 from nvlm_trt.gateway.images import Images
 from nvlm_trt.gateway.openai import ERRORS, require_model
-from nvlm_trt.gateway.plan import ImagePlan, Planner
+from nvlm_trt.gateway.plan import ImagePlan, Planner, Plans
 from nvlm_trt.gateway.schema import ChatRequest
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.model.image import FORMATS
-from nvlm_trt.recipe import load_recipe
-
-Value = TypeVar("Value")
 
 
 class Tile(BaseModel):
@@ -96,27 +90,11 @@ class LimitsAnswer(BaseModel):
     exif_orientation: bool = Field(description="Whether images are turned upright unless a request says otherwise.")
 
 
-class Viewer:
-    """Plans requests beside the event loop, one after the other.
-
-    Args:
-        engine_dir: What is served. Its tokenizer is loaded with the first request.
-    """
-
-    def __init__(self, engine_dir: Path) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nvlm-tiles")
-        self._planner = functools.cache(lambda: Planner.of(engine_dir, load_recipe(engine_dir / "recipe.yaml")))
-
-    async def ask(self, question: Callable[[Planner], Value]) -> Value:
-        """What a planner answers; a caller that is cancelled leaves the queue."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: question(self._planner()))
-
-
-def tile_routes(viewer: Viewer, images: Images, limits: Limits, names: Sequence[str]) -> APIRouter:
+def tile_routes(plans: Plans, images: Images, limits: Limits, names: Sequence[str]) -> APIRouter:
     """The routes.
 
     Args:
-        viewer: Plans requests.
+        plans: Plans requests.
         images: Reads image URLs.
         limits: What a request may take.
         names: How clients may call the model; the first is its own.
@@ -129,11 +107,11 @@ def tile_routes(viewer: Viewer, images: Images, limits: Limits, names: Sequence[
         said = conversation_of(asked.messages)
         async with asyncio.timeout_at(exchange_of(request.scope).deadline):
             files = await images.read(said.images)
-            return await viewer.ask(lambda planner: _planned(planner, said, files, asked))
+            return await plans.ask(lambda planner: _planned(planner, said, files, asked))
 
     @router.get("/limits", response_model=LimitsAnswer)
     async def show_limits() -> LimitsAnswer:
-        spec = await viewer.ask(lambda planner: planner.spec)
+        spec = await plans.ask(lambda planner: planner.spec)
         return LimitsAnswer(
             model=names[0],
             image_formats=list(FORMATS),

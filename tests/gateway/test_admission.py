@@ -26,6 +26,82 @@ def test_more_requests_than_places_are_told_to_come_back() -> None:
         assert admission.present == 1
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def busy(limits: Limits, *, batch: int, clock: Clock, stack: contextlib.ExitStack) -> Admission:
+    """An admission whose decoder works off 100 tokens a second, with requests of 50 tokens in its whole batch."""
+    admission = Admission(limits, batch, clock)
+    for _ in range(batch):
+        admission.plan(stack.enter_context(admission.place()), 50)
+    for _ in range(200):
+        with admission.place() as place:
+            admission.plan(place, 50)
+            clock.now += 0.5
+            admission.answered(place)
+    assert admission.rate == pytest.approx(100, rel=0.02)
+    return admission
+
+
+def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=5), batch=2, clock=Clock(), stack=stack)
+        assert admission.wait == pytest.approx(0.5, rel=0.05)  # nobody is before a newcomer but those that are served
+        waiting = stack.enter_context(admission.place())
+        admission.plan(waiting, 400)
+        assert admission.wait < 5
+        stack.enter_context(admission.place())
+        with pytest.raises(ApiError) as refusal, admission.place():
+            pass
+        assert (refusal.value.status, refusal.value.code, refusal.value.headers) == (
+            503,
+            "overloaded",
+            {"Retry-After": "1"},
+        )
+        waiting.tokens += 700
+        with pytest.raises(ApiError) as refusal, admission.place():
+            pass
+        assert 7 <= int(refusal.value.headers["Retry-After"]) <= 9
+
+
+def test_while_the_decoder_has_a_place_nobody_waits() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=1), batch=2, clock=Clock(), stack=stack)
+    with admission.place() as long:
+        long.tokens = 1 << 19
+        assert admission.wait == 0
+        with admission.place():  # those of the batch are served: who comes next waits for one of their places alone
+            assert admission.wait == pytest.approx(0.5, rel=0.05)
+
+
+def test_planned_tokens_of_all_together_have_a_bound_which_one_alone_may_pass() -> None:
+    admission = Admission(Limits(max_planned=1000))
+    with admission.place() as alone:
+        admission.plan(alone, 5000)
+        with admission.place() as second, pytest.raises(ApiError) as refusal:
+            admission.plan(second, 1)
+        assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
+        admission.plan(alone, 900)
+        with admission.place() as second:
+            admission.plan(second, 100)
+            assert admission.planned == 1000
+    assert admission.planned == 0
+
+
+def test_a_request_counts_as_what_requests_take_until_it_is_planned() -> None:
+    admission = Admission(Limits())
+    for _ in range(100):
+        with admission.place() as place:
+            admission.plan(place, 300)
+    with admission.place():
+        assert admission.planned == pytest.approx(300, abs=2)
+
+
 def test_slots_are_given_in_the_order_of_coming_and_one_that_is_given_up_is_free_again() -> None:
     async def run() -> list[str]:
         admission = Admission(Limits(max_concurrent=1))
