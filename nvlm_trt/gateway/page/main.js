@@ -1,0 +1,188 @@
+// The page, its parts put together.
+
+import { Announcer } from "./announcer.js";
+import { Composer } from "./composer.js";
+import { picturesOf, requestOf, Turn } from "./conversation.js";
+import { askForKey, showCode } from "./dialogs.js";
+import { byId, bytes } from "./dom.js";
+import { Seen } from "./seen.js";
+import { Refusal, Server } from "./server.js";
+import { Settings } from "./settings.js";
+import { followTheme } from "./theme.js";
+import { Thread } from "./thread.js";
+
+const TYPING_PAUSE = 500; // milliseconds without a key, after which the length of a text is asked for
+const LIGHT_BODY = 1 << 20; // bytes of a request that may be sent for that alone
+
+const server = new Server(askForKey);
+const announcer = new Announcer();
+const seen = new Seen();
+const thread = new Thread(actionsOf);
+let turns = [];
+let limits, settings, composer;
+let answering = null; // the AbortController of the answer that comes
+let looking = null; // and that of the look at the tiles
+let typing = null;
+
+async function begin() {
+  followTheme();
+  try {
+    limits = await server.limits();
+  } catch (error) {
+    seen.showNothing(sentenceOf(error));
+    byId("model").textContent = "not reached";
+    return;
+  }
+  byId("model").textContent = limits.model;
+  settings = new Settings(limits, look);
+  composer = new Composer(limits, () => limits.max_images - picturesOf([...told(), composer]).length, changed);
+  byId("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  byId("question").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    ask();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+  });
+  byId("stop").addEventListener("click", stop);
+  byId("new").addEventListener("click", startAnew);
+  showState();
+  look();
+}
+
+/** The turns that the model is told of. */
+function told() {
+  return turns.filter((turn) => turn.counts);
+}
+
+function changed(what) {
+  showState();
+  clearTimeout(typing);
+  if (what === "pictures") look();
+  else typing = setTimeout(() => size() <= LIGHT_BODY && look(), TYPING_PAUSE);
+}
+
+/** The request of what is written now, or else the last one that was asked. */
+function current() {
+  const last = turns.at(-1);
+  const asked = composer.isEmpty && last ? last : new Turn(composer.text, composer.pictures);
+  const before = told().filter((turn) => turn !== last || asked !== last);
+  return { pictures: picturesOf([...before, asked]), body: requestOf([...before, asked], limits.model, settings.fields) };
+}
+
+function size() {
+  return picturesOf([...told(), composer]).reduce((sum, picture) => sum + picture.uri.length, 0);
+}
+
+/** Ask how the server will cut the pictures, and show it. */
+async function look() {
+  looking?.abort();
+  const own = new AbortController();
+  looking = own;
+  composer.show([]);
+  if (composer.isEmpty && !turns.length) {
+    seen.showNothing("Add a picture to see its tiles.");
+    return;
+  }
+  const { pictures, body } = current();
+  try {
+    const layout = await server.tiles(written(body), own.signal);
+    if (looking !== own) return;
+    seen.show(layout, pictures);
+    composer.show(layout.images.slice(pictures.length - composer.pictures.length));
+  } catch (error) {
+    if (looking === own && error.name !== "AbortError") seen.showNothing(sentenceOf(error));
+  }
+}
+
+function written(body) {
+  const text = JSON.stringify(body);
+  if (text.length > limits.max_body_bytes) {
+    throw new Refusal(`The pictures are too large together: ${bytes(text.length)}; expected: at most ${bytes(limits.max_body_bytes)}.`);
+  }
+  return text;
+}
+
+function ask() {
+  if (answering || composer.isEmpty || !settings.check()) return;
+  const turn = new Turn(composer.text, composer.pictures);
+  turns.push(turn);
+  composer.clear();
+  answer(turn);
+}
+
+async function answer(turn) {
+  const own = new AbortController();
+  answering = own;
+  turn.reset();
+  turn.request = requestOf([...told(), turn], limits.model, settings.fields);
+  thread.show(turns);
+  showState();
+  look();
+  try {
+    turn.asked = performance.now();
+    for await (const part of server.answer(written(turn.request), own.signal)) take(turn, part);
+    turn.state = "done";
+  } catch (error) {
+    if (error.name !== "AbortError") turn.refusal = error;
+    turn.state = error.name === "AbortError" ? "stopped" : "failed";
+  }
+  if (answering === own) answering = null;
+  if (!turns.includes(turn)) return;
+  announcer.end({ done: "End of the answer.", stopped: "Stopped.", failed: turn.refusal?.message }[turn.state]);
+  thread.show(turns);
+  showState();
+}
+
+function take(turn, { text, reason, usage }) {
+  if (text) {
+    const now = performance.now();
+    turn.first ??= now;
+    turn.last = now;
+    turn.pieces += 1;
+    turn.answer += text;
+    turn.state = "streaming";
+    thread.came(turn, text);
+    announcer.add(text);
+  }
+  turn.reason = reason ?? turn.reason;
+  turn.usage = usage ?? turn.usage;
+}
+
+function stop() {
+  answering?.abort();
+}
+
+function startAnew() {
+  stop();
+  turns = [];
+  thread.show(turns);
+  composer.clear();
+  composer.focus();
+  showState();
+  look();
+}
+
+function actionsOf(turn, isLast) {
+  const code = (language) => () => showCode(turn.request, language, server.hasKey);
+  const again = isLast ? [[turn.state === "done" ? "Ask again" : "Try again", () => answering || answer(turn)]] : [];
+  return [...again, ["curl", code("curl")], ["Python", code("python")]];
+}
+
+function showState() {
+  byId("send").disabled = composer.isEmpty || answering !== null;
+  byId("send").hidden = answering !== null;
+  byId("stop").hidden = answering === null;
+  byId("new").disabled = turns.length === 0 && composer.isEmpty;
+}
+
+function sentenceOf(error) {
+  if (!(error instanceof Refusal)) throw error;
+  return error.requestId ? `${error.message} (request ${error.requestId})` : error.message;
+}
+
+begin();
