@@ -6,18 +6,23 @@ A test says which fault it is of by ``@pytest.mark.fault(case=7)`` and notes wha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from nvlm_trt.gateway import app
+from nvlm_trt.gateway.server import Gateway
+from nvlm_trt.gateway.settings import GatewaySettings, Limits, Upstream
 from nvlm_trt.recipe import BuildRecipe
 
+from ..gateway.door import free_port
 from ..tiny_engine import tiny_recipe
 from .neighbour import Neighbour, Seen
 from .served import MemoryPeak, Served
@@ -31,7 +36,18 @@ LIMITS = {"max_body": 16 << 20, "max_image": 8 << 20}
 LISTED = ("localhost", "127.0.0.1", "*.example.com")
 """Domains that it fetches from; listing the machine itself must not open it."""
 
+WORDY = "a-model-of-a-long-name-" * 50
+"""Another name of the model at further gateways: every event of a stream repeats it, so that streams are large."""
+
 FaultRecord = Callable[..., None]
+OpenDoor = Callable[..., "Beside"]
+
+
+class Beside(NamedTuple):
+    """A further gateway in front of the shared server, and its ``host:port``."""
+
+    address: str
+    gateway: Gateway
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +71,32 @@ def served(engine_dir: Path) -> Iterator[Served]:
         pids = [process.pid for process in running.processes]
         yield running
         assert [process.pid for process in running.processes] == pids, "a process was lost, or replaced"
+
+
+@pytest.fixture(scope="session")
+def limits(recipe: BuildRecipe) -> Limits:
+    """Of the shared server."""
+    return replace(Limits.of(recipe), **LIMITS)
+
+
+@pytest.fixture
+def door(served: Served) -> Iterator[OpenDoor]:
+    """Open a further gateway in front of the shared server, with limits of its own.
+
+    It is in the process of the tests, so that a test can say what DNS answers and how wide the way to a client is.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def open_(limits: Limits, **more: Any) -> Beside:
+            port = free_port()
+            upstream = Upstream("127.0.0.1:1", served.grpc, served.metrics)
+            front = app.Served(upstream, ("nvlm", WORDY), lambda: True)
+            gateway = Gateway("127.0.0.1", port, front, GatewaySettings(limits), grace=0.2, **more)
+            gateway.start()
+            stack.callback(gateway.stop)
+            return Beside(f"127.0.0.1:{port}", gateway)
+
+        yield open_
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,9 @@ def test_an_image_that_claims_too_much_is_refused_from_its_header(
     growth, seen = began.end()
     assert_refused(answers[0])
     assert growth < 25
-    fault_record(time_ms=statistics.median(answer.ms for answer in answers), memory_mb=growth, others=seen, variant=name)
+    fault_record(
+        time_ms=statistics.median(answer.ms for answer in answers), memory_mb=growth, others=seen, variant=name
+    )
 
 
 def assert_refused(answer: Reply, place: str = "image 1 of 1: ") -> None:
