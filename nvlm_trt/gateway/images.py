@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.fetch import Fetcher
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.serving.images import image_file
+
+LARGE_URL: Final = 1 << 18
+"""Characters that take as long to decode as it takes to ask a thread."""
 
 
 class Images:
@@ -35,7 +39,7 @@ class Images:
         if len(urls) > self._limits.max_images:
             sentence = f"there are too many images; seen: {len(urls)}; expected: at most {self._limits.max_images}"
             raise ApiError(400, sentence, code="too_many_images", param="messages")
-        inline = {place: self._inline(url, place, len(urls)) for place, url in enumerate(urls) if _is_inline(url)}
+        inline = {place: await self._inline(url, place, len(urls)) for place, url in enumerate(urls) if _is_inline(url)}
         elsewhere = [place for place in range(len(urls)) if place not in inline]
         fetched = dict(zip(elsewhere, await self._fetch([urls[place] for place in elsewhere]), strict=True))
         for source, images in (("inline", inline), ("fetched", fetched)):
@@ -54,9 +58,12 @@ class Images:
             for task in tasks:
                 task.cancel()
 
-    def _inline(self, url: str, place: int, count: int) -> bytes:
+    async def _inline(self, url: str, place: int, count: int) -> bytes:
+        """The file in a URL; a large one is decoded beside the event loop."""
         try:
-            return image_file(url.encode(), self._limits.max_image)
+            if len(url) < LARGE_URL:
+                return image_file(url.encode(), self._limits.max_image)
+            return await asyncio.to_thread(lambda: image_file(url.encode(), self._limits.max_image))
         except (ImageRejected, UnicodeEncodeError) as error:
             what = error.args[0] if isinstance(error, ImageRejected) else "it is no URL"
             raise ApiError(

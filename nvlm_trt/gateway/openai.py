@@ -16,6 +16,7 @@ from nvlm_trt.gateway.conversation import conversation_of
 from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.exchange import Exchange, exchange_of
 from nvlm_trt.gateway.images import Images
+from nvlm_trt.gateway.json_route import JsonRoute
 from nvlm_trt.gateway.model import Ask, Model, Pieces
 from nvlm_trt.gateway.schema import ChatRequest, CompletionRequest
 
@@ -131,7 +132,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         images: Reads image URLs.
         names: How clients may call the model; the first is its own.
     """
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses=ERRORS, route_class=JsonRoute)
     began = _now()
 
     @router.get("/models", response_model=ModelList)

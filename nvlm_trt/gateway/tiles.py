@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from nvlm_trt.gateway.conversation import Conversation, conversation_of
 from nvlm_trt.gateway.exchange import exchange_of
 from nvlm_trt.gateway.images import Images
+from nvlm_trt.gateway.json_route import JsonRoute
 from nvlm_trt.gateway.openai import ERRORS, require_model
 from nvlm_trt.gateway.plan import ImagePlan, Planner, Plans
 from nvlm_trt.gateway.schema import ChatRequest
@@ -99,7 +100,7 @@ def tile_routes(plans: Plans, images: Images, limits: Limits, names: Sequence[st
         limits: What a request may take.
         names: How clients may call the model; the first is its own.
     """
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses=ERRORS, route_class=JsonRoute)
 
     @router.post("/tiles", response_model=Tiles)
     async def tiles(asked: ChatRequest, request: Request) -> Tiles:

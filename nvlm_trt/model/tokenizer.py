@@ -8,6 +8,7 @@ the prompt builder inserts the real ones by id. Added tokens that are not specia
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,12 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Qwen2's pre-tokenisation (transformers, tokenization_qwen2.py)."""
+
+LONG_TEXT = 4096
+"""Characters from which a text is tokenised while other threads go on: it takes milliseconds, of megabytes seconds."""
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+"""A batch of one text needs no threads, and a process that has used them is warned of at every fork."""
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -70,7 +77,9 @@ class NvlmTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a stretch of text that holds no special token; one typed in it is plain text."""
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        if len(text) < LONG_TEXT:
+            return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        return list(self._bpe.encode_batch([text], add_special_tokens=False)[0].ids)  # holds no interpreter lock
 
     def special_id(self, text: str) -> int:
         """Id of a special token.
