@@ -63,6 +63,9 @@ class Metrics:
         for name, text, read in (
             ("nvlm_requests_working", "Requests that the server works on.", lambda: admission.working),
             ("nvlm_requests_waiting", "Requests that wait.", lambda: admission.present - admission.working),
+            ("nvlm_planned_tokens", "Tokens of the prompts and answers of all requests.", lambda: admission.planned),
+            ("nvlm_planned_tokens_rate", "Such tokens worked off in a second.", lambda: admission.rate),
+            ("nvlm_expected_wait_seconds", "That the next request would wait for.", lambda: admission.wait),
             ("nvlm_buffered_bytes", "Bytes of bodies that are held.", lambda: admission.buffered),
             ("nvlm_server_ready", "Whether the server answers.", is_ready),
             ("nvlm_server_restarts", "How often the server was replaced.", restarts),
