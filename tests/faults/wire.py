@@ -103,7 +103,7 @@ def chat(text: str = "What is it?", images: Iterable[str] = (), **more: object) 
 
 def assert_clear(sentence: str) -> None:
     """One sentence, without a trace, a path, an address or the name of a type."""
-    assert 10 < len(sentence) < 400
+    assert 8 < len(sentence) < 400, sentence
     assert "\n" not in sentence
     for leak in LEAKS:
-        assert leak not in sentence
+        assert leak not in sentence, sentence

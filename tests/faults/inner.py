@@ -1,0 +1,75 @@
+"""The inner models over gRPC, asked without the project's client."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+Array = npt.NDArray[Any]
+
+
+def tensor(name: str, values: Array) -> triton.InferInput:
+    made = triton.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+    made.set_data_from_numpy(values)
+    return made
+
+
+def decoding(ids: Array, length: int = 8, **more: Array) -> dict[str, Array]:
+    """Inputs of `tensorrt_llm`."""
+    return {
+        "input_ids": np.asarray(ids, np.int32).reshape(1, -1),
+        "input_lengths": np.array([[np.size(ids)]], np.int32),
+        "request_output_len": np.array([[length]], np.int32),
+        **more,
+    }
+
+
+class Call:
+    """One call of a decoupled model on a stream of its own; its answers come while others run."""
+
+    def __init__(self, address: str, model: str, inputs: Mapping[str, Array], request_id: str = "") -> None:
+        self._answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
+        self._client = triton.InferenceServerClient(address)
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+        self._client.async_stream_infer(
+            model,
+            [tensor(name, values) for name, values in inputs.items()],
+            request_id=request_id,
+            enable_empty_final_response=True,
+        )
+
+    def first(self) -> None:
+        """Wait for something of the answer."""
+        pair = self._answers.get(timeout=60)
+        self._answers.put(pair)
+
+    def ids(self) -> list[int]:
+        """The whole answer of `tensorrt_llm`.
+
+        Raises:
+            InferenceServerException: it is an error.
+        """
+        found: list[int] = []
+        while True:
+            result, error = self._answers.get(timeout=60)
+            if error is not None:
+                self.close()
+                raise error
+            values = result.as_numpy("output_ids")
+            if values is not None:
+                count = int(result.as_numpy("sequence_length").item())
+                found += values[0, 0, :count].tolist()
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                self.close()
+                return found
+
+    def close(self) -> None:
+        """End the stream."""
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
