@@ -23,6 +23,7 @@ from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, Tok
 from nvlm_trt.decoder.request_handle import RequestHandle
 from nvlm_trt.decoder.scheduler import Scheduler
 from nvlm_trt.decoder.session_cpu import DecoderSession, compile_properties
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.decoder.step_costs import ChunkLimits, StepCosts
@@ -91,6 +92,8 @@ class DecoderEngine:
         self._blocks = BlockManager(num_blocks, config.block_size)
         self._costs = StepCosts(limits or ChunkLimits())
         self._scheduler = Scheduler(self._blocks, config.max_batch_size, self._costs)
+        self._steps = self._answer_tokens = 0
+        self._step_seconds = 0.0
         self._wake = threading.Condition()
         self._arrived: list[Generation] = []
         self._known: dict[str, Generation] = {}
@@ -152,8 +155,9 @@ class DecoderEngine:
         """
         checked = request if isinstance(request, CheckedRequest) else self.check(request)
         name = checked.request.request_id
-        handle = RequestHandle(name, lambda: self.cancel(name))
-        generation = Generation(checked.request, sink or handle.put, self.config.vocab_size, checked.keys)
+        stages = Stages(len(checked.request.input_ids))
+        handle = RequestHandle(name, lambda: self.cancel(name), stages)
+        generation = Generation(checked.request, sink or handle.put, self.config.vocab_size, checked.keys, stages)
         with self._wake:
             if self._closing:
                 raise ServerError("the decoder engine is closed")
@@ -185,6 +189,9 @@ class DecoderEngine:
                 evicted_blocks=blocks.evictions,
                 prompt_tokens=scheduler.prompt_tokens,
                 reused_tokens=scheduler.reused_tokens,
+                answer_tokens=self._answer_tokens,
+                steps=self._steps,
+                step_seconds=self._step_seconds,
             )
 
     def close(self) -> None:
@@ -241,6 +248,8 @@ class DecoderEngine:
     def _run(self, step: Sequence[tuple[Generation, StepPart]]) -> None:
         """Run one step and hand out its tokens."""
         began = self._clock()
+        for generation, _ in step:
+            generation.stages.began = generation.stages.began or time.monotonic()
         try:
             logits = iter(self._session.run([part for _, part in step]))
         except Exception:  # whatever the runtime raises must not end the worker
@@ -251,7 +260,10 @@ class DecoderEngine:
             return
         decoding = sum(generation.decoding for generation, _ in step)
         tokens = sum(len(part.input_ids) for _, part in step)
-        self._costs.observe(decoding, tokens - decoding, self._clock() - began)
+        seconds = self._clock() - began
+        self._costs.observe(decoding, tokens - decoding, seconds)
+        self._steps += 1
+        self._step_seconds += seconds
         for generation, part in step:
             self._advance(generation, part, next(logits) if part.wants_logits else None)
 
@@ -264,6 +276,8 @@ class DecoderEngine:
             event = TokenEvent(generation.name, None, "error", "choosing a token failed")
         if event is None:
             return
+        generation.stages.first = generation.stages.first or time.monotonic()
+        self._answer_tokens += event.token is not None
         if event.finish_reason is not None:
             self._end(generation, event)
         elif not self._send(generation, event):

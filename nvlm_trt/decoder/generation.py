@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nvlm_trt.decoder.prefix import PrefixKeys
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, TokenEvent
 from nvlm_trt.decoder.sampling import Sampler
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.step import StepPart
 
 
@@ -22,17 +23,25 @@ class Generation:
         sink: Where its events go.
         vocab_size: Logits of a step.
         keys: Names of its blocks; None where no block is shared.
+        stages: Where it is noted when the request reached what; None for a record of its own.
 
     Attributes:
         cancelled: Whether its caller gave it up.
+        stages: When it reached what.
     """
 
     def __init__(
-        self, request: DecodeRequest, sink: EventSink, vocab_size: int, keys: PrefixKeys | None = None
+        self,
+        request: DecodeRequest,
+        sink: EventSink,
+        vocab_size: int,
+        keys: PrefixKeys | None = None,
+        stages: Stages | None = None,
     ) -> None:
         self.request = replace(request, prompt_table=None)
         self.sink = sink
         self.cancelled = False
+        self.stages = stages or Stages(len(request.input_ids))
         self._keys = keys
         self._sampler = Sampler(request.sampling, request.input_ids, vocab_size)
         self._table = request.prompt_table
@@ -75,7 +84,9 @@ class Generation:
         Args:
             tokens: From the first on.
         """
-        self._past = max(self._past, tokens)
+        fresh = max(0, tokens - self._past)
+        self.stages.reused_tokens += fresh
+        self._past += fresh
 
     def part(self, budget: int, blocks: Sequence[int]) -> StepPart:
         """Its part of the next step: the last token, or up to `budget` (1 or more) tokens of the prompt.

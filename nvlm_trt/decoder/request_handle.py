@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Iterator
 
 from nvlm_trt.decoder.request import FinishReason, TokenEvent
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import ServerError
 
 
@@ -17,13 +18,16 @@ class RequestHandle:
     Args:
         request_id: Whose.
         cancel: Ends the request.
+        stages: When it reached what.
 
     Attributes:
         request_id: Whose.
+        stages: When it reached what; complete once its last event has come.
     """
 
-    def __init__(self, request_id: str, cancel: Callable[[], None]) -> None:
+    def __init__(self, request_id: str, cancel: Callable[[], None], stages: Stages) -> None:
         self.request_id = request_id
+        self.stages = stages
         self._cancel = cancel
         self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How busy an engine is, and what its KV cache has spared. Counts of tokens and evictions only grow.
+    """How busy an engine is, and what its KV cache has spared. Counts of tokens, steps and evictions only grow.
 
     Attributes:
         running: Requests in the batch.
@@ -18,6 +18,9 @@ class EngineStatus:
         evicted_blocks: Those whose contents were given up for room.
         prompt_tokens: Tokens of the prompts that were admitted.
         reused_tokens: Those among them that the cache held already, so that they were not computed again.
+        answer_tokens: Tokens of answers that were computed.
+        steps: Steps that were run.
+        step_seconds: Time that they took together.
     """
 
     running: int
@@ -28,3 +31,6 @@ class EngineStatus:
     evicted_blocks: int
     prompt_tokens: int
     reused_tokens: int
+    answer_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from nvlm_trt.errors import NvlmTrtError
 from nvlm_trt.serving.decoder_tensors import OUTPUTS
 from nvlm_trt.serving.faults import UnavailableError, error_of
+from nvlm_trt.serving.fields import TRACEPARENT
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -63,15 +64,18 @@ class DecodeClient:
         self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it
         self._stops: set[asyncio.Task[None]] = set()
 
-    def start(self, inputs: Mapping[str, Array]) -> GrpcDecoding:
+    def start(self, inputs: Mapping[str, Array], traceparent: str | None = None) -> GrpcDecoding:
         """Start one decoding of `tensorrt_llm`.
 
         Args:
             inputs: Its inputs, with the batch dimension.
+            traceparent: The span that asks.
         """
-        return GrpcDecoding(self._client, DECODER, self._next_id(), inputs)
+        return GrpcDecoding(self._client, DECODER, self._next_id(), inputs, traceparent=traceparent)
 
-    def start_ensemble(self, ensemble: str, inputs: Mapping[str, Array]) -> GrpcDecoding:
+    def start_ensemble(
+        self, ensemble: str, inputs: Mapping[str, Array], traceparent: str | None = None
+    ) -> GrpcDecoding:
         """Start one decoding by an ensemble whose last step is `tensorrt_llm`.
 
         An ensemble does not tell a step that runs that its client has gone, so the decoder is told by itself: it knows
@@ -80,6 +84,7 @@ class DecodeClient:
         Args:
             ensemble: Its name.
             inputs: Its inputs.
+            traceparent: The span that asks.
         """
         request_id = self._next_id()
 
@@ -88,7 +93,7 @@ class DecodeClient:
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
 
-        return GrpcDecoding(self._client, ensemble, request_id, inputs, on_given_up=stop)
+        return GrpcDecoding(self._client, ensemble, request_id, inputs, on_given_up=stop, traceparent=traceparent)
 
     async def close(self) -> None:
         """Close the connection, once the decoder has been told of all that was given up."""
@@ -116,6 +121,7 @@ class GrpcDecoding:
         request_id: Its id of the request.
         inputs: Its inputs.
         on_given_up: Called where the decoding is stopped before its end.
+        traceparent: The span that asks.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class GrpcDecoding:
         inputs: Mapping[str, Array],
         *,
         on_given_up: Callable[[], None] | None = None,
+        traceparent: str | None = None,
     ) -> None:
         self._request = {
             "model_name": model,
@@ -133,6 +140,7 @@ class GrpcDecoding:
             "inputs": [_input(name, values) for name, values in inputs.items()],
             "outputs": WANTED,
             "enable_empty_final_response": True,
+            "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
         self._on_given_up = on_given_up
         self._complete = False

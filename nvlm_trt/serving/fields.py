@@ -55,8 +55,13 @@ ANSWER_FIELDS: Final = (
     Field("num_output_tokens", "INT32"),
 )
 
+TRACEPARENT: Final = "traceparent"
+REQUEST_ID: Final = "request_id"
+"""Request parameters of ours: the span that asks, as W3C Trace Context writes it, and the id that logs show."""
+
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
+    | {TRACEPARENT, REQUEST_ID}
 )
 """Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
 

@@ -20,11 +20,14 @@ import numpy as np
 from nvlm_trt.decoder.engine import CheckedRequest
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, TokenEvent
 from nvlm_trt.decoder.request_handle import RequestHandle
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import ServerError
 from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.llm_request import parse_llm_request
+from nvlm_trt.serving.llm_trace import trace_decoding
 from nvlm_trt.serving.requests import Tensors, parse_flag
+from nvlm_trt.tracing import UNTRACED, Span
 
 POLL_SECONDS: Final = 0.05
 """How often it is asked whether clients are still there; a cancelled request ends at the next token after that."""
@@ -71,16 +74,22 @@ class Job:
     Attributes:
         client_id: The id that the client gave, by which it can stop the request; may be empty.
         channel: The way back.
+        span: Of the request.
         streaming: Whether tokens are sent as they come.
         cancelled: Whether the client gave it up.
         ids: Tokens not sent yet.
+        tokens: Tokens so far.
+        stages: When it reached what; None before it is queued.
     """
 
     client_id: str
     channel: Channel
+    span: Span = UNTRACED
     streaming: bool = False
     cancelled: bool = False
     ids: list[int] = field(default_factory=list)
+    tokens: int = 0
+    stages: Stages | None = None
 
 
 class LlmServer:
@@ -90,12 +99,20 @@ class LlmServer:
         engine: The decoder engine.
         vocab_size: Rows of its embedding.
         report: Called with the engine's status when it has changed, by the thread that sends.
+        observe: Called, by the same, with the stages of each request that has ended.
     """
 
-    def __init__(self, engine: Engine, vocab_size: int, report: Callable[[EngineStatus], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        vocab_size: int,
+        report: Callable[[EngineStatus], None] | None = None,
+        observe: Callable[[Stages], None] | None = None,
+    ) -> None:
         self._engine = engine
         self._vocab_size = vocab_size
         self._report = report
+        self._observe = observe
         self._reported: tuple[float, EngineStatus] | None = None
         self._numbers = itertools.count()
         self._jobs: dict[str, Job] = {}
@@ -109,15 +126,16 @@ class LlmServer:
         """Requests on their way."""
         return len(self._jobs)
 
-    def submit(self, tensors: Tensors, client_id: str, channel: Channel) -> None:
+    def submit(self, tensors: Tensors, client_id: str, channel: Channel, span: Span = UNTRACED) -> None:
         """Take a request; never raises, every outcome goes through the channel.
 
         Args:
             tensors: The request's tensors, by the C++ backend's names; they may be reused after the call.
             client_id: The client's id of the request.
             channel: The way back.
+            span: Of the request, in which its stages become spans.
         """
-        job = Job(client_id, channel)
+        job = Job(client_id, channel, span)
         try:
             if parse_flag(tensors, "stop"):
                 self._outbox.put(lambda: self._stop(client_id, channel))
@@ -155,7 +173,8 @@ class LlmServer:
     def _start(self, name: str, job: Job, request: CheckedRequest) -> None:
         self._jobs[name] = job
         try:
-            self._engine.submit(request, lambda event: self._outbox.put(lambda: self._take(name, event)))
+            handle = self._engine.submit(request, lambda event: self._outbox.put(lambda: self._take(name, event)))
+            job.stages = handle.stages
         except Exception as error:
             del self._jobs[name]
             job.channel.fail(error)
@@ -193,15 +212,24 @@ class LlmServer:
         job = self._jobs[name]
         if event.token is not None:
             job.ids.append(event.token)
+            job.tokens += 1
         if event.finish_reason is None:
             return
         del self._jobs[name]
+        self._note_end(job, event)
         if event.finish_reason == "error":
             job.channel.fail(ServerError(event.error or "the decoder failed"))
         elif event.finish_reason == "cancelled" and not job.cancelled:
             job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
         else:
             job.channel.send(job.ids, final=True)
+
+    def _note_end(self, job: Job, event: TokenEvent) -> None:
+        if job.stages is None:
+            return
+        trace_decoding(job.span, job.stages, job.tokens, event.finish_reason or "error")
+        if self._observe is not None:
+            self._observe(job.stages)
 
     def _flush(self) -> None:
         """Send the tokens that streams have; under load several go together."""

@@ -16,6 +16,7 @@ from nvlm_trt.decoder.stopping import AnswerText
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
 from nvlm_trt.serving.requests import Tensors, parse_flag, parse_stop_words
+from nvlm_trt.tracing import UNTRACED, Span, stage
 
 Array = npt.NDArray[Any]
 Reason = Literal["", "stop", "length"]
@@ -33,12 +34,14 @@ class Piece:
         reason: Why the answer ended; empty in all responses but the last.
         num_input_tokens: Tokens of the prompt, visual ones included.
         num_output_tokens: Tokens of the answer up to here, the end token not counted.
+        num_tiles: Tiles of the request's images.
     """
 
     text: str
     reason: Reason
     num_input_tokens: int
     num_output_tokens: int
+    num_tiles: int = 0
 
 
 class Decoding(Protocol):
@@ -57,8 +60,8 @@ class Backends(Protocol):
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
         """What `nvlm_trt.serving.preprocessing` makes of a request's fields."""
 
-    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> Decoding:
-        """Start the decoder, with the prompt table of these tiles where there are any."""
+    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None, span: Span) -> Decoding:
+        """Start the decoder, with the prompt table of these tiles where there are any; `span` is the request's."""
 
 
 class Orchestrator:
@@ -73,13 +76,14 @@ class Orchestrator:
         self._backends = backends
         self._tokenizer = tokenizer
 
-    async def answer(self, tensors: Tensors) -> AsyncIterator[Piece]:
+    async def answer(self, tensors: Tensors, span: Span = UNTRACED) -> AsyncIterator[Piece]:
         """Answer one request.
 
         Leaving the iteration early, by closing it or by cancelling the task, ends the decoding.
 
         Args:
             tensors: The request's fields (`nvlm_trt.serving.fields.NVLM_FIELDS`).
+            span: Of the request.
 
         Yields:
             Pieces whose texts join to the answer. Without `stream` there is one.
@@ -90,13 +94,16 @@ class Orchestrator:
         stop_words = parse_stop_words(tensors)
         stream = parse_flag(tensors, "stream")
         fields = {name: values for name, values in tensors.items() if name != "stop_words"}
-        prepared = await self._backends.preprocess(fields, with_tiles="image_bytes" in tensors)
+        with stage(span, "preprocessing") as within:
+            prepared = await self._backends.preprocess(fields, with_tiles="image_bytes" in tensors)
+            num_tiles = int(prepared[NUM_TILES][0])
+            within.note({"nvlm.tiles": num_tiles})
         inputs = {name: values for name, values in prepared.items() if name not in PREPARED_ONLY}
-        tiles = prepared[TILES] if int(prepared[NUM_TILES][0]) else None
+        tiles = prepared[TILES] if num_tiles else None
         # Stop texts are found here, so the decoder has to show its tokens as they come.
         inputs["streaming"] = np.array([[stream or bool(stop_words)]])
-        answer = _Answer(self._tokenizer, stop_words, inputs)
-        decoding = await self._backends.decode(inputs, tiles)
+        answer = _Answer(self._tokenizer, stop_words, inputs, num_tiles)
+        decoding = await self._backends.decode(inputs, tiles, span)
         try:
             async for ids in decoding:
                 fresh = answer.push(ids)
@@ -113,11 +120,14 @@ class Orchestrator:
 class _Answer:
     """The text of one answer, and why it ended."""
 
-    def __init__(self, tokenizer: NvlmTokenizer, stop_words: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    def __init__(
+        self, tokenizer: NvlmTokenizer, stop_words: Sequence[str], inputs: Mapping[str, Array], num_tiles: int
+    ) -> None:
         self._text = AnswerText(tokenizer, stop_words)
         self._end_id = tokenizer.eos_id
         self._num_input = int(inputs["input_lengths"].item())
         self._limit = int(inputs["request_output_len"].item())
+        self._num_tiles = num_tiles
         self._count = 0
         self._ended = False
         self.text = ""
@@ -153,4 +163,4 @@ class _Answer:
         reason: Reason = ""
         if last:
             reason = "length" if self._count >= self._limit and not self._ended else "stop"
-        return Piece(text, reason, self._num_input, self._count)
+        return Piece(text, reason, self._num_input, self._count, self._num_tiles)

@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from nvlm_trt.serving.faults import fault_of
+from nvlm_trt.tracing import UNTRACED, Span
 from nvlm_trt.vision.cache import VisionCacheStatus
 
 Tiles = npt.NDArray[np.uint8]
@@ -41,8 +45,13 @@ class Channel(Protocol):
 class Encoder(Protocol):
     """What is needed of `nvlm_trt.vision.encoder.TileEncoder`."""
 
-    def submit(self, tiles: Tiles, done: Callable[[Rows | Exception], None]) -> None:
-        """Queue tiles uint8 [n, s, s, 3]; `done` is called with their rows or with what went wrong."""
+    def submit(
+        self, tiles: Tiles, done: Callable[[Rows | Exception], None], found: Callable[[int], None] | None = None
+    ) -> None:
+        """Queue tiles uint8 [n, s, s, 3].
+
+        `found` is called with the number of those that are known, then `done` with the rows or what went wrong.
+        """
 
     def status(self) -> VisionCacheStatus:
         """Of the cache: what it did, and what it holds."""
@@ -51,8 +60,18 @@ class Encoder(Protocol):
         """End what waits."""
 
 
-_Answer: TypeAlias = tuple[Channel, int, Rows | Exception]
-"""The way back, the bytes that were held for it, and what there is to send."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request: the way back, the bytes that are held for it, its span, and when it came."""
+
+    channel: Channel
+    size: int
+    span: Span
+    came: float
+
+
+_Answer: TypeAlias = tuple[_Asked, Rows | Exception]
+"""A request, and what there is to send."""
 
 
 class VisionServer:
@@ -61,14 +80,21 @@ class VisionServer:
     Args:
         encoder: The vision encoder.
         report: Called with the cache's figures after each answer.
+        observe: Called with the seconds from each request to its rows.
         max_bytes: Pixels of requests that are taken in and not answered at most; a request of more is taken in alone.
     """
 
     def __init__(
-        self, encoder: Encoder, report: Callable[[VisionCacheStatus], None], *, max_bytes: int = MAX_BYTES_HELD
+        self,
+        encoder: Encoder,
+        report: Callable[[VisionCacheStatus], None],
+        *,
+        observe: Callable[[float], None] | None = None,
+        max_bytes: int = MAX_BYTES_HELD,
     ) -> None:
         self._encoder = encoder
         self._report = report
+        self._observe = observe
         self._max_bytes = max_bytes
         self._held = 0
         self._room = threading.Condition()
@@ -76,21 +102,28 @@ class VisionServer:
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
 
-    def submit(self, tiles: Tiles, channel: Channel) -> None:
+    def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED) -> None:
         """Take a request, as soon as there is room; never raises, every outcome goes through the channel.
 
         Args:
             tiles: uint8 [n, s, s, 3]; they may be reused after the call.
             channel: The way back.
+            span: Of the request; ends with it.
         """
-        size = tiles.nbytes
+        asked = _Asked(channel, tiles.nbytes, span, time.monotonic())
+        size = asked.size
+        span.note({"nvlm.tiles": len(tiles)})
         with self._room:
             self._room.wait_for(lambda: not self._held or self._held + size <= self._max_bytes)
             self._held += size
         try:
-            self._encoder.submit(tiles, lambda outcome: self._outbox.put((channel, size, outcome)))
+            self._encoder.submit(
+                tiles,
+                lambda outcome: self._outbox.put((asked, outcome)),
+                lambda known: span.note({"nvlm.tiles_cached": known}),
+            )
         except Exception as error:
-            self._outbox.put((channel, size, error))
+            self._outbox.put((asked, error))
 
     def close(self) -> None:
         """End what waits, send what is to be sent, and end the thread."""
@@ -100,15 +133,22 @@ class VisionServer:
 
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
-            channel, size, outcome = answer
+            asked, outcome = answer
             try:
-                if isinstance(outcome, Exception):
-                    channel.fail(outcome)
-                else:
-                    channel.send(outcome)
+                self._send(asked, outcome)
                 self._report(self._encoder.status())
             except Exception:  # one request must not end the thread that serves the others
                 log.exception("sending failed")
             with self._room:
-                self._held -= size
+                self._held -= asked.size
                 self._room.notify_all()
+
+    def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:
+        if isinstance(outcome, Exception):
+            asked.span.end(fault_of(outcome).code)
+            asked.channel.fail(outcome)
+            return
+        asked.span.end()
+        asked.channel.send(outcome)
+        if self._observe is not None:
+            self._observe(time.monotonic() - asked.came)

@@ -104,13 +104,14 @@ class TileEncoder:
         self.submit(tiles, done)
         return future.result()
 
-    def submit(self, tiles: Tiles, done: Done) -> None:
+    def submit(self, tiles: Tiles, done: Done, found: Callable[[int], None] | None = None) -> None:
         """Queue the tiles of one request.
 
         Args:
             tiles: uint8 [n, tile_size, tile_size, 3], RGB; n may be 0. They may be reused after the call.
             done: Called once, from this call or from the worker, with float32 [n, tokens_per_tile, hidden], the
                 caller's own, or with what encoding one of the tiles raised.
+            found: Called before that, from this call, with the number of tiles that need not be encoded for it.
 
         Raises:
             RequestError: the tiles are of another type or shape; nothing was queued.
@@ -130,6 +131,8 @@ class TileEncoder:
                 else:
                     job.waiting[key] = tiles[place : place + 1].copy()
             self._cache.count(hits=len(job.keys) - len(job.waiting))
+            if found is not None:
+                found(len(job.keys) - len(job.waiting))
             if job.waiting:
                 self._jobs.append(job)
                 self._wake.notify()

@@ -79,7 +79,7 @@ class FakeResponse:
 class FakeMetric:
     """pb_utils.Metric and, in one, its family: a counter may only grow."""
 
-    COUNTER, GAUGE = "counter", "gauge"
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
     shown: ClassVar[dict[str, FakeMetric]] = {}
 
     def __init__(self, name: str, description: str, kind: str) -> None:
@@ -87,14 +87,19 @@ class FakeMetric:
         self.kind, self.value = kind, 0.0
         self.shown[name] = self
 
-    def Metric(self, labels: dict[str, str]) -> FakeMetric:  # noqa: N802 - the backend's name
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> FakeMetric:  # noqa: N802 - its name
         assert labels == {}
+        assert (buckets is not None) == (self.kind == self.HISTOGRAM)
         return self
 
     def increment(self, by: float) -> None:
         assert self.kind == self.COUNTER
         assert by > 0
         self.value += by
+
+    def observe(self, value: float) -> None:
+        assert self.kind == self.HISTOGRAM
+        self.value += value
 
     def set(self, value: float) -> None:
         assert self.kind == self.GAUGE

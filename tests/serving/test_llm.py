@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 import time
 
@@ -10,6 +12,8 @@ import pytest
 
 from nvlm_trt.decoder.engine import CheckedRequest
 from nvlm_trt.decoder.request import TokenEvent
+from nvlm_trt.decoder.request_handle import RequestHandle
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import RequestError, ServerError
 from nvlm_trt.serving.faults import UnavailableError
@@ -39,6 +43,7 @@ class FakeEngine:
     def submit(self, request, sink):
         self.requests[request.request.request_id] = request.request
         self.sinks[request.request.request_id] = sink
+        return RequestHandle(request.request.request_id, lambda: None, Stages(3, queued=1.0, began=2.0, first=4.0))
 
     def status(self):
         return EngineStatus(0, 0, 8, 8, 0, 0, 0, self.reused)
@@ -171,6 +176,14 @@ def test_the_status_is_told_when_it_has_changed_by_the_thread_that_sends(engine)
     wait(lambda: told == [0, 64])
     server.close()
     assert threads == {"nvlm-sender"}
+
+
+def test_the_stages_of_each_request_that_ended_are_told(engine):
+    observed = queue.SimpleQueue()
+    with contextlib.closing(LlmServer(engine, vocab_size=10, observe=observed.put)) as server:
+        submit(server, engine)
+        engine.tokens("0", 4, 5, reason="length")
+        assert observed.get(timeout=30) == Stages(3, queued=1.0, began=2.0, first=4.0)
 
 
 def test_a_client_that_goes_away_frees_its_place(server, engine):

@@ -163,9 +163,12 @@ class Engine:
 
     def submit(self, request, sink):
         from nvlm_trt.decoder.request import TokenEvent
+        from nvlm_trt.decoder.request_handle import RequestHandle
+        from nvlm_trt.decoder.stages import Stages
 
         sink(TokenEvent(request.request_id, 4))
         sink(TokenEvent(request.request_id, 5, "length"))
+        return RequestHandle(request.request_id, lambda: None, Stages(2, queued=1.0, began=1.5, first=3.5))
 
     def status(self):
         from nvlm_trt.decoder.status import EngineStatus
@@ -210,11 +213,11 @@ class Decoder:
     stopped = False
     asked: ClassVar[list] = []
 
-    def start(self, inputs):
+    def start(self, inputs, traceparent=None):
         self.asked.append(("tensorrt_llm", inputs))
         return self
 
-    def start_ensemble(self, ensemble, inputs):
+    def start_ensemble(self, ensemble, inputs, traceparent=None):
         self.asked.append((ensemble, inputs))
         return self
 

@@ -54,7 +54,7 @@ class FakeBackends:
             "streaming": np.array([[False]]),
         }
 
-    async def decode(self, inputs: Mapping[str, np.ndarray], tiles: np.ndarray | None) -> FakeDecoding:
+    async def decode(self, inputs: Mapping[str, np.ndarray], tiles: np.ndarray | None, span) -> FakeDecoding:
         self.inputs, self.decoded_tiles = inputs, tiles
         return self.decoding
 

@@ -23,7 +23,7 @@ class Encoder:
         self.answered = 0
         self.closed = False
 
-    def submit(self, tiles, done):
+    def submit(self, tiles, done, found=None):
         if (tiles == 13).any():
             raise RequestError("no tile")
         self.waiting.append(done)

@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nvlm_trt import logs
 from nvlm_trt.serving.config import spec_of
+from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat
-from nvlm_trt.serving.models.tensors import failure, input_names, log_to_stderr, model_directory
+from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, parameters
+from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
 
 
 class Model:
@@ -18,14 +21,17 @@ class Model:
         spec: Shapes and limits.
         engine_dir: The engine directory.
         input_names: Names of the model's inputs.
+        tracer: Makes spans; None where nobody asked for traces.
     """
 
     heartbeat: Heartbeat | None = None
+    tracer: Tracer | None = None
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton when the model is loaded; an exception here fails the server's start."""
-        log_to_stderr()
+        logs.set_up()
         config = json.loads(args["model_config"])
+        self.tracer = tracer_from_environment(str(config["name"]))
         self.spec, self.engine_dir = spec_of(config["parameters"], model_directory(args))
         self.input_names = input_names(config)
         self.load()
@@ -42,6 +48,12 @@ class Model:
         """Called by Triton before the process ends."""
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        if self.tracer is not None:
+            self.tracer.close()
+
+    def span_of(self, request: Any) -> Span:
+        """The span, of another process, that asked for a request; its stages here become children of it."""
+        return UNTRACED if self.tracer is None else self.tracer.remote(parameters(request).get(TRACEPARENT))
 
 
 def each(requests: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:

@@ -24,6 +24,9 @@ KV_COUNTERS: Final[Shown] = {
     "nvlm_kv_prompt_tokens_total": ("prompt_tokens", "Tokens of the prompts that were admitted"),
     "nvlm_kv_reused_tokens_total": ("reused_tokens", "Tokens of prompts that the KV cache held already"),
     "nvlm_kv_evicted_blocks_total": ("evicted_blocks", "Blocks whose contents were given up for room"),
+    "nvlm_decoder_tokens_total": ("answer_tokens", "Tokens of answers that were computed"),
+    "nvlm_decoder_steps_total": ("steps", "Steps of the decoder"),
+    "nvlm_decoder_step_seconds_total": ("step_seconds", "Time that the decoder's steps took together"),
 }
 KV_GAUGES: Final[Shown] = {
     "nvlm_kv_blocks": ("num_blocks", "Blocks of the KV cache"),
@@ -32,6 +35,27 @@ KV_GAUGES: Final[Shown] = {
     "nvlm_kv_running_requests": ("running", "Requests in the batch"),
     "nvlm_kv_waiting_requests": ("waiting", "Requests that wait for a place in the batch or for blocks"),
 }
+
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Seconds:
+    """A histogram of durations. Belongs to the thread that observes.
+
+    Args:
+        name: Of the metric.
+        description: Of the metric.
+    """
+
+    def __init__(self, name: str, description: str) -> None:
+        # A family has to outlive its metric.
+        self._family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.HISTOGRAM)
+        self._metric = self._family.Metric(labels={}, buckets=list(SECONDS))
+
+    def observe(self, seconds: float) -> None:
+        """Note a duration."""
+        self._metric.observe(seconds)
 
 
 class StatusMetrics:

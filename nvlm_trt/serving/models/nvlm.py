@@ -8,7 +8,9 @@ one boundary between models, that to the vision encoder; a prompt table does not
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -16,18 +18,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from nvlm_trt.logs import fields
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import UnavailableError
-from nvlm_trt.serving.fields import NVLM_FIELDS, refuse_unknown
+from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_ID, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameter_names, response, texts
+from nvlm_trt.serving.models.metrics import Seconds
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameters, response, texts
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor
 from nvlm_trt.serving.requests import Tensors
+from nvlm_trt.tracing import Span, word_of
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +45,8 @@ POLL_SECONDS: Final = 0.1
 POLL_SECONDS_PER_REQUEST: Final = 0.002
 """How often clients are looked after; with many requests less often, each look costs a call to the server."""
 
+log = logging.getLogger(__name__)
+
 PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES]
 
 
@@ -51,17 +58,21 @@ class _Backends:
         self._decoder = decoder
         self._images = ThreadPoolExecutor(IMAGE_THREADS, "nvlm-images")
         self._texts = ThreadPoolExecutor(TEXT_THREADS, "nvlm-texts")
+        self._seconds = Seconds("nvlm_preprocessing_seconds", "From a request's coming to its tiles and ids")
 
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
         """Tiles, ids and sampling values."""
         threads, wanted = (self._images, [*PREPROCESSED, TILES]) if with_tiles else (self._texts, PREPROCESSED)
-        return await asyncio.get_running_loop().run_in_executor(threads, self._preprocessor.run, tensors, wanted)
+        began = time.monotonic()
+        prepared = await asyncio.get_running_loop().run_in_executor(threads, self._preprocessor.run, tensors, wanted)
+        self._seconds.observe(time.monotonic() - began)
+        return prepared
 
-    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None) -> GrpcDecoding:
+    async def decode(self, inputs: Mapping[str, Array], tiles: Array | None, span: Span) -> GrpcDecoding:
         """Start the decoder, with the prompt table of these tiles where there are any."""
         if tiles is None:
-            return self._decoder.start(inputs)
-        return self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles})
+            return self._decoder.start(inputs, span.traceparent)
+        return self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles}, span.traceparent)
 
     async def close(self) -> None:
         """Close the connection to the decoder; requests that are being prepared are left to end by themselves."""
@@ -127,14 +138,21 @@ class TritonPythonModel(Model):
         task.add_done_callback(self.tasks.pop)
 
     async def _answer(self, request: Any, sender: Any) -> None:
+        """Answer a request; whatever becomes of it is said in its span and in a line of the log."""
+        began, piece, error = time.monotonic(), None, None
+        span = self.span_of(request).child("nvlm")
         try:
-            refuse_unknown(parameter_names(request), NVLM_FIELDS)
-            async for piece in self.orchestrator.answer(inputs_of(request, self.input_names)):
+            refuse_unknown(parameters(request), NVLM_FIELDS)
+            async for piece in self.orchestrator.answer(inputs_of(request, self.input_names), span):
                 sender.send(_response(piece), flags=FINAL if piece.reason else 0)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as given_up:
+            error = word_of(given_up)
             sender.send(flags=FINAL)
-        except Exception as error:
-            sender.send(failure(error), flags=FINAL)
+        except Exception as fault:
+            error = word_of(fault)
+            sender.send(failure(fault), flags=FINAL)
+        span.end(error)
+        _log(request, piece, error, time.monotonic() - began)
 
     async def _watch(self) -> None:
         """Give up the requests whose clients did."""
@@ -144,6 +162,21 @@ class TritonPythonModel(Model):
                 if not task.done() and sender.is_cancelled():
                     task.cancel()
                 await asyncio.sleep(0)
+
+
+def _log(request: Any, piece: Piece | None, error: str | None, seconds: float) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    facts = fields(
+        request_id=parameters(request).get(REQUEST_ID) or request.request_id() or None,
+        seconds=round(seconds, 6),
+        prompt_tokens=piece and piece.num_input_tokens,
+        answer_tokens=piece and piece.num_output_tokens,
+        tiles=piece and piece.num_tiles,
+        finish_reason=(piece and piece.reason) or None,
+        error=error,
+    )
+    log.info("answered" if error is None else "not answered", extra=facts)
 
 
 def _response(piece: Piece) -> Any:

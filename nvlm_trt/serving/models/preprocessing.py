@@ -9,7 +9,7 @@ from nvlm_trt.model.pixels import keep_image_memory
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
 from nvlm_trt.serving.models.base import Model, each
-from nvlm_trt.serving.models.tensors import inputs_of, parameter_names, response
+from nvlm_trt.serving.models.tensors import inputs_of, parameters, response
 from nvlm_trt.serving.preprocessing import Preprocessor
 
 
@@ -26,5 +26,5 @@ class TritonPythonModel(Model):
         return each(requests, self._prepare)
 
     def _prepare(self, request: Any) -> Any:
-        refuse_unknown(parameter_names(request), REQUEST_FIELDS)
+        refuse_unknown(parameters(request), REQUEST_FIELDS)
         return response(self.preprocessor.run(inputs_of(request, self.input_names), request.requested_output_names()))

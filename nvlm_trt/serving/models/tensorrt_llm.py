@@ -10,11 +10,12 @@ import numpy as np
 
 from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.kv_memory import KvCacheSettings
+from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, StatusMetrics
+from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 
 SLOWEST_STEP_SECONDS: Final = 120.0
@@ -43,6 +44,21 @@ class _Channel:
         return bool(self._sender.is_cancelled())
 
 
+class _StageMetrics:
+    """Shows how long requests waited and were read."""
+
+    def __init__(self) -> None:
+        self._queue = Seconds("nvlm_decoder_queue_seconds", "From a request's coming to its first step")
+        self._prefill = Seconds("nvlm_decoder_prefill_seconds", "From a request's first step to its first token")
+
+    def observe(self, stages: Stages) -> None:
+        """Note the stages of a request, as far as it came."""
+        if stages.began is not None:
+            self._queue.observe(stages.began - stages.queued)
+        if stages.began is not None and stages.first is not None:
+            self._prefill.observe(stages.first - stages.began)
+
+
 class TritonPythonModel(Model):
     """Decodes with continuous batching; `execute` only hands requests over."""
 
@@ -58,7 +74,7 @@ class TritonPythonModel(Model):
         )
         metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
         metrics.report(self.engine.status())  # they are shown before the first request
-        self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report)
+        self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Beat while the engine's worker turns."""
@@ -68,13 +84,14 @@ class TritonPythonModel(Model):
         """Queue requests."""
         for request in requests:
             channel = _Channel(request.get_response_sender(), pad=0)
-            self.server.submit(inputs_of(request, self.input_names), request.request_id(), channel)
+            tensors = inputs_of(request, self.input_names)
+            self.server.submit(tensors, request.request_id(), channel, self.span_of(request))
 
     def finalize(self) -> None:
         """End the engine and everything that is under way."""
-        super().finalize()
         self.engine.close()
         self.server.close()
+        super().finalize()
 
     def _turns(self) -> bool:
         return time.monotonic() - self.engine.heartbeat < SLOWEST_STEP_SECONDS

@@ -61,11 +61,6 @@ def input_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(tensor["name"] for tensor in config["input"])
 
 
-def log_to_stderr() -> None:
-    """Let the process's own log go to stderr: the server's, where `pb_utils.Logger` would too, but from any thread."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-
-
-def parameter_names(request: Any) -> list[str]:
-    """Names of a request's parameters: among them are the fields of a client's JSON that the model does not have."""
-    return list(json.loads(request.parameters() or "{}"))
+def parameters(request: Any) -> dict[str, Any]:
+    """A request's parameters: among them are the fields of a client's JSON that the model does not have."""
+    return dict(json.loads(request.parameters() or "{}"))

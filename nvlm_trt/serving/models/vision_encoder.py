@@ -9,7 +9,7 @@ from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_parts import TABLE
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, StatusMetrics
+from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.vision_encoder import Rows, VisionServer
@@ -43,7 +43,8 @@ class TritonPythonModel(Model):
         self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
         metrics = StatusMetrics(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
         metrics.report(self.encoder.status())  # the bound is shown before the first request
-        self.server = VisionServer(self.encoder, metrics.report)
+        seconds = Seconds("nvlm_vision_seconds", "From a request's coming to the rows of its tiles")
+        self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Beat as long as the process does."""
@@ -52,10 +53,11 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Queue the tiles of each request."""
         for request in requests:
-            self.server.submit(inputs_of(request, [TILES])[TILES], _Channel(request.get_response_sender()))
+            channel, span = _Channel(request.get_response_sender()), self.span_of(request).child("vision")
+            self.server.submit(inputs_of(request, [TILES])[TILES], channel, span)
         return [None] * len(requests)
 
     def finalize(self) -> None:
         """End the encoder and everything that waits for it."""
-        super().finalize()
         self.server.close()
+        super().finalize()
