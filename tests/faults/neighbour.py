@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 from .wire import CHAT
 
-BODY = {
+LONG = {
     "model": "nvlm",
     "messages": [{"role": "user", "content": "Tell me about the sea"}],
     "max_tokens": 400,
     "stream": True,
     "ignore_eos": True,
 }
+SHORT = {**LONG, "max_tokens": 100}
+"""What it asks: watching it means to wait for the end of a stream."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Seen:
 
     Attributes:
         tokens: Events that came.
-        largest_gap_ms: The longest time between two of one stream.
+        largest_gap_ms: The longest wait for one, the first of a stream included.
         finished: Streams that ended, each with the right text.
         faults: What went wrong with others.
     """
@@ -89,22 +91,22 @@ class Neighbour:
 
     def _stream(self) -> str:
         connection = http.client.HTTPConnection(self._address, timeout=60)
+        began = time.monotonic()
         try:
-            connection.request("POST", CHAT, json.dumps(BODY), self._headers)
+            connection.request("POST", CHAT, json.dumps(SHORT), self._headers)
             answer = connection.getresponse()
             assert answer.status == 200, f"status {answer.status}: {answer.read()[:200]!r}"
-            return self._read(answer)
+            return self._read(answer, began)
         finally:
             connection.close()
 
-    def _read(self, answer: http.client.HTTPResponse) -> str:
-        texts, last = [], None
+    def _read(self, answer: http.client.HTTPResponse, last: float) -> str:
+        texts: list[str] = []
         for line in answer:
             if not line.startswith(b"data: "):
                 continue
             now = time.monotonic()
-            if last is not None:
-                self._times.append((now, now - last))
+            self._times.append((now, now - last))
             last = now
             if line == b"data: [DONE]\n":
                 return "".join(texts)

@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import FaultRecord, Watch
 from .inner import Call, decoding
-from .neighbour import BODY
+from .neighbour import LONG
 from .served import Served
 from .wire import CHAT, GENERATE, Reply, ask, chat
 
@@ -68,7 +68,7 @@ def test_a_stop_over_grpc_ends_the_requests_of_its_id_alone(
         call.first()
     chatting: list[Reply] = []
     headers = {"X-Request-ID": "chosen"}
-    thread = threading.Thread(target=lambda: chatting.append(ask(served.http, CHAT, BODY, headers)))
+    thread = threading.Thread(target=lambda: chatting.append(ask(served.http, CHAT, LONG, headers)))
     thread.start()
     for name in ("nobody's", "", "nvlm-0", "chosen"):
         assert Call(served.grpc, "tensorrt_llm", STOP, name).ids() == []

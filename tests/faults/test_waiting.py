@@ -14,7 +14,7 @@ import pytest
 from nvlm_trt.gateway.settings import Limits
 
 from .conftest import WORDY, Beside, FaultRecord, OpenDoor, Watch
-from .neighbour import BODY
+from .neighbour import LONG
 from .served import Served, wait_until
 from .wire import CHAT, ask, chat
 
@@ -73,7 +73,7 @@ def begin(address: str) -> socket.socket:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
     connection.connect((host, int(port)))
-    body = json.dumps({**BODY, "model": WORDY}).encode()
+    body = json.dumps({**LONG, "model": WORDY}).encode()
     lines = (f"POST {CHAT} HTTP/1.1", "Host: a", f"Content-Length: {len(body)}", "", "")
     connection.sendall("\r\n".join(lines).encode() + body)
     return connection
@@ -96,7 +96,7 @@ def test_a_deadline_that_passes_while_a_request_waits_is_told_at_the_deadline(
     door: OpenDoor, limits: Limits, watch: Begin, fault_record: FaultRecord, stream: bool
 ) -> None:
     """Not when a place becomes free: the one that works here goes on past the deadline of the one that waits."""
-    deadline = 0.3
+    deadline = 1.0  # in which the one that takes the place gets stuck
     front = door(replace(limits, max_concurrent=1, deadline=deadline))
     began = watch()
     with occupied(front):
@@ -129,10 +129,10 @@ def test_the_deadline_of_an_answer_under_way_ends_its_stream_with_an_event(
     served: Served, door: OpenDoor, limits: Limits, fault_record: FaultRecord
 ) -> None:
     front = door(replace(limits, deadline=0.2))
-    load = [threading.Thread(target=ask, args=(served.http, CHAT, BODY)) for _ in range(6)]
+    load = [threading.Thread(target=ask, args=(served.http, CHAT, LONG)) for _ in range(6)]
     for thread in load:
         thread.start()
-    answer = ask(front.address, CHAT, {**BODY, "messages": [{"role": "user", "content": "Another"}]})
+    answer = ask(front.address, CHAT, {**LONG, "messages": [{"role": "user", "content": "Another"}]})
     for thread in load:
         thread.join()
     last = answer.body.strip().split(b"\n\n")[-1]
