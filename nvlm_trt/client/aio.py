@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -32,7 +32,12 @@ class AsyncAnswerStream:
     """
 
     def __init__(
-        self, client: triton.InferenceServerClient, inputs: list[triton.InferInput], idle_timeout: float
+        self,
+        client: triton.InferenceServerClient,
+        inputs: list[triton.InferInput],
+        idle_timeout: float,
+        *,
+        parameters: Mapping[str, str] | None = None,
     ) -> None:
         self._idle_timeout = idle_timeout
         self._builder = AnswerBuilder()
@@ -41,8 +46,10 @@ class AsyncAnswerStream:
             "inputs": inputs,
             "request_id": uuid.uuid4().hex,
             "enable_empty_final_response": True,
+            "parameters": dict(parameters or {}),
         }
         self._ended = asyncio.Event()
+        self._complete = False
         self._responses = client.stream_infer(self._requests(), headers=STREAM_HEADERS)
         self._pieces = self._run()
 
@@ -56,9 +63,10 @@ class AsyncAnswerStream:
         return self._builder.finished()
 
     async def close(self) -> None:
-        """End the request; nothing to do when it has ended."""
+        """End the request; one whose answer is complete ends by itself, and for less: gRPC's cancelling writes a trace."""
         self._ended.set()
-        self._responses.cancel()
+        if not self._complete:
+            self._responses.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,9 +87,10 @@ class AsyncAnswerStream:
                 if error is not None:
                     raise error
                 piece = self._builder.add(result)
+                self._complete = result.get_response().parameters["triton_final_response"].bool_param
                 if piece:
                     yield piece
-                if result.get_response().parameters["triton_final_response"].bool_param:
+                if self._complete:
                     return
         except StopAsyncIteration:
             return
