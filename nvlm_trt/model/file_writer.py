@@ -1,13 +1,14 @@
 """Write a large file from front to back at the speed of the disk, with its digest known when it is complete.
 
 Reading a file of 80 GB once more to learn its SHA-256 takes as long as writing it. So a thread follows the writer and
-digests what has just been written, while the kernel still has it in memory; hashlib and the kernel both work without
-the interpreter's lock. Neither waits for the other before the end.
+digests what has just been written, in the kernel's own memory, where it still lies; hashlib and the kernel both work
+without the interpreter's lock. Neither waits for the other before the end.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,10 @@ Digested = Callable[[Path, str], None]
 """Told a file that is complete and on the disk, and the SHA-256 (hex) of its bytes."""
 
 STEP_BYTES: Final = 4 << 20
-"""How far the writer goes before it tells the thread that follows."""
+"""How far the writer goes before it tells the thread that follows, which maps so much at a time: whole pages."""
 
-CHUNK_BYTES: Final = 1 << 20
-"""Digested at a time: the core's own cache holds it."""
+MAPPED: Final = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
+"""How what was written is seen: page by page it would be asked for, each by a fault."""
 
 FLUSH_BYTES: Final = 32 << 20
 """After so many bytes the disk is told to begin: left alone, the kernel waits until gigabytes have gathered."""
@@ -79,16 +80,38 @@ class FileWriter:
             count = os.write(self._descriptor, view)
             self._position += count
             view = view[count:]
+        self._appended()
+
+    def take(self, descriptor: int, offset: int, count: int) -> int:
+        """Append bytes of another file, which the kernel copies.
+
+        Args:
+            descriptor: The other file.
+            offset: Where in it the bytes begin.
+            count: How many.
+
+        Returns:
+            Bytes appended: fewer than `count` at the other file's end only.
+        """
+        taken = 0
+        while taken < count and (sent := os.sendfile(self._descriptor, descriptor, offset + taken, count - taken)):
+            taken += sent
+        self._position += taken
+        self._appended()
+        return taken
+
+    def skip_to(self, offset: int) -> None:
+        """Append zeros up to `offset`, which lies a few pages ahead at most."""
+        self.write(bytes(offset - self._position))
+
+    def _appended(self) -> None:
+        """See to what follows from more bytes in the file."""
         if self._follower is not None:
             self._follower.follow(self._position)
         if self._position - self._flushed >= FLUSH_BYTES:
             # Pages that are not on the disk yet are only sent there by this; none of them is dropped.
             os.posix_fadvise(self._descriptor, self._flushed, self._position - self._flushed, os.POSIX_FADV_DONTNEED)
             self._flushed = self._position
-
-    def skip_to(self, offset: int) -> None:
-        """Append zeros up to `offset`, which lies a few pages ahead at most."""
-        self.write(bytes(offset - self._position))
 
 
 class _Follower:
@@ -103,9 +126,10 @@ class _Follower:
 
     def follow(self, end: int) -> None:
         """The file is written up to `end`."""
-        if end - self._told >= STEP_BYTES:
-            self._ends.put(end)
-            self._told = end
+        whole = end - end % STEP_BYTES
+        if whole > self._told:
+            self._ends.put(whole)
+            self._told = whole
 
     def digest(self, end: int) -> str:
         """SHA-256 (hex) of the whole file, which ends at `end`."""
@@ -120,12 +144,12 @@ class _Follower:
 
     def _run(self) -> str:
         hasher, done = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(CHUNK_BYTES))
         while (end := self._ends.get()) is not None:
+            if (found := os.fstat(self._descriptor).st_size) < end:  # memory beyond a file's end must not be touched
+                raise OSError(f"a file being written ends at {found} of {end} bytes")
             while done < end:
-                count = os.preadv(self._descriptor, [buffer[: end - done]], done)
-                if not count:
-                    raise OSError(f"a file being written ends at {done} of {end} bytes")
-                hasher.update(buffer[:count])
-                done += count
+                size = min(STEP_BYTES, end - done)
+                with mmap.mmap(self._descriptor, size, MAPPED, mmap.PROT_READ, offset=done) as window:
+                    hasher.update(window)
+                done += size
         return hasher.hexdigest()

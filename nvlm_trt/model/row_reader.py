@@ -18,10 +18,13 @@ import torch
 
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import ITEM_BYTES, SHARD, Checkpoint
+from nvlm_trt.model.file_writer import FileWriter
 from nvlm_trt.model.safetensors_read import data_offsets
 from nvlm_trt.model.safetensors_stream import torch_dtype
 
 Item = TypeVar("Item")
+
+SHORT: Final = f"{SHARD} is shorter than its header says"
 
 BUFFERS: Final = 2
 """One block is being used while the next one is read."""
@@ -65,6 +68,19 @@ class RowReader:
         _fill(descriptor, buffer, offsets[name] + start * row_bytes, info.file)
         return buffer.view(torch_dtype(info.dtype)).view(stop - start, *info.shape[1:])
 
+    def send(self, name: str, start: int, stop: int, out: FileWriter) -> None:
+        """Append rows [start, stop) of a tensor to a file as they are stored, without reading them into this process.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its shard cannot be read.
+        """
+        info = self._checkpoint.info(name)
+        row_bytes = math.prod(info.shape[1:]) * ITEM_BYTES[info.dtype]
+        descriptor, offsets = self._shard(info.file)
+        size = (stop - start) * row_bytes
+        if out.take(descriptor, offsets[name] + start * row_bytes, size) < size:
+            raise CheckpointError(SHORT, seen=info.file)
+
     def _buffer(self, size: int) -> torch.Tensor:
         buffer = self._buffers.pop(0)
         if len(buffer) < size:
@@ -89,7 +105,7 @@ def _fill(descriptor: int, buffer: torch.Tensor, offset: int, file: Path) -> Non
         except OSError as error:
             raise CheckpointError(f"{SHARD} cannot be read ({error.strerror})", seen=file) from None
         if not count:
-            raise CheckpointError(f"{SHARD} is shorter than its header says", seen=file)
+            raise CheckpointError(SHORT, seen=file)
         view, offset = view[count:], offset + count
 
 

@@ -6,6 +6,7 @@ with the number of layers nor with the largest tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.file_writer import Digested, FileWriter
 from nvlm_trt.model.reference.vision import IMAGE_MEAN, IMAGE_STD
 from nvlm_trt.model.row_reader import RowReader, read_ahead
-from nvlm_trt.model.safetensors_stream import as_bytes
+from nvlm_trt.model.safetensors_stream import as_bytes, torch_dtype
 from nvlm_trt.progress import Progress
 from nvlm_trt.vision.builder import OPSET, Weight, WeightScale, WeightSource
 from nvlm_trt.vision.description import TensorDescription, VisionDescription
@@ -129,6 +130,10 @@ def _describe(value: ValueInfoProto) -> TensorDescription:
 
 
 def _write_weight(file: FileWriter, source: _Source, weight: Weight) -> None:
+    if source.stores(weight):
+        for rows in source.steps(weight.source):
+            source.reader.send(weight.source.tensor, *rows, file)
+        return
     with closing(read_ahead(source.blocks(weight.source))) as blocks:
         for block in blocks:
             file.write(as_bytes(block.to(weight.dtype.torch)).data)
@@ -169,12 +174,23 @@ class _Source:
     checkpoint: Checkpoint
     reader: RowReader
 
+    def stores(self, weight: Weight) -> bool:
+        """Whether the checkpoint has the weight's rows as they are to be written: whole and in its type."""
+        info = self.checkpoint.tensors[weight.source.tensor]
+        return torch_dtype(info.dtype) is weight.dtype.torch and self._width(weight.source) == weight.source.columns
+
     def blocks(self, source: WeightSource) -> Iterator[torch.Tensor]:
         """The weight's values as consecutive matrices of a bounded number of rows, in the checkpoint's dtype."""
-        shape = self.checkpoint.tensors[source.tensor].shape
-        width = max(1, torch.Size(shape[1:]).numel())
-        step = max(1, BLOCK_VALUES // width)
+        for start, stop in self.steps(source):
+            rows = self.reader.rows(source.tensor, start, stop)
+            yield rows.reshape(-1, self._width(source))[:, : source.columns]
+
+    def steps(self, source: WeightSource) -> Iterator[tuple[int, int]]:
+        """The weight's ranges of rows, a bounded number of rows at a time."""
+        step = max(1, BLOCK_VALUES // self._width(source))
         for start, stop in source.rows:
             for row in range(start, stop, step):
-                rows = self.reader.rows(source.tensor, row, min(row + step, stop))
-                yield rows.reshape(-1, width)[:, : source.columns]
+                yield row, min(row + step, stop)
+
+    def _width(self, source: WeightSource) -> int:
+        return max(1, math.prod(self.checkpoint.tensors[source.tensor].shape[1:]))

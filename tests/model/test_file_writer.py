@@ -68,6 +68,29 @@ def test_a_write_that_the_kernel_takes_in_parts_is_finished(tmp_path: Path, monk
     assert (tmp_path / "file").read_bytes() == b"y" * 2_500
 
 
+def test_bytes_of_another_file_are_taken_over_and_digested_with_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = os.urandom(9_000_000)
+    (tmp_path / "other").write_bytes(other)
+    send = os.sendfile
+    monkeypatch.setattr(os, "sendfile", lambda out, source, at, count: send(out, source, at, min(count, 1_000_000)))
+    told: list[str] = []
+    with (
+        (tmp_path / "other").open("rb") as source,
+        FileWriter(tmp_path / "f", lambda _, value: told.append(value)) as f,
+    ):
+        f.write(b"head")
+        assert f.take(source.fileno(), 1_000, 5_000_000) == 5_000_000
+        f.write(b"between")
+        assert f.position == 5_000_011
+        assert f.take(source.fileno(), 8_999_000, 5_000) == 1_000, "its end"
+        f.write(b"end")
+    whole = b"head" + other[1_000:5_001_000] + b"between" + other[8_999_000:] + b"end"
+    assert (tmp_path / "f").read_bytes() == whole
+    assert told == [hashlib.sha256(whole).hexdigest()]
+
+
 def test_sending_bytes_to_the_disk_early_changes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_writer, "FLUSH_BYTES", 1)
     with FileWriter(tmp_path / "file") as file:

@@ -11,7 +11,9 @@ import torch
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.file_writer import FileWriter
 from nvlm_trt.model.row_reader import RowReader, read_ahead
+from nvlm_trt.model.safetensors_stream import as_bytes
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 
 
@@ -28,6 +30,15 @@ def test_rows_are_those_that_a_single_read_gives(checkpoint: Checkpoint) -> None
             start, stop = info.shape[0] // 3, info.shape[0] // 3 + 1
             assert reader.rows(name, start, stop).equal(checkpoint.read_rows(name, start, stop)), name
             assert reader.rows(name, 0, info.shape[0]).equal(checkpoint.read(name)), name
+
+
+def test_rows_are_sent_to_a_file_as_they_are_stored(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    name = "language_model.model.embed_tokens.weight"
+    with RowReader(checkpoint) as reader, FileWriter(tmp_path / "file") as file:
+        reader.send(name, 5, 9, file)
+        reader.send(name, 0, 2, file)
+    sent = torch.cat([checkpoint.read_rows(name, 5, 9), checkpoint.read_rows(name, 0, 2)])
+    assert (tmp_path / "file").read_bytes() == as_bytes(sent).tobytes()
 
 
 def test_a_block_holds_until_the_one_after_the_next_is_read(checkpoint: Checkpoint) -> None:
@@ -52,6 +63,11 @@ def test_an_unknown_tensor_and_a_shard_that_lost_its_end_are_the_checkpoints_fau
         os.truncate(checkpoint.path / "model.safetensors", 4096)
         with pytest.raises(CheckpointError, match="shorter than its header says"):
             reader.rows(name, 0, checkpoint.tensors[name].shape[0])
+        with (
+            FileWriter(tmp_path / "file") as file,
+            pytest.raises(CheckpointError, match="shorter than its header says"),
+        ):
+            reader.send(name, 0, checkpoint.tensors[name].shape[0], file)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 1), (2, 2)])
