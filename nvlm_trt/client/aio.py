@@ -63,7 +63,7 @@ class AsyncAnswerStream:
         return self._builder.finished()
 
     async def close(self) -> None:
-        """End the request; one whose answer is complete ends by itself, and for less: gRPC's cancelling writes a trace."""
+        """End the request; one whose answer is complete ends by itself, for gRPC formats a trace when it cancels."""
         self._ended.set()
         if not self._complete:
             self._responses.cancel()
