@@ -116,6 +116,14 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         ) from None
 
 
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there is more than one frame; of a GIF the second one's header is read."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # as above
+        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+
+
 def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
     width, height = image.size
     size = f"{width} x {height}"
@@ -126,7 +134,7 @@ def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
     if min(width, height) < limits.min_side:
         raise ImageRejected("the image is too small", seen=size, expected=f"sides of at least {limits.min_side}")
     # A phone's JPEG may carry further pictures (format MPO); its first one is the photograph.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    if image.format != "MPO" and _is_animated(image):
         raise ImageRejected("the image is animated", fix="send the one frame that is meant")
     if image.format == "PNG" and data[PNG_BIT_DEPTH_OFFSET] > 8:
         raise ImageRejected("the image has 16 bits a channel", expected="8 bits a channel")

@@ -6,30 +6,15 @@ import argparse
 import asyncio
 import contextlib
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
 
 from nvlm_trt.errors import NvlmTrtError, UserError
+from scripts.durations import duration
 
 from .report import Soaked, markdown, plot, summary
 from .run import Plan, soak
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def seconds(text: str) -> float:
-    """A duration such as 90s, 5m, 1h or 24h.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none, or under 20 s: too short for a verdict.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    value = float(match[1]) * UNITS[match[2]] if match else 0.0
-    if value < 20:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration of 20 s or more, such as 5m, 1h or 24h")
-    return value
 
 
 def share(text: str) -> float:
@@ -47,7 +32,9 @@ def share(text: str) -> float:
 def main() -> int:
     """Soak, write the report, tell the verdict."""
     parser = argparse.ArgumentParser("scripts/soak.sh", description=soak.__doc__)
-    parser.add_argument("--duration", type=seconds, default="1h", help="how long, such as 5m, 1h, 24h (default 1h)")
+    parser.add_argument(
+        "--duration", type=duration(20), default="1h", help="how long, such as 5m, 1h, 24h (default 1h)"
+    )
     parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="the engine directory that is served")
     parser.add_argument("--http", metavar="HOST:PORT", help="soak the server that runs here, of the same engine")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="its gRPC")
@@ -55,7 +42,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="requests a second instead of a share of the capacity")
     parser.add_argument("--seed", type=int, default=1, help="of cases, order and times (default 1)")
     parser.add_argument("--cases", type=int, default=96, help="different requests (default 96)")
-    parser.add_argument("--patience", type=seconds, default="5m", help="until an answer counts as lost (default 5m)")
+    parser.add_argument(
+        "--patience", type=duration(20), default="5m", help="until an answer counts as lost (default 5m)"
+    )
     parser.add_argument("--out", type=Path, default=Path("soak"), metavar="DIR", help="for the report (default soak/)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")

@@ -126,7 +126,7 @@ async def _run(
         await asker.close()
     rate = plan.rate or plan.load * capacity
     settings |= {"capacity": capacity, "rate": rate, "load": rate / capacity, "warm_up": warm_up_of(plan.duration)}
-    before = await _idle(server)
+    before = await wait_idle(server)
     watch, began = Watch(server.pid), time.monotonic()
     samples: list[Sample] = []
     ends = began + plan.duration
@@ -151,7 +151,7 @@ async def _run(
         await asyncio.gather(looking, return_exceptions=True)
         await asker.close()
     say("waiting until the server is idle")
-    after = await _idle(server)
+    after = await wait_idle(server)
     checks = judge(samples, load.tally, (before, after), settings["warm_up"])
     return Soaked(settings, samples, load.tally, (before, after), checks, settings["warm_up"], began)
 
@@ -168,7 +168,7 @@ async def _look(watch: Watch, asker: Asker, samples: list[Sample], plan: Plan) -
             await asyncio.sleep(pause)
 
 
-async def _idle(server: Running) -> Sample:
+async def wait_idle(server: Running) -> Sample:
     """The server once nothing is under way and nobody is connected, or after a minute of waiting for that."""
     watch, ends = Watch(server.pid), time.monotonic() + IDLE_SECONDS
     while True:

@@ -18,7 +18,7 @@ FIGURES: Final = (
     "nvlm_requests_working",
     "nvlm_requests_waiting",
     "nvlm_buffered_bytes",
-    "nvlm_server_restarts",
+    "nvlm_server_restarts_total",
     "nvlm_kv_blocks",
     "nvlm_kv_free_blocks",
     "nvlm_kv_cached_blocks",
@@ -127,13 +127,13 @@ class Watch:
 
 
 def read_figures(metrics: str) -> dict[str, float]:
-    """The figures of FIGURES in Prometheus' text."""
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-        if sample.name in FIGURES
-    }
+    """The figures of FIGURES in Prometheus' text, summed over their labels."""
+    figures: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name in FIGURES:
+                figures[sample.name] = figures.get(sample.name, 0.0) + sample.value
+    return figures
 
 
 def _figures(process: psutil.Process) -> ProcessFigures:

@@ -1,0 +1,1 @@
+"""Runs fuzzers; what has to hold is in tests/fuzz."""
