@@ -68,7 +68,7 @@ def _faults(before: Sample, after: Sample) -> list[str]:
     faults = [f"{name} is {after.figures[name]:g}" for name in BUSY if after.figures[name]]
     if {one.pid for one in before.processes.values()} != {one.pid for one in after.processes.values()}:
         faults.append("processes came or went")
-    if after.figures["nvlm_server_restarts_total"]:
+    if after.restarts:
         faults.append("the server was replaced")
     if after.fds - before.fds > 16:
         faults.append(f"{after.fds - before.fds} file descriptors are left")

@@ -209,5 +209,5 @@ def plot(soaked: Soaked, file: Path) -> None:
 
 def _restarts(samples: Sequence[Sample]) -> list[float]:
     """Minutes at which the server was replaced."""
-    counts = [(one.at / 60, one.figures.get("nvlm_server_restarts_total", 0.0)) for one in samples]
+    counts = [(one.at / 60, one.restarts) for one in samples]
     return [at for (_, before), (at, now) in itertools.pairwise(counts) if now > before]

@@ -81,7 +81,7 @@ def judge(samples: Sequence[Sample], tally: Tally, idle: tuple[Sample, Sample], 
 
     before, after = idle
     figures = after.figures
-    restarts = figures["nvlm_server_restarts_total"] - before.figures["nvlm_server_restarts_total"]
+    restarts = after.restarts - before.restarts
     replaced = {each.pid for each in before.processes.values()} ^ {each.pid for each in after.processes.values()}
     return [
         Check("growth of memory (PSS of all processes)", grown(lambda one: one.pss), MOST_GROWTH_MB, "MB"),

@@ -65,6 +65,11 @@ class Sample:
         return sum(each.pss for each in self.processes.values())
 
     @property
+    def restarts(self) -> float:
+        """How often the server was replaced; a counter that never counted is not shown."""
+        return self.figures.get("nvlm_server_restarts_total", 0.0)
+
+    @property
     def fds(self) -> int:
         """Descriptors of all processes."""
         return sum(each.fds for each in self.processes.values())
