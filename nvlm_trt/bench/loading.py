@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -98,12 +98,15 @@ def _peer(subject: PeerSubject, max_tokens: int, stack: ExitStack) -> Loaded:
 
 def _served(engine: Path, transport: Transport, max_tokens: int, stack: ExitStack) -> Loaded:
     """Start a server on free ports and take the time until it is ready."""
+    from nvlm_trt.gateway.settings import GatewaySettings, Limits
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
 
+    limits = Limits.of(engine_recipe(engine))
+    settings = GatewaySettings(replace(limits, queue_time=limits.deadline))  # a load is measured, however long it waits
     forget_peak()
     before, started = resident_bytes(), time.perf_counter()
-    server = stack.enter_context(TritonServer(engine, ports=Ports(0, 0, 0)))
+    server = stack.enter_context(TritonServer(engine, ports=Ports(0, 0, 0), gateway=settings))
     seconds = time.perf_counter() - started
     url = server.grpc_url if transport == "grpc" else server.http_url
     return Loaded(_client(transport, url, max_tokens, stack), seconds, before, url)

@@ -64,7 +64,7 @@ class Limits:
     max_concurrent: int = 32
     max_queue: int = 128
     max_planned: int = 1 << 20
-    queue_time: float = 10.0
+    queue_time: float = 3.0
     deadline: float = 600.0
     header_time: float = 10.0
     body_time: float = 60.0

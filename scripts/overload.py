@@ -1,0 +1,303 @@
+"""A server that is asked for more than it can do: what becomes of those who come in, and how the others are refused.
+
+``python scripts/overload.py ENGINE_DIR [--seconds 60] [--json FILE]`` starts the server of an engine directory, finds
+out how many requests a second it can answer (closed loop), offers four times as many for a minute (open loop, arrivals
+by chance), and then looks how soon a lone client is answered as fast as before. The objective of who comes in: the
+first token within the operator's `queue_time` and what it takes on a server that is full but has no queue. Ends with 1
+where an aim is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import itertools
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import psutil
+import skimage.data
+from PIL import Image
+
+from nvlm_trt.gateway.settings import Limits
+from nvlm_trt.recipe import load_recipe
+
+REFUSED_MS: Final = 50.0
+RECOVERED_SECONDS: Final = 5.0
+GROWTH_MB: Final = 100.0
+SLOWER: Final = 2.0
+"""A lone client is answered as before when its first token takes no more than so many times what it took at first."""
+
+IDLE_ROUNDS: Final = 20
+LAG_SECONDS: Final = 0.02
+IMAGE_SHARE: Final = 0.25
+CHAT: Final = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request; times in seconds since it was sent."""
+
+    status: int
+    head: float
+    first: float | None
+    total: float
+    retry_after: str | None
+    complete: bool
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine_dir", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
+    parser.add_argument("--capacity-seconds", type=float, default=15.0, help="of finding out what the server can do")
+    parser.add_argument("--times", type=float, default=4.0, help="the capacity that are offered")
+    parser.add_argument("--answer-tokens", type=int, default=64)
+    parser.add_argument("--limit", action="append", default=[], help="of the gateway, NAME=VALUE; repeatable")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    asked = parser.parse_args()
+    recipe = load_recipe(asked.engine_dir / "recipe.yaml")
+    limits = Limits.of(recipe).changed(asked.limit)
+    with serving(asked.engine_dir, asked.limit) as (address, server):
+        figures = asyncio.run(measure(f"http://{address}", server, recipe.max_batch_size, limits, asked))
+    checks = judged(figures, limits)
+    for name, value in figures.items():
+        print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
+    for name, seen, most in checks:
+        print(f"{'ok  ' if seen <= most else 'MISS'} {name}: {seen:.4g}, aim {most:.4g}")
+    passed = all(seen <= most for _, seen, most in checks)
+    if asked.json:
+        asked.json.write_text(json.dumps({**figures, "passed": passed}, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+def judged(figures: dict[str, Any], limits: Limits) -> list[tuple[str, float, float]]:
+    """What was aimed at: a name, the value seen, the largest that is good."""
+    objective = limits.queue_time + figures["full_ttft_p99_s"]
+    return [
+        ("first token of who came in, p99 s", figures["accepted_ttft_p99_s"], objective),
+        ("refusal, p99 ms", figures["refused_p99_ms"], REFUSED_MS),
+        ("refusals without Retry-After", figures["refused_without_retry_after"], 0),
+        ("neither answered nor refused", figures["other"], 0),
+        ("recovery, s", figures["recovery_s"], RECOVERED_SECONDS),
+        ("memory growth, MB", figures["growth_mb"], GROWTH_MB),
+    ]
+
+
+@contextmanager
+def serving(engine_dir: Path, limits: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """The server as a process of its own: ``host:port`` and the process."""
+    command = [sys.executable, "-m", "nvlm_trt.cli.main", "serve", str(engine_dir), "--json"]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *(f"--limit={one}" for one in limits)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        event = json.loads(process.stdout.readline() or "{}")
+        if event.get("event") != "ready":
+            raise SystemExit(f"the server did not start: {event}")
+        yield event["http"], psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def measure(
+    url: str, server: psutil.Process, batch: int, limits: Limits, asked: argparse.Namespace
+) -> dict[str, Any]:
+    """All figures."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=10)
+    async with aiohttp.ClientSession(url, connector=connector) as session:
+        bodies = Bodies(asked.answer_tokens)
+        await closed_loop(session, bodies, batch, 2.0)  # warm
+        idle = [one.first for one in [await ask(session, bodies.text()) for _ in range(IDLE_ROUNDS)] if one.first]
+        full = await closed_loop(session, bodies, batch, asked.capacity_seconds)
+        before = memory(server)
+        rate = len(full) / asked.capacity_seconds * asked.times
+        async with peak_memory(server) as peak, own_lag() as lag:
+            tasks = await open_loop(session, bodies, rate, asked.seconds)
+            recovery, recovered_ttft = await recovered(session, bodies.text(), statistics.median(idle))
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        outcomes = [one for one in ended if isinstance(one, Outcome)]
+        taken = [one for one in outcomes if one.status == 200 and one.complete and one.first is not None]
+        refused = [one for one in outcomes if one.status in (429, 503)]
+        await asyncio.sleep(1)
+        firsts = [one.first for one in taken if one.first is not None]
+        return {
+            "capacity_per_s": len(full) / asked.capacity_seconds,
+            "offered_per_s": len(tasks) / asked.seconds,
+            "idle_ttft_p50_s": statistics.median(idle),
+            "full_ttft_p99_s": quantile([one.first for one in full if one.first], 99),
+            "full_total_p50_s": quantile([one.total for one in full], 50),
+            "queue_time_s": limits.queue_time,
+            "accepted": len(taken),
+            "accepted_per_s": len(taken) / asked.seconds,
+            "accepted_ttft_p50_s": quantile(firsts, 50),
+            "accepted_ttft_p99_s": quantile(firsts, 99),
+            "accepted_total_p50_s": quantile([one.total for one in taken], 50),
+            "accepted_total_p99_s": quantile([one.total for one in taken], 99),
+            "refused": len(refused),
+            "refused_p50_ms": quantile([one.head for one in refused], 50) * 1000,
+            "refused_p99_ms": quantile([one.head for one in refused], 99) * 1000,
+            "own_lag_p99_ms": quantile(lag, 99) * 1000,
+            "refused_without_retry_after": sum(not one.retry_after for one in refused),
+            "retry_after_s": sorted({int(one.retry_after) for one in refused if one.retry_after}),
+            "other": len(tasks) - len(taken) - len(refused),
+            "recovery_s": recovery,
+            "recovered_ttft_s": recovered_ttft,
+            "peak_growth_mb": peak[0] - before,
+            "growth_mb": memory(server) - before,
+        }
+
+
+async def open_loop(
+    session: aiohttp.ClientSession, bodies: Bodies, rate: float, seconds: float
+) -> list[asyncio.Task[Outcome]]:
+    """Requests that come whether the others are answered or not; many are still under way when this returns."""
+    tasks, chance = [], random.Random(1)
+    began = due = time.perf_counter()
+    while (due := due + chance.expovariate(rate)) < began + seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(session, bodies.next())))
+    await asyncio.sleep(max(0.0, began + seconds - time.perf_counter()))
+    return tasks
+
+
+async def closed_loop(session: aiohttp.ClientSession, bodies: Bodies, clients: int, seconds: float) -> list[Outcome]:
+    """Requests of so many clients that ask again when they are answered."""
+    end = time.perf_counter() + seconds
+    done: list[Outcome] = []
+
+    async def client() -> None:
+        while time.perf_counter() < end:
+            outcome = await ask(session, bodies.next())
+            if outcome.status == 200 and time.perf_counter() < end:
+                done.append(outcome)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return done
+
+
+async def recovered(session: aiohttp.ClientSession, body: bytes, idle: float) -> tuple[float, float]:
+    """Seconds until a lone client is answered as before, and the time to its first token then."""
+    began = time.perf_counter()
+    while (passed := time.perf_counter() - began) < 10 * RECOVERED_SECONDS:
+        outcome = await ask(session, body)
+        if outcome.first is not None and outcome.first <= SLOWER * idle:
+            return time.perf_counter() - began, outcome.first
+        await asyncio.sleep(0.05)
+    return passed, float("inf")
+
+
+async def ask(session: aiohttp.ClientSession, body: bytes) -> Outcome:
+    """Ask for a stream and read it."""
+    began = time.perf_counter()
+    first, complete = None, False
+    async with session.post(CHAT, data=body, headers={"Content-Type": "application/json"}) as answer:
+        head = time.perf_counter() - began
+        async for line in answer.content:
+            if first is None and b'"delta":{"content"' in line:
+                first = time.perf_counter() - began
+            complete = complete or line.startswith(b"data: [DONE]")
+        total = time.perf_counter() - began
+        return Outcome(answer.status, head, first, total, answer.headers.get("Retry-After"), complete)
+
+
+class Bodies:
+    """Requests, three of four about nothing but text, the others about one of a few small pictures."""
+
+    def __init__(self, answer_tokens: int) -> None:
+        self._tokens = answer_tokens
+        self._chance = random.Random(0)
+        self._numbers = itertools.count()
+        crops = [(0, 0), (100, 50), (200, 100), (50, 200)]
+        self._pictures = [_picture(x, y) for x, y in crops]
+
+    def text(self) -> bytes:
+        """A question that was not asked before."""
+        return self._body(f"Question {next(self._numbers)}: what is it?")
+
+    def next(self) -> bytes:
+        """A question, or one about a picture."""
+        if self._chance.random() >= IMAGE_SHARE:
+            return self.text()
+        picture = {"type": "image_url", "image_url": {"url": self._chance.choice(self._pictures)}}
+        return self._body([picture, {"type": "text", "text": f"Question {next(self._numbers)}: what is it?"}])
+
+    def _body(self, content: object) -> bytes:
+        message = {"role": "user", "content": content}
+        fields = {"model": "nvlm", "stream": True, "max_tokens": self._tokens, "ignore_eos": True}
+        return json.dumps({**fields, "messages": [message]}).encode()
+
+
+def _picture(x: int, y: int) -> str:
+    file = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).crop((x, y, x + 200, y + 150)).save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def memory(server: psutil.Process) -> float:
+    """Megabytes that the server's processes hold together."""
+    total = 0
+    for process in [server, *server.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total / 2**20
+
+
+@asynccontextmanager
+async def peak_memory(server: psutil.Process) -> AsyncIterator[list[float]]:
+    """The most that they held, looked at twice a second; complete when the context ends."""
+    peak = [memory(server)]
+
+    async def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], memory(server))
+            await asyncio.sleep(0.5)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield peak
+    finally:
+        watching.cancel()
+
+
+@asynccontextmanager
+async def own_lag() -> AsyncIterator[list[float]]:
+    """Seconds by which this process itself is late, which no time that it measures can be better than."""
+    late: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(LAG_SECONDS)
+            late.append(time.perf_counter() - began - LAG_SECONDS)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        watching.cancel()
+
+
+def quantile(values: Sequence[float], percent: int) -> float:
+    """A percentile; NaN, which meets no aim, where there is nothing."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else math.nan
+
+
+if __name__ == "__main__":
+    sys.exit(main())
