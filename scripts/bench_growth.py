@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -107,6 +108,7 @@ def _build(work: Path, layers: int, ranks: int) -> dict[str, dict[str, float]]:
         write_synthetic(checkpoint, spec)
     recipe.write_text(f"target: gpu\ntp: {ranks}\nvision_precision: bf16\ndecoder_precision: bf16\n")
     shutil.rmtree(engine, ignore_errors=True)
+    os.sync()  # what was written before shall not be written in the seconds of this build
     command = ["build", recipe, "--checkpoint", checkpoint, "--output", engine, "--until", STAGES[-1], "--quiet"]
     subprocess.run(
         [sys.executable, "-m", "nvlm_trt.cli.main", *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
@@ -145,7 +147,7 @@ def _table(curves: list[Curve], others: float) -> str:
 
 
 def _plot(curves: list[Curve]) -> bytes:
-    """A panel for each axis and cost, both scales logarithmic, with the fitted lines."""
+    """A panel for each axis and cost, sizes and seconds on logarithmic scales, with the fitted lines."""
     panels = list(dict.fromkeys((each.axis, each.cost) for each in curves))
     figure: Any = canvas(9, 3.5 * -(-len(panels) // 2))
     for index, (axis, cost) in enumerate(panels, start=1):
@@ -157,7 +159,10 @@ def _plot(curves: list[Curve]) -> bytes:
             axes.plot(each.sizes, [law(size) for size in each.sizes], "--", color=f"C{place}", label=label)
             axes.set_xscale("log", base=2)
             axes.set_xticks(each.sizes, [str(size) for size in each.sizes])
-        axes.set_yscale("log")
+        if cost == "memory":  # a flat curve shall look flat
+            axes.set_ylim(0, 1.3 * max(max(each.medians) for each in curves if each.cost == cost))
+        else:
+            axes.set_yscale("log")
         axes.set_title(f"{cost} [{COSTS[cost]}]", fontsize=9)
         axes.set_xlabel(axis)
         axes.legend(fontsize=7)
