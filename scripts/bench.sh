@@ -9,6 +9,7 @@
 # decoder-compile: what a precision costs is what is measured, so no gate of `verify` stops one, and none has judged
 # them; serve what `nvlm-trt build` has finished. Unless options say otherwise: both baselines, accuracy on the task
 # that ships with the project, three rounds, and of --transport grpc and http only the default recipe's precisions.
+# PRECISIONS="int8" in the environment builds and measures some only.
 # The small model has random weights: no accuracy, one baseline, and the scenarios in place of the load.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,12 +25,12 @@ fi
 mkdir -p engines/bench
 if [ "${1-}" = --small ]; then
     shift
-    model=nvlm-small precisions="bf16 int8" source=(--checkpoint engines/bench/nvlm-small)
+    model=nvlm-small precisions="${PRECISIONS-bf16 int8}" source=(--checkpoint engines/bench/nvlm-small)
     [ -d engines/bench/nvlm-small ] || nvlm-trt synth engines/bench/nvlm-small --size small >&2
     defaults=(--baseline bf16 --rounds 2 --repeats 1 --warmup 1 --columns 1 --served nvlm-small-int8)
     defaults+=(--scenario repeat,turns,stall,streams,prefill,decode,vision)
 else
-    model=nvlm-d-mini precisions="fp32 bf16 int8_wo int8 int4_wo" source=()
+    model=nvlm-d-mini precisions="${PRECISIONS-fp32 bf16 int8_wo int8 int4_wo}" source=()
     defaults=(--baseline bf16,fp32 --rounds 3 --served nvlm-d-mini-int8_wo)
     task=nvlm_trt/miniature/gate/task.jsonl
     [ ! -f "$task" ] || defaults+=(--task "$task")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 RateName = Literal["read", "fp32", "bf16", "int8"]
-ScenarioName = Literal["load", "repeat", "turns", "stall", "streams", "prefill", "decode", "vision", "growth"]
+ScenarioName = Literal["load", "repeat", "turns", "stall", "streams", "prefill", "decode", "vision", "growth", "first"]
 """What can be measured; "load" is what `WaveRecord` holds, the others leave a `CaseRecord` for each of their cases."""
 Device = Literal["cpu", "cuda"]
 

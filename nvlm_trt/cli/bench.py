@@ -47,7 +47,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAMES",
-            help="What is measured, with commas: load, repeat, turns, stall, streams, prefill, decode, vision, growth.",
+            help="What is measured, with commas: load, repeat, turns, stall, streams, prefill, decode, vision, growth, "
+            "first.",
         ),
     ] = "load",
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Requests of each case of a scenario and round.")] = 2,

@@ -103,6 +103,9 @@ def made_cases() -> tuple[CaseRecord, ...]:
         case("decode", "texts", answered(1.0, 1.1, 1.2), size=1),
         case("decode", "texts", answered(1.0, 1.5, 2.0), answered(1.0, 1.5, 2.0), size=2),
         *(case("streams", "texts", *[answered(0.5, 1.0 + size)] * size, size=size) for size in (1, 2, 4)),
+        case("first", "text", waited(0.1, 0, 64), waited(0.3, 0, 64), size=2),
+        case("first", "new image", waited(1.5, 3), waited(2.5, 3), size=2),
+        case("first", "known image", waited(0.2, 3), waited(0.4, 3), size=2),
     )
 
 

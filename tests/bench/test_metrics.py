@@ -7,6 +7,7 @@ import pytest
 from nvlm_trt.bench.metrics import METRICS, Measured, Metric, all_metrics
 from nvlm_trt.bench.metrics.cost import Accuracy, EngineMemory, LoadTime, PeakGpuMemory, PeakHostMemory, SizeOnDisk
 from nvlm_trt.bench.metrics.disturbance import OthersLoad
+from nvlm_trt.bench.metrics.first import FirstKnownImage, FirstNewImage, FirstText
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
     InterTokenLatency,
@@ -104,6 +105,9 @@ STEP_S = 0.1
         (StreamThroughput(size=4), [8 / 5]),
         (ImageTtft(size=3), [700.0]),
         (ImageTiles(size=3), [5.0]),
+        (FirstText(size=2), [100.0, 300.0]),
+        (FirstNewImage(size=2), [1500.0, 2500.0]),
+        (FirstKnownImage(size=2), [200.0, 400.0]),
         (ImageShare(size=3), [5 * vision_flops_per_tile(CONFIG) / 100e9 * 100]),
     ],
     ids=lambda value: value.name if isinstance(value, Metric) else "",

@@ -159,6 +159,23 @@ def test_whoever_does_not_tell_the_time_of_vision_is_asked_texts_of_as_many_toke
         assert image.requests[0].prompt_tokens == text.requests[0].prompt_tokens
 
 
+def test_first_tokens_of_one_and_of_eight_at_once_are_asked_for_with_and_without_images() -> None:
+    cases, left_out, asked = played("first")
+    assert left_out == []
+    kinds = ("text", "new image", "known image")
+    assert [(case.case, case.size) for case in cases] == [
+        (kind, size) for size in (1, 8) for kind in kinds for _ in "12"
+    ]
+    assert all(len(case.requests) == case.size for case in cases)
+    assert {question.max_tokens for question in asked} == {1}
+    shown = [question.images[0] for question in asked if question.images]
+    assert {tiles_of(image) for image in shown} == {3}
+    known = [image for image in shown if shown.count(image) > 1]
+    assert {known.count(image) for image in known} == {1 + 2 * 1, 1 + 2 * 8}, "asked once before it counts"
+    assert len({question.text for question in asked if question.images}) > len(set(shown)), "under texts of their own"
+    assert played("first", streams=4)[1] == ["first: not 8 streams, as at most 4 are decoded at a time"]
+
+
 def test_growth_adds_sizes_to_three_scenarios() -> None:
     cases, _, _ = played("growth")
     assert list(of_size(cases, "prefill")) == [256, 512, 1024, 2048, 4096]

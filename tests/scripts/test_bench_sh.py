@@ -101,6 +101,13 @@ def test_the_small_model_is_made_once_and_measured_in_two_precisions(run: Run, c
     assert [call[1] for call in run("--small")] == ["build", "build", "bench"]
 
 
+def test_some_precisions_alone_are_built_and_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECISIONS", "int8")
+    synth, build, bench = run("--small")
+    assert (synth[1], build[2]) == ("synth", "engines/bench/nvlm-small-int8.yaml")
+    assert bench[2:4] == ["engines/bench/nvlm-small-int8", "--baseline"]
+
+
 def test_the_shipped_task_is_put_to_everybody_where_it_is_there(run: Run, checkout: Path) -> None:
     assert "--task" not in run()[-1]
     (checkout / TASK).parent.mkdir(parents=True)

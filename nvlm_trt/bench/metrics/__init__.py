@@ -14,6 +14,7 @@ from nvlm_trt.bench.metrics.cost import (
     SizeOnDisk,
 )
 from nvlm_trt.bench.metrics.disturbance import OthersLoad
+from nvlm_trt.bench.metrics.first import FirstKnownImage, FirstNewImage, FirstText
 from nvlm_trt.bench.metrics.load import (
     ImageThroughput,
     InterTokenLatency,
@@ -91,6 +92,9 @@ PER_SIZE: tuple[type[SizedMetric], ...] = (
     ImageTtft,
     ImageTiles,
     ImageShare,
+    FirstText,
+    FirstNewImage,
+    FirstKnownImage,
 )
 METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (*ONCE, *PER_CONCURRENCY, *PER_SIZE)}
 """By name, in the order of the report."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from nvlm_trt.bench.record import CaseRecord, ScenarioName
 from nvlm_trt.bench.scenarios.base import NAMES, Bounds, LeftOut, Scenario, Scene
+from nvlm_trt.bench.scenarios.first import first
 from nvlm_trt.bench.scenarios.reuse import repeat, turns
 from nvlm_trt.bench.scenarios.scale import decode, prefill, streams, vision
 from nvlm_trt.bench.scenarios.stall import stall
@@ -20,6 +21,7 @@ __all__ = ["NAMES", "Bounds", "Scene", "play"]
 PREFILL_TOKENS: Final = (512, 2048)
 VISION_TILES: Final = (1, 5, 7)
 DECODE_STREAMS: Final = (1, 8)
+FIRST_TOGETHER: Final = (1, 8)
 STREAMS: Final = (1, 2, 4, 8, 16, 32)
 GROWTH_TOKENS: Final = (256, 512, 1024, 2048, 4096)
 GROWTH_TILES: Final = (1, 3, 5, 7)
@@ -56,6 +58,8 @@ def chosen(names: Collection[ScenarioName]) -> Iterator[tuple[ScenarioName, Scen
         yield "turns", turns
     if "stall" in names:
         yield "stall", stall
+    if "first" in names:
+        yield "first", first(FIRST_TOGETHER)
     if "streams" in names or growth:
         yield "streams", streams(STREAMS)
     if "prefill" in names or growth:

@@ -23,7 +23,7 @@ def prefill(sizes: Sequence[int]) -> Scenario:
         scene.ask(scene.text(size, 1))
         yield scene.alone("prefill", "text", [scene.text(size, 1) for _ in range(scene.repeats)], size)
 
-    return _by_size(sizes, measure)
+    return by_size(sizes, measure)
 
 
 def vision(sizes: Sequence[int]) -> Scenario:
@@ -41,7 +41,7 @@ def vision(sizes: Sequence[int]) -> Scenario:
             scene.ask(scene.text(tokens, 1))
             yield scene.alone("vision", "text", [scene.text(tokens, 1) for _ in range(scene.repeats)], size)
 
-    return _by_size(sizes, measure)
+    return by_size(sizes, measure)
 
 
 def streams(sizes: Sequence[int]) -> Scenario:
@@ -52,7 +52,7 @@ def streams(sizes: Sequence[int]) -> Scenario:
         for _ in range(scene.repeats):
             yield scene.together("streams", "texts", _prompts(scene, size, STREAM_ANSWER), size)
 
-    return _by_size(sizes, measure, together=True)
+    return by_size(sizes, measure, together=True)
 
 
 def decode(sizes: Sequence[int]) -> Scenario:
@@ -66,7 +66,7 @@ def decode(sizes: Sequence[int]) -> Scenario:
         for _ in range(scene.repeats):
             yield scene.together("decode", "texts", _prompts(scene, size, answer), size)
 
-    return _by_size(sizes, measure, together=True)
+    return by_size(sizes, measure, together=True)
 
 
 def _prompts(scene: Scene, count: int, answer: int) -> list[Question]:
@@ -75,7 +75,7 @@ def _prompts(scene: Scene, count: int, answer: int) -> list[Question]:
     return [scene.text(PROMPT_TOKENS, length) for _ in range(count)]
 
 
-def _by_size(
+def by_size(
     sizes: Sequence[int], measure: Callable[[Scene, int], Iterator[CaseRecord]], *, together: bool = False
 ) -> Scenario:
     """Every size; one that cannot be measured is left out, and the others are measured all the same.
