@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nvlm_trt.errors import RequestError
+from nvlm_trt.gateway.body import check_members
 from nvlm_trt.serving.fields import Field, refuse_unknown
 
 NESTED: Final = "parameters"
@@ -41,9 +42,11 @@ def check_generate(body: bytes, fields: Iterable[Field], *, stream: bool) -> byt
         The body to pass on. Who calls generate_stream and does not say `stream` wants it.
 
     Raises:
+        ApiError: it has too many members.
         RequestError: the body is no JSON object, a field is unknown or of the wrong type, or generate is asked to
             stream, which it cannot.
     """
+    check_members(body)
     known = {field.name: field for field in fields}
     members = _parse(body)
     nested = members.pop(NESTED, {})

@@ -5,6 +5,7 @@ A parser holds the event loop, and with it the refusals of a busy server, for as
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+
+from nvlm_trt.gateway.body import SMALL_BODY, check_members
 
 
 class JsonRoute(APIRoute):
@@ -22,7 +25,11 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
+            asked = _JsonRequest(request.scope, request.receive)
+            body = await asked.body()
+            if len(body) > SMALL_BODY:
+                await asyncio.to_thread(check_members, body)
+            return await handle(asked)
 
         return handle_json
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nvlm_trt.errors import PromptError
 from nvlm_trt.model.tiling import tile_tags
-from nvlm_trt.model.tokenizer import END_OF_TURN, START_OF_TURN, VISION_PAD, NvlmTokenizer
+from nvlm_trt.model.tokenizer import END_OF_TURN, LONG_TEXT, START_OF_TURN, VISION_PAD, NvlmTokenizer
 
 DEFAULT_SYSTEM = "Answer the questions."
 IMAGE_PLACEHOLDER = "<image>"
@@ -80,13 +80,14 @@ class Prompt:
         check_prompt_length(len(self.input_ids), self.num_visual_tokens, limit)
 
 
-def check_prompt_length(tokens: int, visual: int, limit: int) -> None:
+def check_prompt_length(tokens: int, visual: int, limit: int, *, more: bool = False) -> None:
     """Refuse a prompt that an engine cannot take.
 
     Args:
         tokens: Its tokens, visual ones included.
         visual: Visual ones among them.
         limit: The engine's `max_input_len`.
+        more: Whether there are more tokens, which nobody has counted.
 
     Raises:
         PromptError: with the count and the limit.
@@ -94,7 +95,7 @@ def check_prompt_length(tokens: int, visual: int, limit: int) -> None:
     if tokens > limit:
         raise PromptError(
             "the prompt is longer than the engine",
-            seen=f"{tokens} tokens, {visual} of them visual",
+            seen=f"{tokens} tokens{' or more' if more else ''}, {visual} of them visual",
             expected=f"at most {limit}",
             fix="shorten the text, send fewer images, or lower max_tiles",
         )
@@ -109,6 +110,7 @@ def build_prompt(
     history: Sequence[Turn] = (),
     system: str | None = None,
     tags: TileTags = tile_tags,
+    limit: int | None = None,
 ) -> Prompt:
     """Build the prompt of one request.
 
@@ -124,9 +126,10 @@ def build_prompt(
         history: Earlier questions and answers, oldest first.
         system: The system message; None for the release's own.
         tags: The text in front of each tile; others than the model was trained with are for ablations.
+        limit: Tokens from which on nothing more needs to be counted.
 
     Raises:
-        PromptError: there are more images than placeholders.
+        PromptError: there are more images than placeholders, or a long text alone is beyond the limit.
     """
     system = DEFAULT_SYSTEM if system is None else system
     said = [system, *(message for turn in history for message in turn), question]
@@ -140,7 +143,7 @@ def build_prompt(
             fix="write <image> once for each image, or nowhere",
         )
     pieces = list(_expand(_template(system, history, question), tiles, tokens_per_tile, tags))
-    return _tokenise(tokenizer, pieces, tuple(tiles))
+    return _tokenise(tokenizer, pieces, tuple(tiles), limit)
 
 
 def _template(system: str, history: Sequence[Turn], question: str) -> Iterator[Piece]:
@@ -184,20 +187,27 @@ def _image(tags: Sequence[str], tokens_per_tile: int) -> Iterator[Piece]:
     yield "</Image>"
 
 
-def _tokenise(tokenizer: NvlmTokenizer, pieces: Sequence[Piece], tiles: tuple[int, ...]) -> Prompt:
+def _tokenise(tokenizer: NvlmTokenizer, pieces: Sequence[Piece], tiles: tuple[int, ...], limit: int | None) -> Prompt:
     """Tokenise each stretch of text between special tokens as a whole."""
     ids: list[int] = []
     visual: list[int] = []
     stretch: list[str] = []
+
+    def tokenise_stretch() -> None:
+        text = "".join(stretch)
+        stretch.clear()
+        ids.extend(tokenizer.encode_text(text, at_most=None if limit is None else max(0, limit - len(ids))))
+        if limit is not None and len(text) >= LONG_TEXT:
+            check_prompt_length(len(ids), len(visual), limit, more=True)
+
     for piece in pieces:
         if isinstance(piece, str):
             stretch.append(piece)
             continue
-        ids += tokenizer.encode_text("".join(stretch))
-        stretch.clear()
+        tokenise_stretch()
         if piece.text == VISION_PAD:
             visual.append(len(ids))
         ids.append(tokenizer.special_id(piece.text))
-    ids += tokenizer.encode_text("".join(stretch))
+    tokenise_stretch()
     text = "".join(piece.text if isinstance(piece, Special) else piece for piece in pieces)
     return Prompt(text, tuple(ids), tiles, len(visual), tuple(visual))

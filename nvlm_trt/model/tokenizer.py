@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -30,10 +31,24 @@ QWEN2_SPLIT = (
 LONG_TEXT = 4096
 """Characters from which a text is tokenised while other threads go on: it takes milliseconds, of megabytes seconds."""
 
+STRETCH = 1 << 16
+"""Characters of a long text that are tokenised together."""
+
+BREAK = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\n)(?=[A-Za-z])")
+"""Where `QWEN2_SPLIT` always splits, whatever stands before and behind: a text may be cut there."""
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 """A batch of one text needs no threads, and a process that has used them is warned of at every fork."""
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+def _stretches(text: str) -> Iterator[str]:
+    begin = 0
+    while cut := BREAK.search(text, begin + STRETCH):
+        yield text[begin : cut.start()]
+        begin = cut.start()
+    yield text[begin:]
 
 
 class NvlmTokenizer:
@@ -54,6 +69,7 @@ class NvlmTokenizer:
         self.start_of_turn_id = specials[START_OF_TURN]
         self.eos_id = specials[END_OF_TURN]
         self.vision_pad_id = specials[VISION_PAD]
+        self._longest = max(map(len, bpe.get_vocab()))
 
     @classmethod
     def load(cls, directory: Path) -> NvlmTokenizer:
@@ -75,11 +91,24 @@ class NvlmTokenizer:
             raise CheckpointError(f"the tokenizer cannot be read ({error})", seen=directory.name) from None
         return cls(bpe, {str(token["content"]): index for index, token in added.items() if token.get("special")})
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of a stretch of text that holds no special token; one typed in it is plain text."""
+    def encode_text(self, text: str, *, at_most: int | None = None) -> list[int]:
+        """Ids of a stretch of text that holds no special token; one typed in it is plain text.
+
+        Args:
+            text: The text.
+            at_most: Ids that there is room for. Of a long text with more, more than so many come, but not all: what
+                does not fit costs no more than what does.
+        """
         if len(text) < LONG_TEXT:
             return list(self._bpe.encode(text, add_special_tokens=False).ids)
-        return list(self._bpe.encode_batch([text], add_special_tokens=False)[0].ids)  # holds no interpreter lock
+        if at_most is not None:  # twice, because normalising may make a text a little shorter
+            text = text[: 2 * (at_most + 1) * self._longest]
+        ids: list[int] = []
+        for stretch in _stretches(text):
+            ids += self._bpe.encode_batch([stretch], add_special_tokens=False)[0].ids  # holds no interpreter lock
+            if at_most is not None and len(ids) > at_most:
+                break
+        return ids
 
     def special_id(self, text: str) -> int:
         """Id of a special token.

@@ -153,6 +153,35 @@ def assert_refused(answer: Reply, path: str) -> None:
         assert answer.error["code"]
 
 
+MILLIONS: dict[str, tuple[str, bytes]] = {
+    "chat: 3 million objects": (CHAT, b'{"messages": [' + b"{}," * 3_000_000 + b"1]}"),
+    "chat: a million parts": (
+        CHAT,
+        b'{"model":"nvlm","messages":[{"role":"user","content":['
+        + b'{"type":"text","text":"x"},' * 500_000
+        + b'{"type":"text","text":"x"}]}]}',
+    ),
+    "chat: 3 million stops": (CHAT, b'{"stop": [' + b'"x",' * 3_000_000 + b"1]}"),
+    "generate: a million fields": (GENERATE, b"{" + b",".join(b'"f%d":1' % n for n in range(1_000_000)) + b"}"),
+}
+
+
+@pytest.mark.fault(case=5)
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_body_of_millions_of_members_is_refused_before_they_are_made(
+    served: Served, watch: Begin, fault_record: FaultRecord, name: str
+) -> None:
+    """Each would be an object of dozens of bytes, and hold the event loop for seconds while it is made."""
+    path, body = MILLIONS[name]
+    began = watch()
+    answer = ask(served.http, path, body)
+    growth, seen = began.end()
+    assert answer.status == 400
+    assert "too many members" in answer.sentence
+    assert growth < 4 * len(body) / 2**20 + 20
+    fault_record(time_ms=answer.ms, memory_mb=growth, others=seen, variant=name)
+
+
 @pytest.mark.fault(case=5)
 def test_a_hundred_mistakes_disturb_nobody(served: Served, watch: Begin, fault_record: FaultRecord) -> None:
     began = watch()

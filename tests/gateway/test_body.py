@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import zlib
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 from starlette.types import Message
 
-from nvlm_trt.gateway.body import ClientGoneError, read_body
+from nvlm_trt.gateway.body import ClientGoneError, check_members, read_body
 from nvlm_trt.gateway.errors import ApiError
 
 LIMIT = 1000
@@ -82,3 +83,15 @@ def test_an_empty_body_may_say_that_it_is_packed() -> None:
 def test_a_client_that_goes_away_while_it_sends_is_no_error_of_anybody() -> None:
     with pytest.raises(ClientGoneError):
         read([b"x", None])
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"1,", b'"a",'])
+def test_a_body_of_too_many_members_is_refused_before_it_is_parsed(unit: bytes) -> None:
+    with pytest.raises(ApiError) as refusal:
+        check_members(b"[" + unit * 300_000 + b"1]")
+    assert (refusal.value.status, refusal.value.code) == (400, "invalid_json")
+    assert "members" in refusal.value.sentence
+
+
+def test_images_and_long_texts_are_not_too_many_members() -> None:
+    check_members(b'{"a": "' + base64.b64encode(bytes(20_000_000)) + b'", "b": "' + b"lorem ipsum, " * 200_000 + b'"}')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.detokenizer import IncrementalDetokenizer
 from nvlm_trt.model.mini_tokenizer import mini_merges, tokenizer_size, write_tokenizer
-from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.model.tokenizer import BREAK, NvlmTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,34 @@ def test_added_tokens_keep_their_ids_across_a_gap(files: Path, tmp_path: Path) -
 def test_an_unknown_special_token_is_an_error(mini: NvlmTokenizer) -> None:
     with pytest.raises(CheckpointError, match="no such special token"):
         mini.special_id("<|nothing|>")
+
+
+UNITS = ["a", "Bc", " ", "  ", "\n", "\r\n", "1", "'s", ".", "é", "e\u0301", "漢", "\t"]
+PROSE = st.lists(st.sampled_from(UNITS), max_size=60)
+
+
+@given(PROSE.map("".join))
+def test_a_long_text_that_is_cut_gives_the_ids_of_the_whole(mini: NvlmTokenizer, text: str) -> None:
+    assert_cut_anywhere(mini, text)
+
+
+def test_so_it_does_with_the_released_tokenizer(nvlm_72b: Path) -> None:
+    qwen = NvlmTokenizer.load(nvlm_72b)
+    for text in ("it's a photo of   two cats\nand one dog .\n\n b c", "fiancé e\u0301 a b\r\nc  d e", "a 1 b c\td e f"):
+        assert_cut_anywhere(qwen, text)
+
+
+def assert_cut_anywhere(tokenizer: NvlmTokenizer, text: str) -> None:
+    """At every place at which a long text may be cut."""
+    whole = tokenizer.encode_text(text)
+    for place in BREAK.finditer(text):
+        pieces = text[: place.start()], text[place.start() :]
+        assert [index for piece in pieces for index in tokenizer.encode_text(piece)] == whole
+
+
+@pytest.mark.parametrize("unit", ["word ", "x", " ", "one\n"])
+def test_of_a_text_beyond_the_room_no_more_is_counted_than_shows_it(mini: NvlmTokenizer, unit: str) -> None:
+    text = unit * (2_000_000 // len(unit))
+    ids = mini.encode_text(text, at_most=100)
+    assert 100 < len(ids) < 100_000
+    assert mini.encode_text(text[:9000], at_most=9000) == mini.encode_text(text[:9000])
