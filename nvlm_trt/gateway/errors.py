@@ -53,6 +53,7 @@ class ApiError(Exception):
         code: OpenAI's `code`.
         param: The field that is at fault.
         retry_after: Seconds after which it may work.
+        allow: Methods that the path has, where another one was used.
     """
 
     status: int
@@ -61,6 +62,7 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    allow: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -71,6 +73,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that belong to it."""
         headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else {}
+        headers |= {"Allow": self.allow} if self.allow is not None else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
     def body(self, path: str) -> bytes:
@@ -113,7 +116,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, HTTPException) and error.status_code == 400:  # a body that FastAPI cannot read
         return ApiError(400, NO_JSON, code="invalid_json")
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), code=HTTP_CODES.get(error.status_code))
+        allow = (error.headers or {}).get("Allow")
+        return ApiError(error.status_code, str(error.detail), code=HTTP_CODES.get(error.status_code), allow=allow)
     if isinstance(error, TimeoutError):
         return too_late()
     if isinstance(error, UnavailableError):

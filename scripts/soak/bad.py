@@ -130,5 +130,5 @@ def _bomb(side: int) -> bytes:
 
 
 def _gzip_bomb() -> bytes:
-    """256 MiB of spaces in 256 kB."""
-    return gzip.compress(b" " * (256 << 20), 6)
+    """256 MiB of spaces in a megabyte."""
+    return gzip.compress(b" " * (256 << 20), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from nvlm_trt.errors import ImageRejected, PromptError, RequestError, ServerError
 from nvlm_trt.gateway.errors import COME_BACK, OUR_FAULT, ApiError, api_error, plain
@@ -79,3 +80,7 @@ def test_each_api_has_its_form() -> None:
     assert json.loads(error.body("/v1/chat/completions")) == {"error": form}
     assert error.event("/v1/chat/completions") == b"data: " + json.dumps({"error": form}).encode() + b"\n\n"
     assert error.headers == {"Retry-After": "2"}
+
+
+def test_a_method_that_a_path_does_not_have_is_answered_with_those_it_has() -> None:
+    assert api_error(HTTPException(405, headers={"Allow": "GET"})).headers == {"Allow": "GET"}

@@ -1,0 +1,158 @@
+"""A soak's verdict hangs on what was measured, and its requests on their seed alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+
+import pytest
+
+from nvlm_trt.gateway.conversation import conversation_of
+from nvlm_trt.gateway.schema import ChatRequest
+from scripts.soak.ask import WAYS, LostError, body_of
+from scripts.soak.bad import Bad, bad_requests
+from scripts.soak.cases import Case, make_cases
+from scripts.soak.load import Load, Material, Tally
+from scripts.soak.references import Expected
+from scripts.soak.verdict import growth, judge, slope_per_hour, warm_up_of
+from scripts.soak.watch import ProcessFigures, Sample, read_figures
+
+MB = 1_000_000
+RIGHT = Expected("four", "stop", 7, 2)
+IDLE_FIGURES = {
+    "nvlm_requests_working": 0.0,
+    "nvlm_requests_waiting": 0.0,
+    "nvlm_buffered_bytes": 0.0,
+    "nvlm_kv_running_requests": 0.0,
+    "nvlm_kv_waiting_requests": 0.0,
+    "nvlm_kv_blocks": 100.0,
+    "nvlm_kv_free_blocks": 100.0,
+}
+
+
+def moment(at: float, *, mb: float = 500, shm_mb: float = 10, fds: int = 60, threads: int = 70, pid: int = 1) -> Sample:
+    one = ProcessFigures(pid, int(mb * MB), int(mb * MB), fds, threads)
+    return Sample(at, {"gateway": one}, int(shm_mb * MB), dict(IDLE_FIGURES), 1.0)
+
+
+def failed(samples: list[Sample], *, tally: Tally | None = None, after: Sample | None = None) -> set[str]:
+    """Names of the checks that a soak fails."""
+    checks = judge(samples, tally or Tally(), (moment(0), after or moment(100)), warm_up=20)
+    return {check.name for check in checks if not check.passed}
+
+
+FLAT = [moment(at) for at in range(100)]
+
+
+def test_a_server_that_stays_as_it_was_passes() -> None:
+    assert failed(FLAT) == set()
+
+
+def test_memory_that_grows_after_the_warm_up_fails() -> None:
+    assert failed([moment(at, mb=500 + 2 * at) for at in range(100)]) == {"growth of memory (PSS of all processes)"}
+    assert failed([moment(at, shm_mb=2 * at) for at in range(100)]) == {"growth of shared memory"}
+
+
+def test_memory_that_grows_during_the_warm_up_is_no_fault() -> None:
+    assert failed([moment(at, mb=min(500, 25 * at)) for at in range(100)]) == set()
+
+
+def test_one_high_sample_at_the_end_is_no_growth() -> None:
+    samples = [*FLAT[:-1], moment(99, mb=2000)]
+    assert growth(samples, 20, lambda one: one.pss) == 0
+
+
+def test_the_slope_is_that_of_a_line() -> None:
+    samples = [moment(at, mb=500 + at) for at in range(100)]
+    assert slope_per_hour(samples, 20, lambda one: one.pss) == pytest.approx(3600 * MB)
+
+
+def test_the_warm_up_is_a_tenth_of_the_run_within_bounds() -> None:
+    assert [warm_up_of(seconds) for seconds in (20, 100, 600, 3600, 86_400)] == [10, 30, 60, 360, 600]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check"),
+    [
+        ("nvlm_requests_working", 1.0, "requests left in the gateway"),
+        ("nvlm_requests_waiting", 1.0, "requests left in the gateway"),
+        ("nvlm_buffered_bytes", 9.0, "bytes left in the gateway's buffers"),
+        ("nvlm_kv_running_requests", 1.0, "requests left in the decoder"),
+        ("nvlm_kv_free_blocks", 99.0, "KV blocks that nobody gave back"),
+        ("nvlm_server_restarts_total", 1.0, "restarts"),
+    ],
+)
+def test_what_is_left_behind_fails(name: str, value: float, check: str) -> None:
+    after = dataclasses.replace(moment(100), figures={**IDLE_FIGURES, name: value})
+    assert failed(FLAT, after=after) == {check}
+
+
+def test_descriptors_threads_and_processes_are_counted() -> None:
+    assert failed(FLAT, after=moment(100, fds=77)) == {"file descriptors left"}
+    assert failed(FLAT, after=moment(100, threads=87)) == {"threads left"}
+    assert failed(FLAT, after=moment(100, pid=2)) == {"processes that came or went"}
+
+
+def test_restarts_are_summed_over_their_reasons() -> None:
+    text = 'nvlm_server_restarts_total{reason="hung"} 2\nnvlm_server_restarts_total{reason="dead"} 1\nother 5\n'
+    assert read_figures(text) == {"nvlm_server_restarts_total": 3}
+
+
+class StandIn:
+    """Answers as it is told."""
+
+    def __init__(self, answer: Expected | LostError, refusal: tuple[int, str] = (400, "")) -> None:
+        self._answer = answer
+        self._refusal = refusal
+
+    async def ask(self, case: Case, way: str) -> Expected:
+        if isinstance(self._answer, LostError):
+            raise self._answer
+        return self._answer
+
+    async def refused(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+        return self._refusal
+
+
+def tally_of(stand_in: StandIn) -> Tally:
+    """What a load of eight callers counts."""
+    cases = make_cases(1, 8)
+    material = Material(cases, {case.name: RIGHT for case in cases}, ())
+    load = Load(stand_in, material, seed=1)  # type: ignore[arg-type]
+    asyncio.run(load.capacity(0.0, 8))
+    return load.tally
+
+
+def test_right_wrong_and_lost_answers_are_told_apart() -> None:
+    assert sum(tally_of(StandIn(RIGHT)).right.values()) == 8
+    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, text="five"))).wrong) == 8
+    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, num_output_tokens=3))).wrong) == 8
+    assert len(tally_of(StandIn(LostError("status 503"))).lost) == 8
+
+
+@pytest.mark.parametrize(("refusal", "right"), [((400, '{"code": "a"}'), 1), ((400, ""), 0), ((500, '"a"'), 0)])
+def test_a_refusal_needs_its_status_and_its_code(refusal: tuple[int, str], right: int) -> None:
+    load = Load(StandIn(RIGHT, refusal), Material((), {}, ()), seed=1)  # type: ignore[arg-type]
+    asyncio.run(load._refused(Bad("one", "/", b"", {}, 400, "a")))
+    assert (sum(load.tally.refused.values()), len(load.tally.misjudged)) == (right, 1 - right)
+
+
+def test_cases_hang_on_their_seed_and_differ_within_it() -> None:
+    assert make_cases(3, 6) == make_cases(3, 6)
+    assert make_cases(3, 6) != make_cases(4, 6)
+    assert len({case.name for case in make_cases(3, 12)}) == 12
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("chat")])
+def test_every_case_is_a_conversation_that_the_gateway_takes(way: str) -> None:
+    for case in make_cases(1, 24):
+        said = conversation_of(ChatRequest.model_validate(json.loads(body_of(case, way))).messages)
+        assert (said.question, said.history) == (case.question, case.history)
+        assert len(said.images) == len(case.images)
+
+
+def test_every_bad_request_has_a_kind_of_its_own() -> None:
+    requests = bad_requests(1, max_images=4)
+    assert len({bad.name for bad in requests}) == len(requests) > 20
+    assert {bad.status for bad in requests} >= {400, 403, 404, 413, 415}
