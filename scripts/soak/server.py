@@ -16,8 +16,8 @@ from nvlm_trt.errors import RequestError, ServerError
 
 STOP_SECONDS = 60
 PATIENT = ("--limit=queue_time=60",)
-"""Where others use the machine, it may be slower for a while than it was when its capacity was measured; what the server
-would refuse then is no answer lost by its fault."""
+"""Where others use the machine, it may be slower for a while than when its capacity was measured; a refusal then is not
+the server's fault."""
 START = "import sys; from nvlm_trt.cli.main import main; sys.exit(main())"
 
 
