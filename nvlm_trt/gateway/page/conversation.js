@@ -1,5 +1,7 @@
 // What was asked and answered, and the request that it makes.
 
+const SHORTEST = 20; // milliseconds
+
 /** A question with its answer; `state` is "waiting", "streaming", "done", "stopped" or "failed". */
 export class Turn {
   constructor(text, pictures) {
@@ -30,10 +32,14 @@ export class Turn {
     return this.first === null ? null : this.first - this.asked;
   }
 
-  /** Tokens a second after the first; while the answer comes, its pieces stand for tokens. */
+  /**
+   * Tokens a second after the first; while the answer comes, its pieces stand for tokens. None of an answer so short
+   * that its pieces may have waited for each other on their way.
+   */
   get rate() {
     const tokens = this.usage === null ? this.pieces : this.usage.completion_tokens;
-    return tokens > 1 && this.last > this.first ? ((tokens - 1) * 1000) / (this.last - this.first) : null;
+    const time = this.last - this.first;
+    return tokens > 1 && time >= SHORTEST ? ((tokens - 1) * 1000) / time : null;
   }
 }
 

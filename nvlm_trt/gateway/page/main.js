@@ -174,9 +174,12 @@ function actionsOf(turn, isLast) {
 }
 
 function showState() {
+  const focused = document.activeElement;
   byId("send").disabled = composer.isEmpty || answering !== null;
   byId("send").hidden = answering !== null;
   byId("stop").hidden = answering === null;
+  if (focused === byId("send") && answering) byId("stop").focus(); // a button that goes takes the focus with it
+  if (focused === byId("stop") && !answering) composer.focus();
   byId("new").disabled = turns.length === 0 && composer.isEmpty;
 }
 

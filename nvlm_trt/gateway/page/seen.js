@@ -69,11 +69,10 @@ export class Seen {
       return cell;
     });
     const frame = make("div", { className: "frame" }, whole, make("div", { "aria-hidden": "true" }, ...cells));
-    frame.style.setProperty("--ratio", width / height);
     const shown = tiles.map((tile, index) => this.#tile(tile, image, picture, `${place}.${index}`, index));
     const group = make("div", { className: "tiles", role: "group", "aria-label": `Tiles of ${picture.name}; arrow keys move` }, ...shown);
     group.style.setProperty("--columns", columns);
-    return make(
+    const article = make(
       "article",
       { className: "image" },
       make("h3", {}, make("span", { className: "ordinal", textContent: place }), ` ${picture.name}`),
@@ -81,6 +80,8 @@ export class Seen {
       frame,
       group,
     );
+    article.style.setProperty("--ratio", width / height);
+    return article;
   }
 
   #tile(tile, image, picture, name, index) {

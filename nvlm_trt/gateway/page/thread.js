@@ -18,8 +18,17 @@ export class Thread {
   /** Show these turns. */
   show(turns) {
     byId("empty").hidden = turns.length > 0;
-    this.#views = new Map(turns.map((turn) => [turn, this.#views.get(turn) ?? new View(turn)]));
-    byId("turns").replaceChildren(...[...this.#views.values()].map((view) => view.element));
+    for (const [turn, view] of this.#views) {
+      if (!turns.includes(turn)) {
+        view.element.remove();
+        this.#views.delete(turn);
+      }
+    }
+    for (const turn of turns) {
+      if (this.#views.has(turn)) continue;
+      this.#views.set(turn, new View(turn));
+      byId("turns").append(this.#views.get(turn).element);
+    }
     turns.forEach((turn, place) => this.update(turn, place === turns.length - 1));
     byId("talk-scroll").scrollTop = byId("talk-scroll").scrollHeight;
   }
@@ -42,7 +51,7 @@ export class Thread {
 class View {
   #turn;
   #text = make("p", { className: "text" });
-  #figures = make("p", { className: "figures" });
+  #figures = make("p", { className: "figures", title: "TTFT: from the request to the first text. Both as this page saw it." });
   #refusal = make("div", { className: "refusal" });
   #tools = make("div", { className: "turn-tools" });
 
@@ -70,6 +79,7 @@ class View {
     const { refusal } = turn;
     const lines = refusal ? [refusal.message, retryWords(refusal), idWords(refusal.requestId)] : [];
     this.#refusal.replaceChildren(...lines.filter(Boolean).map((line) => make("p", { textContent: line })));
+    if (actions.map(([label]) => label).join() === [...this.#tools.children].map((one) => one.textContent).join()) return;
     this.#tools.replaceChildren(
       ...actions.map(([label, act]) => {
         const button = make("button", { type: "button", className: "plain small", textContent: label });
@@ -84,7 +94,7 @@ class View {
     const about = turn.usage ? "" : "≈ ";
     const figures = [
       STATES[turn.state],
-      turn.firstAfter === null ? "" : `first text after ${milliseconds(turn.firstAfter)}`,
+      turn.firstAfter === null ? "" : `TTFT ${milliseconds(turn.firstAfter)}`,
       turn.rate === null ? "" : `${about}${turn.rate.toFixed(turn.rate < 10 ? 1 : 0)} tokens/s`,
       turn.usage ? `${number(turn.usage.prompt_tokens)} + ${number(turn.usage.completion_tokens)} tokens` : "",
       REASONS[turn.reason] ?? "",
