@@ -186,6 +186,10 @@ class KeyRing:
             raise ApiError(401, "the API key is not one of this server's", code="invalid_api_key")
         return matches.index(True)
 
+    def shown(self, client: int) -> str | None:
+        """What logs call a client: the beginning of its key's digest; None where there are no keys."""
+        return self._digests[client].hex()[:8] if self._digests else None
+
     @contextlib.contextmanager
     def request(self, client: int) -> Iterator[None]:
         """A request of a client.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ from nvlm_trt.gateway.settings import GatewaySettings, Upstream
 from nvlm_trt.gateway.tiles import tile_routes
 from nvlm_trt.gateway.web import page_routes
 from nvlm_trt.recipe import load_recipe
+from nvlm_trt.tracing import tracer_from_environment
 
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 READY: Final = "/v2/health/ready"
@@ -46,15 +48,17 @@ class Served:
         upstream: Where tritonserver listens.
         names: How clients may call the model; the first is its own.
         is_ready: Whether the server answers now.
-        restarts: How often it was replaced.
+        restarts: How often it was replaced, by reason.
         engine_dir: The engine that is served, whose shapes and tokenizer tell what it will see; None shows nothing.
+        processes: Ids of its processes, by name.
     """
 
     upstream: Upstream
     names: tuple[str, ...]
     is_ready: Callable[[], bool]
-    restarts: Callable[[], int] = int
+    restarts: Callable[[], Mapping[str, int]] = dict
     engine_dir: Path | None = None
+    processes: Callable[[], Mapping[str, int]] = dict
 
 
 class _Connections:
@@ -76,7 +80,8 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     recipe = served.engine_dir and load_recipe(served.engine_dir / "recipe.yaml")
     plans = Plans(served.engine_dir, recipe) if served.engine_dir and recipe else None
     admission = Admission(limits, recipe.max_batch_size if recipe else None)
-    metrics = Metrics(admission, served.is_ready, served.restarts)
+    metrics = Metrics(admission, served.is_ready, served.restarts, served.processes, served.names[0])
+    tracer = tracer_from_environment("gateway")
     fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
     images = Images(limits, fetcher, metrics.image)
     open_ = _Connections()
@@ -88,12 +93,14 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         async with ClientSession(trust_env=False) as open_.session:
             yield
         await open_.model.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     async def tell(request: Request, error: Exception) -> Response:
         told = api_error(error)
-        metrics.refused(told)
-        path = exchange_of(request.scope).path
-        return Response(told.body(path), told.status, headers=told.headers, media_type="application/json")
+        exchange = exchange_of(request.scope)
+        exchange.error = told.word
+        return Response(told.body(exchange.path), told.status, headers=told.headers, media_type="application/json")
 
     app = FastAPI(
         title="nvlm-trt",
@@ -111,7 +118,7 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         shown = Images(limits, fetcher, lambda _: None)  # images that are looked at are not counted as asked about
         app.include_router(tile_routes(plans, shown, limits, served.names))
     app.include_router(page_routes())
-    probe = Probe(lambda: open_.model)
+    probe = Probe(lambda: open_.model, metrics.probed)
     app.include_router(health_routes(served.is_ready, probe, metrics, lambda: open_.session, upstream.metrics))
 
     @app.get(READY, include_in_schema=False)
@@ -122,4 +129,4 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
 
     for path in ("/v2", "/v2/{path:path}"):
         app.add_route(path, passing.handle, methods=METHODS, include_in_schema=False)
-    return Door(app, limits, KeyRing(settings.api_keys, limits), admission, metrics)
+    return Door(app, limits, KeyRing(settings.api_keys, limits), admission, metrics, tracer)

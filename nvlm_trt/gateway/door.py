@@ -15,8 +15,11 @@ from nvlm_trt.gateway.admission import Admission, KeyRing
 from nvlm_trt.gateway.body import ClientGoneError, read_body
 from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.exchange import Exchange
-from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.log import log_access
+from nvlm_trt.gateway.metrics import Metrics, route_of
 from nvlm_trt.gateway.settings import Limits
+from nvlm_trt.gateway.tracing import begin_trace, end_trace
+from nvlm_trt.tracing import CANCELLED, Tracer
 
 OPEN: Final = frozenset(
     {"/", "/metrics", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
@@ -41,14 +44,24 @@ class Door:
         keys: Who may come in.
         admission: How many at once.
         metrics: Told what happens.
+        tracer: Makes spans; None where nobody asked for traces.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, keys: KeyRing, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        keys: KeyRing,
+        admission: Admission,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._app = app
         self._limits = limits
         self._keys = keys
         self._admission = admission
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""
@@ -56,26 +69,35 @@ class Door:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, self._limits)
+        route = route_of(exchange.path)
+        if self._tracer is not None and exchange.method == "POST" and WORK.fullmatch(exchange.path):
+            begin_trace(self._tracer, exchange, route)
         try:
             async with exchange.stack:
                 await self._let_in(exchange)
         except Exception as error:
             if exchange.given_up or isinstance(error, ClientGoneError):  # some Starlettes wrap it in a group
-                self._metrics.cancelled(exchange.path)
+                exchange.error = CANCELLED
             else:
                 await self._refuse(exchange, error)
+        except asyncio.CancelledError:
+            exchange.error = CANCELLED
+            raise
         finally:
             self._metrics.answered(exchange)
+            end_trace(exchange)
+            log_access(exchange, route)
 
     async def _refuse(self, exchange: Exchange, error: Exception) -> None:
         refusal = api_error(error)
+        exchange.error = refusal.word
         if exchange.status is None:
-            self._metrics.refused(refusal)
             await exchange.refuse(refusal)
 
     async def _let_in(self, exchange: Exchange) -> None:
         if exchange.path not in OPEN and not exchange.path.startswith(PAGE):
             client = self._keys.check(exchange.headers.get(b"authorization"))
+            exchange.key = self._keys.shown(client)
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.stack.enter_context(self._keys.request(client))
                 exchange.place = exchange.stack.enter_context(self._admission.place())

@@ -70,6 +70,11 @@ class ApiError(Exception):
         return plain(self.message)
 
     @property
+    def word(self) -> str:
+        """The error in a word: for metrics, logs and spans."""
+        return self.code or f"status_{self.status}"
+
+    @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to it."""
         headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else {}

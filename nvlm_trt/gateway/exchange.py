@@ -16,6 +16,7 @@ from nvlm_trt.gateway.body import ClientGoneError
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.protocol import ABORT
 from nvlm_trt.gateway.settings import Limits
+from nvlm_trt.tracing import UNTRACED, Span
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 KEY: Final = "nvlm.exchange"
@@ -39,6 +40,11 @@ class Exchange:
         given_up: Whether the client left its answer unread for too long.
         is_answered: Whether the answer is complete; the server then says that the client is gone, whether it is or not.
         stack: What is released when the request has ended, however it ended.
+        span: Its span.
+        key: Beginning of the SHA-256 of its API key; None where no key is asked for, or none was good.
+        first_text: When the first text of a stream came, `time.monotonic()`; None before.
+        facts: What the log and the span tell of it: numbers and words of ours, nothing that the client wrote.
+        error: Why it was not answered, in a word; None while it may still be.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
@@ -53,6 +59,11 @@ class Exchange:
         self.body = b""
         self.place: Place | None = None
         self.status: int | None = None
+        self.span: Span = UNTRACED
+        self.key: str | None = None
+        self.first_text: float | None = None
+        self.facts: dict[str, str | int | float] = {}
+        self.error: str | None = None
         self.given_up = False
         self.is_answered = False
         self.stack = contextlib.AsyncExitStack()
@@ -80,6 +91,10 @@ class Exchange:
             raise ClientGoneError from None
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.is_answered = True
+
+    def note(self, **facts: str | int | float) -> None:
+        """Add to what the log and the span tell."""
+        self.facts.update(facts)
 
     def has_body(self, body: bytes) -> None:
         """Note that the body was read."""

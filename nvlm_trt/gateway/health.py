@@ -34,14 +34,16 @@ class Probe:
 
     Args:
         model: The model.
+        told: Told whether it answered.
         side: Of the picture, in pixels.
     """
 
-    def __init__(self, model: Callable[[], Model], side: int = 64) -> None:
+    def __init__(self, model: Callable[[], Model], told: Callable[[bool], None], side: int = 64) -> None:
         file = io.BytesIO()
         Image.new("RGB", (side, side), "grey").save(file, "PNG")
         self._image = file.getvalue()
         self._model = model
+        self._told = told
         self._lock = asyncio.Lock()
         self._last: tuple[float, bool] | None = None
 
@@ -50,6 +52,7 @@ class Probe:
         async with self._lock:
             if self._last is None or time.monotonic() - self._last[0] > PROBE_KEPT_SECONDS:
                 self._last = (time.monotonic(), await self._ask())
+                self._told(self._last[1])
             return self._last[1]
 
     async def _ask(self) -> bool:

@@ -21,8 +21,9 @@ from nvlm_trt.gateway.errors import LOST, ApiError, plain, too_late, unavailable
 from nvlm_trt.gateway.exchange import Exchange, exchange_of
 from nvlm_trt.gateway.json_request import check_generate
 from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.serving.faults import MARKS
-from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS
+from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS, REQUEST_ID, TRACEPARENT
 
 MODEL: Final = r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/"
 GENERATE: Final = re.compile(MODEL + r"generate(?P<stream>_stream)?")
@@ -79,8 +80,9 @@ class PassThrough:
                 raise ApiError(403, "only nvlm and ensemble can be called", code="not_allowed")
             if match is not None:
                 body = _checked(body, match["model"], stream=stream)
+                body = _told(body, exchange)
             async with asyncio.timeout_at(exchange.deadline):
-                await exchange.stack.enter_async_context(self._admission.slot())
+                await wait_for_slot(exchange, self._admission, self._metrics)
         return await self._forward(exchange, body, is_json=match is not None, stream=stream)
 
     async def _forward(self, exchange: Exchange, body: bytes, *, is_json: bool, stream: bool) -> Response:
@@ -119,6 +121,7 @@ class PassThrough:
         status = _true_status(answer.status, body)
         if status >= 400:
             body = _plain_body(body)
+            exchange.error = f"status_{status}"
         if status == 503:
             kept["Retry-After"] = "1"
         return Response(body, status_code=status, headers=kept)
@@ -132,13 +135,16 @@ class PassThrough:
                 came()
                 *events, rest = (rest + chunk).split(b"\n\n")
                 for event in events:
+                    if event.startswith(ERROR_EVENT):
+                        exchange.error = "stream_error"
                     yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
             if rest:
                 yield rest
         except (ClientError, TimeoutError) as error:
             log.warning("a stream was lost with the server, or took too long")
-            sentence = LOST if isinstance(error, ClientError) else too_late().sentence
-            yield EVENT + json.dumps({"error": sentence}).encode() + b"\n\n"
+            told = ApiError(503, LOST, code="unavailable") if isinstance(error, ClientError) else too_late()
+            exchange.error = told.word
+            yield EVENT + json.dumps({"error": told.sentence}).encode() + b"\n\n"
 
 
 def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
@@ -146,6 +152,15 @@ def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
         return check_generate(body, FIELDS[model], stream=stream)
     except RequestError as error:
         raise ApiError(400, str(error)) from None
+
+
+def _told(body: bytes, exchange: Exchange) -> bytes:
+    """The body of a generate call with what the models' spans and log lines refer to; a client's own goes first."""
+    said = {REQUEST_ID: exchange.request_id, TRACEPARENT: exchange.span.traceparent}
+    fresh = {name: value for name, value in said.items() if value and b'"%s"' % name.encode() not in body}
+    rest = body.lstrip()[1:].lstrip()
+    between = b"" if rest.startswith(b"}") or not fresh else b", "
+    return json.dumps(fresh).encode()[:-1] + between + rest
 
 
 def _plain_body(body: bytes) -> bytes:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from nvlm_trt import __version__
 from nvlm_trt.gateway.admission import Admission
-from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.exchange import Exchange
+from nvlm_trt.gateway.processes import ProcessCollector
+from nvlm_trt.tracing import CANCELLED
 
 ROUTES: Final = (
     (re.compile(r"/v1/chat/completions"), "chat"),
@@ -41,14 +45,30 @@ class Metrics:
     Args:
         admission: Whose places are shown.
         is_ready: Whether the server answers now.
-        restarts: How often it was replaced.
+        restarts: How often it was replaced, by reason.
+        processes: Ids of its processes, by name.
+        engine: Name of what is served.
     """
 
-    def __init__(self, admission: Admission, is_ready: Callable[[], bool], restarts: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        is_ready: Callable[[], bool],
+        restarts: Callable[[], Mapping[str, int]],
+        processes: Callable[[], Mapping[str, int]],
+        engine: str,
+    ) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=True)
         self._requests = Counter("nvlm_requests", "Answered requests.", ["route", "status"], registry=registry)
         self._refused = Counter("nvlm_refused", "Refused or failed requests, by reason.", ["reason"], registry=registry)
         self._cancelled = Counter("nvlm_cancelled", "Requests given up by clients.", ["route"], registry=registry)
+        self._broken = Counter("nvlm_broken_streams", "Streams that failed, by reason.", ["reason"], registry=registry)
+        self._probes = Counter("nvlm_deep_probes", "Deep probes.", ["result"], registry=registry)
+        for result in ("answered", "failed"):
+            self._probes.labels(result)
+        self._waits = Histogram(
+            "nvlm_queue_seconds", "Requests' wait for the server.", buckets=FIRST_TOKEN, registry=registry
+        )
         self._seconds = Histogram(
             "nvlm_request_seconds", "From a request's headers to its end.", ["route"], buckets=WHOLE, registry=registry
         )
@@ -68,24 +88,32 @@ class Metrics:
             ("nvlm_expected_wait_seconds", "That the next request would wait for.", lambda: admission.wait),
             ("nvlm_buffered_bytes", "Bytes of bodies that are held.", lambda: admission.buffered),
             ("nvlm_server_ready", "Whether the server answers.", is_ready),
-            ("nvlm_server_restarts", "How often the server was replaced.", restarts),
         ):
             Gauge(name, text, registry=registry).set_function(read)
+        Info("nvlm_build", "What is served, by which release.", registry=registry).info(
+            {"version": __version__, "engine": engine}
+        )
+        registry.register(_Restarts(restarts))
+        registry.register(ProcessCollector(processes))
 
     def answered(self, exchange: Exchange) -> None:
-        """Note the end of a request."""
-        route = route_of(exchange.path)
+        """Note the end of a request, and why it was not answered where it was not."""
+        route, error = route_of(exchange.path), exchange.error
         self._seconds.labels(route).observe(time.monotonic() - exchange.began)
         if exchange.status is not None:
             self._requests.labels(route, str(exchange.status)).inc()
+        if error == CANCELLED:
+            self._cancelled.labels(route).inc()
+        elif error is not None:
+            (self._broken if exchange.status == 200 else self._refused).labels(error).inc()
 
-    def refused(self, error: ApiError) -> None:
-        """Note an error that a client was told."""
-        self._refused.labels(error.code or f"status_{error.status}").inc()
+    def waited(self, seconds: float) -> None:
+        """Note for how long a request waited for the server."""
+        self._waits.observe(seconds)
 
-    def cancelled(self, path: str) -> None:
-        """Note that a client hung up."""
-        self._cancelled.labels(route_of(path)).inc()
+    def probed(self, answered: bool) -> None:
+        """Note a deep probe."""
+        self._probes.labels("answered" if answered else "failed").inc()
 
     def texts(self, exchange: Exchange) -> Callable[[], None]:
         """What to call whenever a text of a stream comes: notes the time to the first, then those between."""
@@ -95,6 +123,8 @@ class Metrics:
             nonlocal last
             now = time.monotonic()
             if last is None:
+                exchange.first_text = now
+                exchange.note(first_text_seconds=round(now - exchange.began, 6))
                 self._first.observe(now - exchange.began)
             else:
                 self._between.observe(now - last)
@@ -114,3 +144,19 @@ class Metrics:
     def text(self) -> bytes:
         """All figures in Prometheus' text form."""
         return generate_latest(self._registry)
+
+
+class _Restarts(Collector):
+    """How often the server was replaced; the supervisor counts."""
+
+    def __init__(self, restarts: Callable[[], Mapping[str, int]]) -> None:
+        self._restarts = restarts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One sample for each reason."""
+        family = CounterMetricFamily(
+            "nvlm_server_restarts", "Replacements of the server, by reason.", labels=["reason"]
+        )
+        for reason, count in self._restarts().items():
+            family.add_metric([reason], count)
+        yield family

@@ -15,6 +15,8 @@ from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import unavailable
 from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.waiting import wait_for_slot
+from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
 from nvlm_trt.gateway.plan import Plan, Planner, Plans
 
 CHANNEL: Final = [
@@ -130,11 +132,20 @@ class Model:
             options=ask.options,
             stream=stream,
         )
-        await exchange.stack.enter_async_context(self._admission.slot())
-        return await exchange.stack.enter_async_context(AsyncAnswerStream(self._client, inputs, SILENCE_SECONDS))
+        await wait_for_slot(exchange, self._admission, self._metrics)
+        parameters = {REQUEST_ID: exchange.request_id}
+        if exchange.span.traceparent is not None:
+            parameters[TRACEPARENT] = exchange.span.traceparent
+        asked = AsyncAnswerStream(self._client, inputs, SILENCE_SECONDS, parameters=parameters)
+        return await exchange.stack.enter_async_context(asked)
 
     def _answered(self, exchange: Exchange, answer: Answer) -> None:
         self._metrics.answer(answer.num_input_tokens, answer.num_output_tokens)
+        exchange.note(
+            prompt_tokens=answer.num_input_tokens,
+            answer_tokens=answer.num_output_tokens,
+            finish_reason=answer.finish_reason,
+        )
         if exchange.place is not None:
             self._admission.answered(exchange.place)
 

@@ -19,6 +19,7 @@ from nvlm_trt.gateway.images import Images
 from nvlm_trt.gateway.json_route import JsonRoute
 from nvlm_trt.gateway.model import Ask, Model, Pieces
 from nvlm_trt.gateway.schema import ChatRequest, CompletionRequest
+from nvlm_trt.tracing import stage
 
 DONE: Final = b"data: [DONE]\n\n"
 SSE_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -149,7 +150,9 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         require_model(asked.model, names)
         exchange = exchange_of(request.scope)
         said = conversation_of(asked.messages)
-        files = await images.read(said.images)
+        with stage(exchange.span, "images"):
+            files = await images.read(said.images)
+        exchange.note(images=len(files))
         ask = Ask(said.question, asked.options(), said.history, said.system, files)
         return await _answer(model(), ask, exchange, CHAT, asked)
 
@@ -190,7 +193,9 @@ async def _events(
             yield event(form.piece(text))
         answer = await pieces.answer()
     except Exception as error:
-        yield api_error(error).event(exchange.path)
+        told = api_error(error)
+        exchange.error = told.word
+        yield told.event(exchange.path)
         return
     yield event(form.piece(""), answer.finish_reason)
     if with_usage:

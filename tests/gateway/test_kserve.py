@@ -67,7 +67,15 @@ def test_a_body_over_the_limit_is_413_by_its_length_in_chunks_and_compressed(doo
 
 def test_a_compressed_body_is_unpacked(door: Door, upstream: Upstream) -> None:
     body = json.dumps({"text_input": "a"}).encode()
-    assert door.call(GENERATE, gzip.compress(body), headers={"Content-Encoding": "gzip"}).data == body
+    headers = {"Content-Encoding": "gzip", "X-Request-ID": "mine"}
+    assert door.call(GENERATE, gzip.compress(body), headers=headers).json() == {"request_id": "mine", "text_input": "a"}
+
+
+def test_the_models_are_told_the_id_that_logs_show_unless_the_client_names_one(door: Door) -> None:
+    headers = {"X-Request-ID": "mine"}
+    assert door.call(GENERATE, b" {} ", headers=headers).json() == {"request_id": "mine"}
+    body = b'{"request_id": "theirs", "text_input": "a"}'
+    assert door.call(GENERATE, body, headers=headers).data == body
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -216,8 +217,20 @@ class TritonServer:
     def _new_gateway(self, inner: Ports) -> Gateway:
         own = LOOPBACK if self._options.host in ("0.0.0.0", "") else self._options.host
         upstream = Upstream(f"{LOOPBACK}:{inner.http}", f"{own}:{inner.grpc}", f"{own}:{inner.metrics}")
-        served = Served(upstream, self._names, self._supervisor.ready.is_set, lambda: self.restarts, self._engine_dir)
+        served = Served(
+            upstream,
+            self._names,
+            self._supervisor.ready.is_set,
+            lambda: {"any": self.restarts},
+            self._engine_dir,
+            self._processes,
+        )
         return Gateway(self._host, self._ports.http, served, self._settings, grace=self._options.grace)
+
+    def _processes(self) -> dict[str, int]:
+        """Ids of the processes that serve, by name: this one, tritonserver, and the models."""
+        models = self._process.models() if self._process is not None else {}
+        return {"serve": os.getpid(), **models}
 
     def _launch(self) -> TritonProcess:
         if self._runtime is None:
