@@ -115,20 +115,24 @@ class StandIn:
         return self._refusal
 
 
-def tally_of(stand_in: StandIn) -> Tally:
-    """What a load of eight callers counts."""
-    cases = make_cases(1, 8)
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return make_cases(1, 12)
+
+
+def tally_of(stand_in: StandIn, cases: list[Case]) -> Tally:
+    """What a load of twelve callers counts."""
     material = Material(cases, {case.name: RIGHT for case in cases}, ())
     load = Load(stand_in, material, seed=1)  # type: ignore[arg-type]
-    asyncio.run(load.capacity(0.0, 8))
+    asyncio.run(load.capacity(0.0, 12))
     return load.tally
 
 
-def test_right_wrong_and_lost_answers_are_told_apart() -> None:
-    assert sum(tally_of(StandIn(RIGHT)).right.values()) == 8
-    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, text="five"))).wrong) == 8
-    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, num_output_tokens=3))).wrong) == 8
-    assert len(tally_of(StandIn(LostError("status 503"))).lost) == 8
+def test_right_wrong_and_lost_answers_are_told_apart(cases: list[Case]) -> None:
+    assert sum(tally_of(StandIn(RIGHT), cases).right.values()) == 12
+    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, text="five")), cases).wrong) == 12
+    assert len(tally_of(StandIn(dataclasses.replace(RIGHT, num_output_tokens=3)), cases).wrong) == 12
+    assert len(tally_of(StandIn(LostError("status 503")), cases).lost) == 12
 
 
 @pytest.mark.parametrize(("refusal", "right"), [((400, '{"code": "a"}'), 1), ((400, ""), 0), ((500, '"a"'), 0)])
@@ -139,14 +143,17 @@ def test_a_refusal_needs_its_status_and_its_code(refusal: tuple[int, str], right
 
 
 def test_cases_hang_on_their_seed_and_differ_within_it() -> None:
-    assert make_cases(3, 6) == make_cases(3, 6)
-    assert make_cases(3, 6) != make_cases(4, 6)
-    assert len({case.name for case in make_cases(3, 12)}) == 12
+    assert make_cases(3, 3) == make_cases(3, 3)
+    assert make_cases(3, 3) != make_cases(4, 3)
+
+
+def test_cases_have_names_of_their_own(cases: list[Case]) -> None:
+    assert len({case.name for case in cases}) == len(cases)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("chat")])
-def test_every_case_is_a_conversation_that_the_gateway_takes(way: str) -> None:
-    for case in make_cases(1, 24):
+def test_every_case_is_a_conversation_that_the_gateway_takes(way: str, cases: list[Case]) -> None:
+    for case in cases:
         said = conversation_of(ChatRequest.model_validate(json.loads(body_of(case, way))).messages)
         assert (said.question, said.history) == (case.question, case.history)
         assert len(said.images) == len(case.images)
