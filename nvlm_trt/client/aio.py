@@ -13,7 +13,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
-from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+from nvlm_trt.client.response import Answer, AnswerBuilder, Token, error_of, silence
 
 CHANNEL: Final = (
     ("grpc.max_send_message_length", -1),
@@ -61,6 +61,10 @@ class AsyncAnswerStream:
         async for _ in self._pieces:
             pass
         return self._builder.finished()
+
+    def new_tokens(self) -> tuple[Token, ...]:
+        """Tokens that came since this was asked last, where `return_log_probs` asks for them."""
+        return self._builder.new_tokens()
 
     async def close(self) -> None:
         """End the request; one whose answer is complete ends by itself, for gRPC formats a trace when it cancels."""

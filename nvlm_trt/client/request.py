@@ -45,6 +45,7 @@ class Options:
         stop_words: Texts that end the answer and are no part of it.
         max_tiles: Tiles an image is cut into at most.
         exif_orientation: Whether images are turned upright.
+        return_log_probs: Whether the answer tells its tokens and their log-probabilities.
     """
 
     max_tokens: int | None = None
@@ -57,6 +58,7 @@ class Options:
     stop_words: tuple[str, ...] = ()
     max_tiles: int | None = None
     exif_orientation: bool | None = None
+    return_log_probs: bool | None = None
 
 
 def build_inputs(

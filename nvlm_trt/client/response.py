@@ -16,6 +16,14 @@ CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A token of an answer, and the natural logarithm of its probability."""
+
+    id: int
+    log_prob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer.
 
@@ -24,12 +32,14 @@ class Answer:
         finish_reason: "stop" or "length".
         num_input_tokens: Tokens of the prompt, visual ones included.
         num_output_tokens: Tokens of the answer.
+        tokens: They themselves, where `return_log_probs` asked for them.
     """
 
     text: str
     finish_reason: str
     num_input_tokens: int
     num_output_tokens: int
+    tokens: tuple[Token, ...] = ()
 
 
 class AnswerBuilder:
@@ -37,6 +47,8 @@ class AnswerBuilder:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self._tokens: list[Token] = []
+        self._told = 0
         self.answer: Answer | None = None
 
     def add(self, result: InferResult) -> str:
@@ -50,11 +62,20 @@ class AnswerBuilder:
             return ""
         piece = str(text[0].decode())
         self._pieces.append(piece)
+        ids = result.as_numpy("output_ids")
+        if ids is not None:
+            log_probs = result.as_numpy("output_log_probs")
+            self._tokens += [Token(*one) for one in zip(ids.tolist(), log_probs.tolist(), strict=True)]
         reason = result.as_numpy("finish_reason")[0].decode()
         if reason:
-            counts = [int(result.as_numpy(name)[0]) for name in ("num_input_tokens", "num_output_tokens")]
-            self.answer = Answer("".join(self._pieces), reason, *counts)
+            read, written = (int(result.as_numpy(name)[0]) for name in ("num_input_tokens", "num_output_tokens"))
+            self.answer = Answer("".join(self._pieces), reason, read, written, tuple(self._tokens))
         return piece
+
+    def new_tokens(self) -> tuple[Token, ...]:
+        """Those that came since this was asked last."""
+        fresh, self._told = tuple(self._tokens[self._told :]), len(self._tokens)
+        return fresh
 
     def finished(self) -> Answer:
         """The answer.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.prefix import PrefixKeys
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, TokenEvent
-from nvlm_trt.decoder.sampling import Sampler
+from nvlm_trt.decoder.sampling import Sampler, log_prob
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.step import StepPart
 
@@ -127,4 +127,4 @@ class Generation:
         self._answered += 1
         self._last = np.array([token], np.int32)
         reason: FinishReason | None = "length" if self._answered == sampling.max_tokens else None
-        return TokenEvent(name, token, reason)
+        return TokenEvent(name, token, reason, log_prob=log_prob(logits, token) if sampling.log_probs else None)

@@ -38,6 +38,7 @@ class SamplingParams:
         stop_ids: Tokens that end the answer; they are no part of it.
         stop: Texts that end the answer; they are no part of it. The engine knows no text: `stopping.AnswerText` finds
             them and its caller cancels.
+        log_probs: Whether each token comes with its log-probability.
     """
 
     max_tokens: int
@@ -49,6 +50,7 @@ class SamplingParams:
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+    log_probs: bool = False
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1)
@@ -103,12 +105,15 @@ class TokenEvent:
         token: The new token; None when the request ends without one (a stop id, a cancellation, a fault).
         finish_reason: Why the request ended; None while it goes on.
         error: One sentence, when finish_reason is "error".
+        log_prob: Natural logarithm of the token's probability by the model's logits, before penalties, temperature and
+            what else chooses; where it was asked for.
     """
 
     request_id: str
     token: int | None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    log_prob: float | None = None
 
 
 EventSink = Callable[[TokenEvent], None]

@@ -71,6 +71,17 @@ class Sampler:
         return int(tokens[min(place, len(tokens) - 1)])
 
 
+def log_prob(logits: Floats, token: int) -> float:
+    """Natural logarithm of a token's probability, the softmax taken in float64.
+
+    Args:
+        logits: float32 [vocab_size].
+        token: The token.
+    """
+    best = float(logits.max())
+    return float(logits[token]) - best - float(np.log(np.exp(logits - best, dtype=np.float64).sum()))
+
+
 def candidates(scores: Floats, temperature: float, top_k: int, top_p: float) -> Candidates:
     """The tokens that may be drawn and their probabilities.
 

@@ -11,13 +11,14 @@ import tritonclient.grpc.aio as triton
 
 from nvlm_trt.client import Answer, AsyncAnswerStream, Options
 from nvlm_trt.client.request import Turn, build_inputs
+from nvlm_trt.client.response import Token
 from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import unavailable
 from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.plan import Plan, Planner, Plans
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
-from nvlm_trt.gateway.plan import Plan, Planner, Plans
 
 CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
@@ -107,6 +108,16 @@ class Model:
         came()
         return Pieces(stream, first, exchange.deadline, came, lambda answer: self._answered(exchange, answer))
 
+    def spelled(self, tokens: Sequence[Token]) -> list[dict[str, object]]:
+        """Tokens of an answer in OpenAI's form; part of a character is shown as U+FFFD, its bytes are whole."""
+        if self._plans is None:
+            return []
+        spelled = [self._plans.token_bytes(token.id) for token in tokens]
+        return [
+            {"token": one.decode(errors="replace"), "logprob": token.log_prob, "bytes": [*one], "top_logprobs": []}
+            for token, one in zip(tokens, spelled, strict=True)
+        ]
+
     async def probe(self, image: bytes, seconds: float) -> None:
         """Ask for one token about an image, past the queue.
 
@@ -181,6 +192,10 @@ class Pieces:
                 piece = await anext(pieces, "")
             if piece:
                 self._came()
+
+    def new_tokens(self) -> tuple[Token, ...]:
+        """Tokens that came since this was asked last, where log-probabilities were asked for."""
+        return self._stream.new_tokens()
 
     async def answer(self) -> Answer:
         """The whole answer, after its texts."""

@@ -26,6 +26,7 @@ SSE_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The second tells nginx to pass events on as they come."""
 
 Choice = dict[str, Any]
+LogProbs = dict[str, Any] | None
 
 
 class Usage(BaseModel):
@@ -169,35 +170,47 @@ async def _answer(
 ) -> Response:
     head = form.head(exchange, asked.model, stream=bool(asked.stream))
     if asked.stream:
-        events = _events(await model.stream(ask, exchange), head, form, exchange, with_usage=asked.wants_usage)
+        pieces = await model.stream(ask, exchange)
+
+        def new_log_probs() -> LogProbs:
+            return {"content": model.spelled(pieces.new_tokens())} if asked.logprobs else None
+
+        events = _events(pieces, head, form, exchange, new_log_probs, with_usage=asked.wants_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)
     answer = await model.answer(ask, exchange)
-    choice = {"index": 0, **form.whole(answer.text), "logprobs": None, "finish_reason": answer.finish_reason}
+    log_probs = {"content": model.spelled(answer.tokens), "refusal": None} if asked.logprobs else None
+    choice = {"index": 0, **form.whole(answer.text), "logprobs": log_probs, "finish_reason": answer.finish_reason}
     return JSONResponse({**head, "choices": [choice], "usage": _usage(answer)})
 
 
 async def _events(
-    pieces: Pieces, head: dict[str, Any], form: Form, exchange: Exchange, *, with_usage: bool
+    pieces: Pieces,
+    head: dict[str, Any],
+    form: Form,
+    exchange: Exchange,
+    new_log_probs: Callable[[], LogProbs],
+    *,
+    with_usage: bool,
 ) -> AsyncIterator[bytes]:
     """The events of a stream; an error ends it with an event of its own and without the end mark."""
     usage = {"usage": None} if with_usage else {}
 
-    def event(choice: Choice, reason: str | None = None) -> bytes:
-        full = {"index": 0, **choice, "logprobs": None, "finish_reason": reason}
+    def event(choice: Choice, reason: str | None = None, log_probs: LogProbs = None) -> bytes:
+        full = {"index": 0, **choice, "logprobs": log_probs, "finish_reason": reason}
         return _event({**head, "choices": [full], **usage})
 
     if form is CHAT:
         yield event({"delta": {"role": "assistant", "content": ""}})
     try:
         async for text in pieces:
-            yield event(form.piece(text))
+            yield event(form.piece(text), None, new_log_probs())
         answer = await pieces.answer()
     except Exception as error:
         told = api_error(error)
         exchange.error = told.word
         yield told.event(exchange.path)
         return
-    yield event(form.piece(""), answer.finish_reason)
+    yield event(form.piece(""), answer.finish_reason, new_log_probs())
     if with_usage:
         yield _event({**head, "choices": [], "usage": _usage(answer)})
     yield DONE

@@ -72,7 +72,7 @@ class Planner:
 
     def __init__(self, spec: ServingSpec, tokenizer: NvlmTokenizer) -> None:
         self.spec = spec
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     @classmethod
     def of(cls, engine_dir: Path, recipe: BuildRecipe) -> Self:
@@ -123,7 +123,7 @@ class Planner:
         counts = [grid.num_tiles for grid in grids]
         # One token stands for each tile here: it splits the text as all tokens of the tile would.
         prompt = build_prompt(
-            self._tokenizer, 1, question, tiles=counts, history=history, system=system, limit=spec.max_input_len
+            self.tokenizer, 1, question, tiles=counts, history=history, system=system, limit=spec.max_input_len
         )
         per_tile, tiles = spec.tokens_per_tile, sum(counts)
         tokens = len(prompt.input_ids) + tiles * (per_tile - 1)
@@ -166,3 +166,7 @@ class Plans:
     async def ask(self, question: Callable[[Planner], Value]) -> Value:
         """What the planner answers; a caller that is cancelled while it waits leaves the queue."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: question(self._planner.result()))
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token stands for; for whoever has planned, so that the tokenizer is there."""
+        return self._planner.result().tokenizer.token_bytes(index)

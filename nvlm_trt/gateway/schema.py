@@ -26,7 +26,6 @@ UNSUPPORTED: Final[dict[str, tuple[object, ...]]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False, 0),
     "top_logprobs": (0,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -118,7 +117,6 @@ class _Asked(BaseModel):
     ] = None
 
     n: Any = None
-    logprobs: Any = None
     frequency_penalty: Any = None
     presence_penalty: Any = None
     logit_bias: Any = None
@@ -182,6 +180,7 @@ class ChatRequest(_Asked):
     max_tiles: Whole | None = Field(None, description="Not OpenAI's: tiles that an image is cut into at most.")
     exif_orientation: StrictBool | None = Field(None, description="Not OpenAI's: turn images upright.")
 
+    logprobs: StrictBool | None = None
     top_logprobs: Any = None
     tools: Any = None
     tool_choice: Any = None
@@ -209,7 +208,12 @@ class ChatRequest(_Asked):
     def options(self) -> Options:
         """How the answer is made."""
         options = super().options()
-        return dataclasses.replace(options, max_tiles=self.max_tiles, exif_orientation=self.exif_orientation)
+        return dataclasses.replace(
+            options,
+            max_tiles=self.max_tiles,
+            exif_orientation=self.exif_orientation,
+            return_log_probs=self.logprobs or None,
+        )
 
 
 class CompletionRequest(_Asked):
@@ -220,6 +224,9 @@ class CompletionRequest(_Asked):
         ONE_OR_LIST,
     ]
 
+    logprobs: Annotated[StrictInt | StrictBool | None, Field(ge=0, le=0)] = Field(
+        None, description="Not supported: ask the chat."
+    )
     best_of: Any = None
     echo: Any = None
     suffix: Any = None

@@ -14,7 +14,7 @@ from nvlm_trt.serving.config_parts import (
     tensor_input,
     tensor_output,
 )
-from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING, OUTPUTS
+from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING, LOG_PROBS, OUTPUTS
 from nvlm_trt.serving.fields import ANSWER_FIELDS, NVLM_FIELDS, REQUEST_FIELDS
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
 from nvlm_trt.serving.spec import ServingSpec
@@ -35,7 +35,7 @@ def nvlm(spec: ServingSpec) -> ModelConfig:
     """The model to call: a decoupled Python orchestrator."""
     config = python_model("nvlm", spec, decoupled=True)
     config.input.extend(field_input(field) for field in NVLM_FIELDS)
-    config.output.extend(tensor_output(field.name, field.dtype, (1,)) for field in ANSWER_FIELDS)
+    config.output.extend(tensor_output(field.name, field.dtype, (-1 if field.many else 1,)) for field in ANSWER_FIELDS)
     return config
 
 
@@ -65,9 +65,10 @@ def multimodal_decoder(spec: ServingSpec, vision: str) -> ModelConfig:
     side = spec.tile_size
     config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
     config.input.extend(tensor_input(name, dtype, (1, *dims)) for name, dtype, dims in DECODER_FROM_PREPROCESSING)
-    config.output.extend(tensor_output(name, dtype, (-1, *dims)) for name, dtype, dims in OUTPUTS)
+    outputs = (*OUTPUTS, *LOG_PROBS)
+    config.output.extend(tensor_output(name, dtype, (-1, *dims)) for name, dtype, dims in outputs)
     inputs = {name: name for name, _, _ in DECODER_FROM_PREPROCESSING}
-    answer = {name: name for name, _, _ in OUTPUTS}
+    answer = {name: name for name, _, _ in outputs}
     add_steps(
         config,
         (

@@ -15,6 +15,7 @@ from nvlm_trt.serving.decoder_tensors import (
     DECODER_FROM_PREPROCESSING,
     DECODER_OTHER,
     DECODER_REQUIRED,
+    LOG_PROBS,
     OUTPUTS,
     SWITCHES,
 )
@@ -57,5 +58,5 @@ def tensorrt_llm(spec: ServingSpec) -> ModelConfig:
     for name, dtype, dims in (*DECODER_FROM_PREPROCESSING, *table, *DECODER_OTHER):
         scalar = tuple(dims) == (1,) and name not in SWITCHES
         config.input.append(tensor_input(name, dtype, dims, optional=name not in DECODER_REQUIRED, scalar=scalar))
-    config.output.extend(tensor_output(*tensor) for tensor in OUTPUTS)
+    config.output.extend(tensor_output(*tensor) for tensor in (*OUTPUTS, *LOG_PROBS))
     return config

@@ -34,6 +34,7 @@ from nvlm_trt.serving.decoder_tensors import (
     DECODER_GPU,
     DECODER_OTHER,
     DECODER_REQUIRED,
+    LOG_PROBS,
     MROPE,
     OUTPUTS,
     OUTPUTS_GPU,
@@ -132,7 +133,7 @@ def tensorrt_llm(spec: ServingSpec, gpu: GpuSpec) -> ModelConfig:
                 ragged=name in RAGGED or not (one or name in MROPE),
             )
         )
-    config.output.extend(tensor_output(*tensor) for tensor in (*OUTPUTS, *OUTPUTS_GPU))
+    config.output.extend(tensor_output(*tensor) for tensor in (*OUTPUTS, *LOG_PROBS, *OUTPUTS_GPU))
     for key, value in decoder_parameters(gpu).items():
         config.parameters[key].string_value = value
     return config

@@ -23,9 +23,10 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nvlm_trt.errors import NvlmTrtError
-from nvlm_trt.serving.decoder_tensors import OUTPUTS
+from nvlm_trt.serving.decoder_tensors import LOG_PROBS, OUTPUTS
 from nvlm_trt.serving.faults import UnavailableError, error_of
 from nvlm_trt.serving.fields import TRACEPARENT
+from nvlm_trt.serving.orchestrator import Decoded
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -33,8 +34,11 @@ GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DECODER: Final = "tensorrt_llm"
 
-WANTED: Final = [triton.InferRequestedOutput(name) for name, _, _ in OUTPUTS]
-"""The C++ backend has twenty more outputs, which would all be sent."""
+WANTED: Final = {
+    log_probs: [triton.InferRequestedOutput(name) for name, _, _ in (*OUTPUTS, *(LOG_PROBS if log_probs else ()))]
+    for log_probs in (False, True)
+}
+"""Outputs without log-probabilities and with them; the C++ backend has twenty more, which would all be sent."""
 
 STOP_AFTER_SECONDS: Final = 0.05
 """From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
@@ -134,11 +138,12 @@ class GrpcDecoding:
         on_given_up: Callable[[], None] | None = None,
         traceparent: str | None = None,
     ) -> None:
+        self._with_log_probs = bool(inputs["return_log_probs"].item()) if "return_log_probs" in inputs else False
         self._request = {
             "model_name": model,
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
-            "outputs": WANTED,
+            "outputs": WANTED[self._with_log_probs],
             "enable_empty_final_response": True,
             "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
@@ -147,7 +152,7 @@ class GrpcDecoding:
         self._ended = asyncio.Event()
         self._stream = client.stream_infer(self._requests(), headers=STATUS_HEADER)
 
-    async def __aiter__(self) -> AsyncIterator[list[int]]:
+    async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
             async for result, error in self._stream:
                 if error is not None:
@@ -155,7 +160,11 @@ class GrpcDecoding:
                 ids = result.as_numpy("output_ids")
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
-                    yield ids[0, 0, :length].tolist()
+                    log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
+                    # Of a stream a backend may give those of all tokens so far: the last ones are of those that came.
+                    yield Decoded(
+                        ids[0, 0, :length].tolist(), () if log_probs is None else log_probs[0, 0, -length:].tolist()
+                    )
                 if result.get_response().parameters["triton_final_response"].bool_param:
                     self._complete = True
                     return

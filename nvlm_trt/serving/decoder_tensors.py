@@ -25,6 +25,7 @@ DECODER_FROM_PREPROCESSING: Final[tuple[Tensor, ...]] = (
     ("min_tokens", "INT32", (1,)),
     ("seed", "UINT64", (1,)),
     ("streaming", "BOOL", (1,)),
+    ("return_log_probs", "BOOL", (1,)),
     ("prompt_table_extra_ids", "UINT64", (-1,)),
     ("prompt_vocab_size", "INT32", (1,)),
 )
@@ -41,7 +42,6 @@ DECODER_OTHER: Final[tuple[Tensor, ...]] = (
     ("len_penalty", "FP32", (1,)),
     ("presence_penalty", "FP32", (1,)),
     ("frequency_penalty", "FP32", (1,)),
-    ("return_log_probs", "BOOL", (1,)),
     ("return_context_logits", "BOOL", (1,)),
     ("return_generation_logits", "BOOL", (1,)),
     ("stop", "BOOL", (1,)),
@@ -115,9 +115,13 @@ OUTPUTS: Final[tuple[Tensor, ...]] = (
 )
 """Outputs that both targets give."""
 
-OUTPUTS_GPU: Final[tuple[Tensor, ...]] = (
+LOG_PROBS: Final[tuple[Tensor, ...]] = (
     ("cum_log_probs", "FP32", (-1,)),
     ("output_log_probs", "FP32", (-1, -1)),
+)
+"""Outputs that both targets give where return_log_probs asks for them: of a stream, those of the tokens that come."""
+
+OUTPUTS_GPU: Final[tuple[Tensor, ...]] = (
     ("context_logits", "FP32", (-1, -1)),
     ("generation_logits", "FP32", (-1, -1, -1)),
     ("batch_index", "INT32", (1,)),

@@ -46,14 +46,20 @@ REQUEST_FIELDS: Final = (
 STOP_WORDS: Final = Field("stop_words", "BYTES", many=True)
 """Only `nvlm` takes it: matching text needs the whole answer, which no step of an ensemble sees."""
 
-NVLM_FIELDS: Final = (*REQUEST_FIELDS, STOP_WORDS)
+RETURN_LOG_PROBS: Final = Field("return_log_probs", "BOOL")
+"""Only `nvlm` takes it: an ensemble's text does not tell its tokens."""
+
+NVLM_FIELDS: Final = (*REQUEST_FIELDS, STOP_WORDS, RETURN_LOG_PROBS)
 
 ANSWER_FIELDS: Final = (
     Field("text_output", "BYTES"),
     Field("finish_reason", "BYTES"),
     Field("num_input_tokens", "INT32"),
     Field("num_output_tokens", "INT32"),
+    Field("output_ids", "INT32", many=True),
+    Field("output_log_probs", "FP32", many=True),
 )
+"""What `nvlm` answers; the last two are there where return_log_probs asks for them: of a stream, those that are new."""
 
 TRACEPARENT: Final = "traceparent"
 REQUEST_ID: Final = "request_id"

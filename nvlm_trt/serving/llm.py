@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class Channel(Protocol):
     """The way back to one client; its methods are called from one thread only."""
 
-    def send(self, ids: list[int], *, final: bool) -> None:
+    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = ()) -> None:
         """Send tokens, none at all in a last call where none are left; the last call has `final`."""
 
     def fail(self, error: Exception) -> None:
@@ -78,6 +78,7 @@ class Job:
         streaming: Whether tokens are sent as they come.
         cancelled: Whether the client gave it up.
         ids: Tokens not sent yet.
+        log_probs: Theirs, where they are asked for.
         tokens: Tokens so far.
         stages: When it reached what; None before it is queued.
     """
@@ -88,6 +89,7 @@ class Job:
     streaming: bool = False
     cancelled: bool = False
     ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
     tokens: int = 0
     stages: Stages | None = None
 
@@ -212,6 +214,8 @@ class LlmServer:
         job = self._jobs[name]
         if event.token is not None:
             job.ids.append(event.token)
+            if event.log_prob is not None:
+                job.log_probs.append(event.log_prob)
             job.tokens += 1
         if event.finish_reason is None:
             return
@@ -222,7 +226,7 @@ class LlmServer:
         elif event.finish_reason == "cancelled" and not job.cancelled:
             job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
         else:
-            job.channel.send(job.ids, final=True)
+            job.channel.send(job.ids, final=True, log_probs=job.log_probs)
 
     def _note_end(self, job: Job, event: TokenEvent) -> None:
         if job.stages is None:
@@ -235,9 +239,9 @@ class LlmServer:
         """Send the tokens that streams have; under load several go together."""
         for name, job in self._jobs.items():
             if job.streaming and job.ids and not job.cancelled:
-                ids, job.ids = job.ids, []
+                ids, log_probs, job.ids, job.log_probs = job.ids, job.log_probs, [], []
                 try:
-                    job.channel.send(ids, final=False)
+                    job.channel.send(ids, final=False, log_probs=log_probs)
                 except Exception:  # a client that went away must not hold up the tokens of the others
                     log.exception("sending failed")
                     self._cancel(name, job)

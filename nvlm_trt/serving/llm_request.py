@@ -17,7 +17,6 @@ NEUTRAL: Final[dict[str, float]] = {
     "len_penalty": 1,
     "presence_penalty": 0,
     "frequency_penalty": 0,
-    "return_log_probs": 0,
     "return_context_logits": 0,
     "return_generation_logits": 0,
 }
@@ -80,6 +79,7 @@ def _sampling(tensors: Tensors) -> SamplingParams:
         seed=one_value(tensors, "seed", int, 0),
         min_tokens=one_value(tensors, "min_tokens", int, 0),
         stop_ids=(end,) if end >= 0 else (),
+        log_probs=parse_flag(tensors, "return_log_probs"),
     )
 
 

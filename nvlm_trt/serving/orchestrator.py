@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,16 @@ PREPARED_ONLY: Final = frozenset({TILES, NUM_TILES})
 """What preprocessing makes besides the decoder's inputs."""
 
 
+class Decoded(NamedTuple):
+    """New tokens of an answer, and their log-probabilities where they were asked for."""
+
+    ids: Sequence[int]
+    log_probs: Sequence[float] = ()
+
+
+NO_TOKENS: Final = Decoded(())
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A response of the `nvlm` model.
@@ -35,6 +45,7 @@ class Piece:
         num_input_tokens: Tokens of the prompt, visual ones included.
         num_output_tokens: Tokens of the answer up to here, the end token not counted.
         num_tiles: Tiles of the request's images.
+        tokens: Tokens with their log-probabilities that no earlier piece had; empty where nobody asked for them.
     """
 
     text: str
@@ -42,12 +53,13 @@ class Piece:
     num_input_tokens: int
     num_output_tokens: int
     num_tiles: int = 0
+    tokens: Decoded = NO_TOKENS
 
 
 class Decoding(Protocol):
     """An answer in the making."""
 
-    def __aiter__(self) -> AsyncIterator[list[int]]:
+    def __aiter__(self) -> AsyncIterator[Decoded]:
         """New tokens, as they come."""
 
     async def stop(self) -> None:
@@ -101,12 +113,13 @@ class Orchestrator:
         inputs = {name: values for name, values in prepared.items() if name not in PREPARED_ONLY}
         tiles = prepared[TILES] if num_tiles else None
         # Stop texts are found here, so the decoder has to show its tokens as they come.
+        inputs["return_log_probs"] = np.array([[parse_flag(tensors, "return_log_probs")]])
         inputs["streaming"] = np.array([[stream or bool(stop_words)]])
         answer = _Answer(self._tokenizer, stop_words, inputs, num_tiles)
         decoding = await self._backends.decode(inputs, tiles, span)
         try:
-            async for ids in decoding:
-                fresh = answer.push(ids)
+            async for decoded in decoding:
+                fresh = answer.push(decoded)
                 if stream and fresh:
                     yield answer.piece(fresh)
                 if answer.stopped:
@@ -129,6 +142,8 @@ class _Answer:
         self._limit = int(inputs["request_output_len"].item())
         self._num_tiles = num_tiles
         self._count = 0
+        self._ids: list[int] = []
+        self._log_probs: list[float] = []
         self._ended = False
         self.text = ""
 
@@ -137,14 +152,17 @@ class _Answer:
         """Whether a stop text or the end token was met."""
         return self._ended
 
-    def push(self, ids: Sequence[int]) -> str:
+    def push(self, decoded: Decoded) -> str:
         """Text that these tokens add; tokens after a stop are dropped, as if they had never been decoded."""
         fresh = ""
-        for index in ids:
+        for place, index in enumerate(decoded.ids):
             if index == self._end_id:  # the C++ backend shows the end token, the cpu decoder does not
                 self._ended = True
                 break
             self._count += 1
+            if decoded.log_probs:
+                self._ids.append(index)
+                self._log_probs.append(decoded.log_probs[place])
             fresh += self._text.push([index])
             if self._text.stopped:
                 self._ended = True
@@ -163,4 +181,5 @@ class _Answer:
         reason: Reason = ""
         if last:
             reason = "length" if self._count >= self._limit and not self._ended else "stop"
-        return Piece(text, reason, self._num_input, self._count, self._num_tiles)
+        tokens, self._ids, self._log_probs = Decoded(self._ids, self._log_probs), [], []
+        return Piece(text, reason, self._num_input, self._count, self._num_tiles, tokens)

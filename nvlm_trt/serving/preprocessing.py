@@ -145,6 +145,7 @@ class Preprocessor:
             "repetition_penalty": np.float32(sampling.repetition_penalty),
             "seed": np.uint64(sampling.seed),
             "streaming": np.bool_(stream),
+            "return_log_probs": np.bool_(False),  # nvlm asks for them, after this
             "prompt_vocab_size": np.int32(max(rows, 1)),
             **_choice(sampling),
         }

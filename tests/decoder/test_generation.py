@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 import numpy as np
+import pytest
 
 from nvlm_trt.decoder.generation import Generation
 from nvlm_trt.decoder.request import DecodeRequest, SamplingParams, TokenEvent
@@ -43,3 +44,14 @@ def test_logits_that_are_not_finite_are_an_error_of_that_request():
     assert event is not None
     assert event.finish_reason == "error"
     assert "not finite" in (event.error or "")
+
+
+def test_a_token_comes_with_its_log_probability_where_that_is_asked_for_whatever_chose_it():
+    request = DecodeRequest(
+        "a", np.array([3], np.int32), None, SamplingParams(4, repetition_penalty=50.0, log_probs=True)
+    )
+    logits = np.where(np.arange(VOCAB) == 3, 5.0, np.where(np.arange(VOCAB) == 4, 4.0, 0.0)).astype(np.float32)
+    subject = Generation(request, lambda event: None, VOCAB)
+    event = subject.advance(subject.part(1, [0]), logits)
+    assert event.token == 4
+    assert event.log_prob == pytest.approx(4 - np.log(np.exp(logits.astype(np.float64)).sum()))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvlm_trt.decoder.request import SamplingParams
-from nvlm_trt.decoder.sampling import Sampler, candidates
+from nvlm_trt.decoder.sampling import Sampler, candidates, log_prob
 from nvlm_trt.errors import RequestError
 
 VOCAB = 50
@@ -168,3 +168,11 @@ def test_min_tokens_forbids_stop_ids_until_then():
 def test_a_field_out_of_range_is_named_with_what_was_seen(fields, words):
     with pytest.raises(RequestError, match=words):
         SamplingParams(**({"max_tokens": 10} | fields))
+
+
+def test_a_log_probability_is_that_of_the_models_logits() -> None:
+    logits = logits_of(5)
+    exact = [value - math.log(math.fsum(math.exp(other) for other in logits.tolist())) for value in logits.tolist()]
+    assert [log_prob(logits, token) for token in range(VOCAB)] == pytest.approx(exact, abs=1e-6)
+    large = np.array([1e4, 1e4 - 1], np.float32)
+    assert log_prob(large, 1) == pytest.approx(-1 - math.log1p(math.exp(-1)))

@@ -136,7 +136,7 @@ def test_a_prompt_beyond_the_engine_is_refused_with_both_counts(planner: Planner
 
 
 def test_an_answer_that_has_no_room_is_refused_where_its_length_was_named(planner: Planner, spec: ServingSpec) -> None:
-    close = Planner(replace(spec, max_seq_len=60), planner._tokenizer)
+    close = Planner(replace(spec, max_seq_len=60), planner.tokenizer)
     room = 60 - close.plan("x").prompt_tokens
     assert close.plan("x").answer_tokens == room
     assert close.plan("x", max_tokens=room).tokens == 60

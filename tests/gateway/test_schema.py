@@ -73,7 +73,7 @@ def test_fields_that_ask_for_nothing_are_taken(fields: dict[str, object]) -> Non
     ("field", "value"),
     [
         ("n", 2),
-        ("logprobs", True),
+        ("top_logprobs", 3),
         ("frequency_penalty", 0.5),
         ("logit_bias", {"5": 1}),
         ("tools", [{"type": "function"}]),

@@ -64,15 +64,17 @@ class FakeChannel:
 
     def __init__(self) -> None:
         self.sent = []
+        self.log_probs = []
         self.error = None
         self.gone = False
         self.broken = False
         self.threads = set()
         self.ended = threading.Event()
 
-    def send(self, ids, *, final):
+    def send(self, ids, *, final, log_probs=()):
         self.threads.add(threading.current_thread().name)
         self.sent.append(ids)
+        self.log_probs += log_probs
         if self.broken:
             raise OSError("gone")
         if final:
@@ -290,7 +292,7 @@ def test_a_table_that_no_id_refers_to_is_dropped():
         ({"stop_words_list": [[[1], [1]]]}, "send stop_words to the model nvlm"),
         ({"bad_words_list": [[[1], [1]]]}, "bad_words_list is not served"),
         ({"embedding_bias": [[0.5]]}, "embedding_bias is not served"),
-        ({"return_log_probs": [True]}, "return_log_probs is not served"),
+        ({"return_context_logits": [True]}, "return_context_logits is not served"),
         ({"temperature": [float("nan")], "runtime_top_k": [5]}, "temperature"),
         ({"input_ids": [[1, VOCABULARY]], "input_lengths": [2], "prompt_embedding_table": [[1.0]]}, "another shape"),
     ],
@@ -306,3 +308,15 @@ def test_a_missing_tensor_is_named(name):
     del made[name]
     with pytest.raises(RequestError, match=f"{name} is missing"):
         parse_llm_request(made, "x", VOCABULARY)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_log_probabilities_go_with_their_tokens(server, engine, streaming):
+    channel = submit(server, engine, streaming=[streaming], return_log_probs=[True])
+    name, request = next(iter(engine.requests.items()))
+    assert request.sampling.log_probs
+    for token, log_prob in ((7, -0.5), (8, 0.0), (9, -2.0)):
+        engine.sinks[name](TokenEvent(name, token, log_prob=log_prob))
+    engine.tokens(name, reason="stop")
+    assert channel.ended.wait(5)
+    assert (channel.ids, channel.log_probs) == ([7, 8, 9], [-0.5, 0.0, -2.0])

@@ -17,6 +17,7 @@ import torch
 from nvlm_trt.errors import EngineError, ImageRejected
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC, ModelConfig
+from nvlm_trt.serving.orchestrator import Decoded
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ class Decoder:
 
     async def __aiter__(self):
         for token in self.tokens:
-            yield [token]
+            yield Decoded([token])
         while self.endless:
             await asyncio.sleep(0.01)
 

@@ -10,7 +10,7 @@ import pytest
 
 from nvlm_trt.decoder.stopping import answer_text
 from nvlm_trt.errors import RequestError
-from nvlm_trt.serving.orchestrator import Orchestrator
+from nvlm_trt.serving.orchestrator import Decoded, Orchestrator
 
 TEXT = "Ein Bär 🐻 und ein 漢字, das ist alles."
 
@@ -22,11 +22,12 @@ class FakeDecoding:
         self.groups = groups
         self.given = 0
         self.stopped = False
+        self.with_log_probs = False
 
-    async def __aiter__(self) -> AsyncIterator[list[int]]:
+    async def __aiter__(self) -> AsyncIterator[Decoded]:
         for group in self.groups:
             self.given += 1
-            yield group
+            yield Decoded(group, [-index / 8 for index in group] if self.with_log_probs else ())
 
     async def stop(self) -> None:
         self.stopped = True
@@ -56,6 +57,7 @@ class FakeBackends:
 
     async def decode(self, inputs: Mapping[str, np.ndarray], tiles: np.ndarray | None, span) -> FakeDecoding:
         self.inputs, self.decoded_tiles = inputs, tiles
+        self.decoding.with_log_probs = bool(inputs["return_log_probs"].item())
         return self.decoding
 
 
@@ -157,3 +159,15 @@ def test_leaving_early_ends_the_decoding(tokenizer, ids, text):
 
     asyncio.run(run())
     assert backends.decoding.stopped
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_each_token_comes_once_with_its_log_probability_where_that_is_asked_for(tokenizer, ids, text, stream):
+    fields = {"text_input": text("x"), "stop_words": text("漢字"), "stream": np.array([stream])}
+    pieces = ask(FakeBackends(one_by_one(ids)), tokenizer, **fields, return_log_probs=np.array([True]))
+    given = [index for piece in pieces for index in piece.tokens.ids]
+    assert given == ids[: len(given)]
+    assert len(given) == pieces[-1].num_output_tokens < len(ids)
+    assert [value for piece in pieces for value in piece.tokens.log_probs] == [-index / 8 for index in given]
+    silent = ask(FakeBackends(one_by_one(ids)), tokenizer, **fields)
+    assert not any(piece.tokens.ids for piece in silent)

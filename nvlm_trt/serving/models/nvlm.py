@@ -180,11 +180,13 @@ def _log(request: Any, piece: Piece | None, error: str | None, seconds: float) -
 
 
 def _response(piece: Piece) -> Any:
-    return response(
-        {
-            "text_output": texts(piece.text),
-            "finish_reason": texts(piece.reason),
-            "num_input_tokens": np.array([piece.num_input_tokens], np.int32),
-            "num_output_tokens": np.array([piece.num_output_tokens], np.int32),
-        }
-    )
+    outputs = {
+        "text_output": texts(piece.text),
+        "finish_reason": texts(piece.reason),
+        "num_input_tokens": np.array([piece.num_input_tokens], np.int32),
+        "num_output_tokens": np.array([piece.num_output_tokens], np.int32),
+    }
+    if piece.tokens.ids:
+        outputs["output_ids"] = np.array(piece.tokens.ids, np.int32)
+        outputs["output_log_probs"] = np.array(piece.tokens.log_probs, np.float32)
+    return response(outputs)

@@ -12,6 +12,7 @@ from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import EngineError
+from nvlm_trt.serving.decoder_tensors import LOG_PROBS
 from nvlm_trt.serving.heartbeat import Heartbeat
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
@@ -21,19 +22,27 @@ from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 SLOWEST_STEP_SECONDS: Final = 120.0
 """An engine whose worker has not turned for so long hangs: its process stops beating and is replaced."""
 
+LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
+
 
 class _Channel:
     """The way back to one client."""
 
-    def __init__(self, sender: Any, pad: int) -> None:
+    def __init__(self, sender: Any, pad: int, *, with_log_probs: bool = False) -> None:
         self._sender = sender
         self._pad = pad
+        self._with_log_probs = with_log_probs
+        self._sum = 0.0
 
-    def send(self, ids: list[int], *, final: bool) -> None:
+    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = ()) -> None:
         """Send tokens. The last response carries tensors too: 2.51 does not deliver a bare final flag from here."""
         output_ids, length = padded(ids, self._pad)
-        made = response({"output_ids": output_ids, "sequence_length": np.array([[length]], np.int32)})
-        self._sender.send(made, flags=FINAL if final else 0)
+        outputs = {"output_ids": output_ids, "sequence_length": np.array([[length]], np.int32)}
+        if self._with_log_probs:
+            self._sum += sum(log_probs)
+            outputs["output_log_probs"] = np.array([[list(log_probs) or [0.0]]], np.float32)
+            outputs["cum_log_probs"] = np.array([[self._sum]], np.float32)
+        self._sender.send(response(outputs), flags=FINAL if final else 0)
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
@@ -83,7 +92,8 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue requests."""
         for request in requests:
-            channel = _Channel(request.get_response_sender(), pad=0)
+            wanted = LOG_PROB_NAMES.issubset(request.requested_output_names())
+            channel = _Channel(request.get_response_sender(), pad=0, with_log_probs=wanted)
             tensors = inputs_of(request, self.input_names)
             self.server.submit(tensors, request.request_id(), channel, self.span_of(request))
 
