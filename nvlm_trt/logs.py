@@ -62,5 +62,5 @@ def set_up(environment: Mapping[str, str] = os.environ) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("json" if form == "json" else "text"))
     logging.basicConfig(level=level.upper() if level in get_args(Level) else "INFO", handlers=[handler])
-    for library in ("opentelemetry", "urllib3", "asyncio"):
+    for library in ("opentelemetry", "urllib3", "asyncio", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)

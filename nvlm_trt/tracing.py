@@ -15,10 +15,11 @@ import contextlib
 import os
 import re
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     from opentelemetry import trace as api
@@ -163,6 +164,18 @@ class Tracer:
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
+
+
+def check_endpoint(url: str) -> str:
+    """The URL of a collector.
+
+    Raises:
+        RequestError: it is none.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RequestError("the OTLP endpoint is no URL", seen=url[:64], expected="http://host:4318")
+    return url
 
 
 def tracer_from_environment(process: str, environment: Mapping[str, str] = os.environ) -> Tracer | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,6 +45,17 @@ def serve(
             help="A limit of the gateway, NAME=VALUE; repeatable. --dry-run shows all, docs/gateway.md tells."
         ),
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP) that traces are sent to.")
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(envvar="NVLM_TRT_LOG_FORMAT", help="How events of the log are written to stderr, one a line."),
+    ] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(envvar="NVLM_TRT_LOG_LEVEL", help="Events of the log from this level on."),
+    ] = "info",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command that would run; start nothing.")
     ] = False,
@@ -61,11 +72,13 @@ def serve(
     import signal
     import threading
 
+    from nvlm_trt import logs, tracing
     from nvlm_trt.environment.built_with import read_records, require_match
     from nvlm_trt.environment.seen import look
     from nvlm_trt.errors import RequestError
     from nvlm_trt.gateway.settings import GatewaySettings, Limits, check_domains, read_keys
     from nvlm_trt.serving.host.engine import ServedEngine
+    from nvlm_trt.serving.host.follow import LogFollower
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
@@ -83,6 +96,11 @@ def serve(
     if dry_run:
         _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, settings, json=json)
         return
+    # The environment, as the model processes have to know too.
+    os.environ |= {logs.FORMAT_VARIABLE: log_format, logs.LEVEL_VARIABLE: log_level}
+    if otlp_endpoint is not None:
+        os.environ[tracing.ENDPOINT] = tracing.check_endpoint(otlp_endpoint)
+    logs.set_up()
     asked = threading.Event()
 
     def stop(*_: object) -> None:
@@ -104,9 +122,13 @@ def serve(
     )
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
-    with server:
-        while not asked.wait(0.2) and not server.wait(0):
-            continue
+    follower = LogFollower(lambda: server.log)
+    try:
+        with server:
+            while not asked.wait(0.2) and not server.wait(0):
+                continue
+    finally:
+        follower.stop()
 
 
 def _print_plan(
@@ -153,10 +175,14 @@ def _print_plan(
 
 
 def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
+    import logging
     import sys
 
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.logs import fields
 
+    level = logging.INFO if event.kind in ("ready", "stopped") else logging.ERROR
+    logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(detail=event.detail or None))
     where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     if json:
         detail = {"detail": event.detail} if event.detail else {}

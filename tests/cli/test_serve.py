@@ -56,3 +56,9 @@ def test_a_limit_that_is_none_is_the_users_mistake(nvlm_trt: Run, packaged: Path
     shown = nvlm_trt("serve", packaged, "--dry-run", "--limit", "max_queu=3")
     assert shown.code == 2
     assert "did you mean max_queue?" in shown.err
+
+
+def test_an_endpoint_that_is_no_url_is_the_users_mistake(nvlm_trt: Run, packaged: Path) -> None:
+    shown = nvlm_trt("serve", packaged, "--otlp-endpoint", "collector:4318")
+    assert shown.code == 2
+    assert "the OTLP endpoint is no URL" in shown.err

@@ -124,6 +124,11 @@ class TritonServer:
         return max(0, self._supervisor.starts - 1)
 
     @property
+    def log(self) -> Path | None:
+        """What the server that runs now, and its models, write; None before the first one was started."""
+        return self._process.log if self._process is not None else None
+
+    @property
     def process(self) -> TritonProcess:
         """The server that runs now.
 

@@ -1,0 +1,84 @@
+"""The log of tritonserver and its model processes, passed on as it grows: who looks at a container sees its stderr."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TextIO
+
+POLL_SECONDS: Final = 0.25
+MAX_LINE: Final = 64 << 10
+"""Characters of a line that has no end yet."""
+
+OURS: Final = re.compile(r"\{\"time\": |\d{4}-\d\d-\d\dT[\d:.]+Z ")
+"""How lines begin that `nvlm_trt.logs` wrote."""
+
+TRITON: Final = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d")
+"""How tritonserver begins its lines."""
+
+LEVELS: Final = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.ERROR}
+
+log = logging.getLogger("tritonserver")
+
+
+class LogFollower:
+    """Passes lines on from a thread of its own: those of our processes as they are, others as events of this log.
+
+    Args:
+        file: The log as of now: a server that is replaced has a new one; None where there is none yet.
+        out: Where our lines go; None for stderr.
+    """
+
+    def __init__(self, file: Callable[[], Path | None], out: TextIO | None = None) -> None:
+        self._file = file
+        self._out = out
+        self._read: Path | None = None
+        self._place = 0
+        self._rest = ""
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nvlm-log", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pass on what is there, and end."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(POLL_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        file = self._file()
+        if file != self._read:
+            self._read_on()  # the last words of the one before
+            self._read, self._place, self._rest = file, 0, ""
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._read is None:
+            return
+        try:
+            with self._read.open("rb") as opened:
+                opened.seek(self._place)
+                data = opened.read()
+        except OSError:  # it went away with its server
+            return
+        self._place += len(data)
+        *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+        if len(self._rest) > MAX_LINE:
+            lines, self._rest = [*lines, self._rest], ""
+        for line in lines:
+            self._pass_on(line)
+
+    def _pass_on(self, line: str) -> None:
+        if OURS.match(line):
+            print(line, file=self._out or sys.stderr, flush=True)  # a line of the log already
+        elif line.strip():
+            triton = TRITON.match(line)
+            log.log(LEVELS[triton[1]] if triton else logging.INFO, "%s", line)

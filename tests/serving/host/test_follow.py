@@ -1,0 +1,62 @@
+"""What the model processes and tritonserver write reaches the log of who started them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nvlm_trt.serving.host.follow import MAX_LINE, LogFollower
+
+JSON = '{"time": "2026-11-30T07:28:25.382Z", "level": "info", "event": "answered"}'
+TEXT = "2026-11-30T07:28:25.382Z INFO nvlm_trt answered"
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_lines_of_ours_pass_as_they_are_and_others_become_events(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, out = tmp_path / "log", io.StringIO()
+    caplog.set_level(logging.DEBUG)
+    file.write_text(f"{JSON}\nI1130 07:28:25.7 1 a.cc:1] loaded\nE1130 07:28:25.7 1 a.cc:1] bad\nhalf")
+    follower = LogFollower(lambda: file, out)
+    wait(lambda: len(caplog.records) == 2)
+    with file.open("a") as more:
+        more.write(f" a line\n{TEXT}\n\n")
+    follower.stop()
+    assert out.getvalue() == f"{JSON}\n{TEXT}\n"
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told[0] == ("DEBUG", "I1130 07:28:25.7 1 a.cc:1] loaded")
+    assert told[1] == ("ERROR", "E1130 07:28:25.7 1 a.cc:1] bad")
+    assert told[2] == ("INFO", "half a line")
+
+
+def test_a_server_that_is_replaced_has_another_log(tmp_path: Path) -> None:
+    files, out = [tmp_path / "first"], io.StringIO()
+    files[0].write_text(TEXT + "\n")
+    follower = LogFollower(lambda: files[-1], out)
+    wait(lambda: bool(out.getvalue()))
+    second = tmp_path / "second"
+    second.write_text(JSON + "\n")
+    files.append(second)
+    follower.stop()
+    assert out.getvalue() == f"{TEXT}\n{JSON}\n"
+
+
+def test_no_log_and_a_line_without_an_end_are_borne(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    LogFollower(lambda: None).stop()
+    LogFollower(lambda: tmp_path / "absent").stop()
+    caplog.set_level(logging.INFO)
+    (tmp_path / "log").write_text("x" * (MAX_LINE + 1))
+    LogFollower(lambda: tmp_path / "log").stop()
+    assert len(caplog.records) == 1
