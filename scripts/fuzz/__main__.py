@@ -12,6 +12,8 @@ from pathlib import Path
 from scripts.durations import duration
 
 TARGETS = ("gateway", "image", "prompt")
+LENGTHS = {"image": 8192, "prompt": 2048}
+"""Bytes of an input at most: longer ones find little more, and fewer of them are tried."""
 WORDS = Path(__file__).parent / "words.dict"
 
 
@@ -51,7 +53,7 @@ def _with_atheris(target: str, limit: int, out: Path, seed: int) -> int:
         if not child:
             options = [
                 *(f"-max_total_time={limit}", f"-seed={seed}", f"-dict={WORDS}", "-print_final_stats=1"),
-                *("-timeout=30", "-rss_limit_mb=2048", "-max_len=65536", "-len_control=20"),
+                *("-timeout=30", "-rss_limit_mb=2048", f"-max_len={LENGTHS[target]}", "-len_control=20"),
                 f"-artifact_prefix={out}/finding-{target}-",
             ]
             atheris.Setup([sys.argv[0], *options, str(grown), begun], check)
