@@ -77,8 +77,7 @@ export class Seen {
       { className: "image" },
       make("h3", {}, make("span", { className: "ordinal", textContent: place }), ` ${picture.name}`),
       make("p", { className: "figures", textContent: facts.join("  ·  ") }),
-      frame,
-      group,
+      make("div", { className: "views" }, frame, group),
     );
     article.style.setProperty("--ratio", width / height);
     return article;

@@ -98,6 +98,7 @@ class View {
       turn.rate === null ? "" : `${about}${turn.rate.toFixed(turn.rate < 10 ? 1 : 0)} tokens/s`,
       turn.usage ? `${number(turn.usage.prompt_tokens)} + ${number(turn.usage.completion_tokens)} tokens` : "",
       REASONS[turn.reason] ?? "",
+      turn.state === "done" && !turn.counts ? "no text: left out of the conversation" : "",
     ];
     this.#figures.textContent = figures.filter(Boolean).join("  ·  ");
   }
