@@ -22,7 +22,11 @@ def serve(
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of metrics; 0 takes a free one.")] = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on; any other needs a proxy in front.")] = "127.0.0.1",
     grace: Annotated[float, typer.Option(min=0, help="Seconds for requests under way when stopping.")] = 15.0,
-    hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life that mean hung.")] = 15.0,
+    hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life that mean hung.")] = 8.0,
+    max_growth: Annotated[
+        int | None,
+        typer.Option(min=1, help="MiB by which a process may grow; more is a leak. Default: half of the free memory."),
+    ] = None,
     start_timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds until the server must be ready; cpu: 180, gpu: 3600.")
     ] = None,
@@ -85,6 +89,7 @@ def serve(
 
     nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes(hostfile=hostfile.resolve())
     ports = Ports(http_port, grpc_port, metrics_port)
+    growth = max_growth and max_growth << 20
     if not dry_run and (records := read_records(engine_dir)):
         require_match(records, look())
     settings = None
@@ -94,7 +99,7 @@ def serve(
     elif read_keys(api_keys) or image_domain or limit:
         raise RequestError("with --no-gateway nobody heeds API keys, --image-domain and --limit", fix="leave them out")
     if dry_run:
-        _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, settings, json=json)
+        _print_plan(engine_dir, nodes, host, ports, grace, hang_timeout, growth, settings, json=json)
         return
     # The environment, as the model processes have to know too.
     os.environ |= {logs.FORMAT_VARIABLE: log_format, logs.LEVEL_VARIABLE: log_level}
@@ -105,8 +110,7 @@ def serve(
 
     def stop(*_: object) -> None:
         asked.set()
-        if not server.is_ready:
-            server.ask_to_stop()
+        server.ask_to_stop()
 
     server = TritonServer(
         engine_dir,
@@ -119,13 +123,14 @@ def serve(
         start_timeout=start_timeout,
         hang_timeout=hang_timeout,
         grace=grace,
+        max_growth=growth,
     )
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
     follower = LogFollower(lambda: server.log)
     try:
         with server:
-            while not asked.wait(0.2) and not server.wait(0):
+            while not asked.wait(0.05) and not server.wait(0):
                 continue
     finally:
         follower.stop()
@@ -138,6 +143,7 @@ def _print_plan(
     ports: Ports,
     grace: float,
     hang_timeout: float,
+    max_growth: int | None,
     settings: GatewaySettings | None,
     *,
     json: bool,
@@ -154,6 +160,7 @@ def _print_plan(
         start_timeout=None,
         hang_timeout=hang_timeout,
         grace=grace,
+        max_growth=max_growth,
     )
     plan = LaunchPlan.of(options, engine.recipe.target)
     if json:
@@ -181,14 +188,15 @@ def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.logs import fields
 
-    level = logging.INFO if event.kind in ("ready", "stopped") else logging.ERROR
-    logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(detail=event.detail or None))
+    level = logging.INFO if event.kind in ("ready", "draining", "stopped") else logging.ERROR
+    logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(reason=event.reason, detail=event.detail or None))
     where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     if json:
-        detail = {"detail": event.detail} if event.detail else {}
-        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **detail})
+        facts = {"reason": event.reason, "detail": event.detail}
+        shown = {name: fact for name, fact in facts.items() if fact}
+        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **shown})
     elif event.kind == "ready":
         typer.echo("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
     else:
-        typer.echo(f"{event.kind}: {event.detail}" if event.detail else event.kind)
+        typer.echo(": ".join(filter(None, (event.kind, event.reason, event.detail))))
     sys.stdout.flush()

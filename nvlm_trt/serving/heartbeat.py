@@ -5,6 +5,7 @@ The supervisor names the directory in the environment; a server started by hand 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -16,6 +17,12 @@ from typing import Final
 HEARTBEAT_DIR: Final = "NVLM_TRT_HEARTBEAT_DIR"
 INTERVAL_SECONDS: Final = 0.5
 
+COMPUTING_SHARE: Final = 0.03
+"""Of one core, that a process uses which computes; one whose threads wait for each other uses a tenth of that."""
+
+LONGEST_STEP_SECONDS: Final = 120.0
+"""A step that computes for longer never ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:
@@ -26,16 +33,56 @@ class Beat:
         pid: Its id.
         at: `time.monotonic()` of the beat, which all processes of a machine share.
         active: Requests that it was working on.
+        still: Seconds for which its work had stood still, though there was some.
     """
 
     model: str
     pid: int
     at: float
     active: int
+    still: float = 0.0
 
 
-def _always() -> bool:
-    return True
+class Progress:
+    """For how long the work of this process has stood still.
+
+    A long step and a deadlock look alike from outside, but a step computes: work that has not gone on stands still only
+    if the process computes nothing meanwhile, or if that takes longer than any step.
+
+    Args:
+        position: Changes while the work goes on; None while there is none.
+        longest: Seconds that a step may compute.
+        clock: Seconds, from any beginning.
+        computed: Seconds of computing of this process.
+    """
+
+    def __init__(
+        self,
+        position: Callable[[], object],
+        *,
+        longest: float = LONGEST_STEP_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        computed: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._position = position
+        self._longest = longest
+        self._clock = clock
+        self._computed = computed
+        self._last: object = None
+        self._since = self._computed_since = 0.0
+
+    def __call__(self) -> float:
+        """Seconds; 0 while the work goes on, or while there is none."""
+        now, computed, position = self._clock(), self._computed(), self._position()
+        if position is None or position != self._last:
+            self._last, self._since, self._computed_since = position, now, computed
+        still = now - self._since
+        computes = computed - self._computed_since >= COMPUTING_SHARE * still
+        return 0.0 if computes and still < self._longest else still
+
+
+def _never() -> float:
+    return 0.0
 
 
 def _none() -> int:
@@ -47,47 +94,53 @@ class Heartbeat:
 
     Args:
         model: Name of the model.
-        healthy: Asked before each beat; no beat while it says no.
+        still: Seconds for which the work of the process has stood still.
         active: Requests that the process is working on.
     """
 
-    def __init__(self, model: str, *, healthy: Callable[[], bool] = _always, active: Callable[[], int] = _none) -> None:
+    def __init__(self, model: str, *, still: Callable[[], float] = _never, active: Callable[[], int] = _none) -> None:
         directory = os.environ.get(HEARTBEAT_DIR)
         self._file = Path(directory, f"{model}.{os.getpid()}") if directory else None
-        self._healthy = healthy
+        self._still = still
         self._active = active
         self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
         if self._file is not None:
-            threading.Thread(target=self._run, name="nvlm-heartbeat", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, name="nvlm-heartbeat", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; the file is left for the supervisor to see."""
+        """End the thread and take the file away: the process ends in order, with no work left."""
         self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             self._beat()
-            if self._stopped.wait(INTERVAL_SECONDS):
-                return
+            self._stopped.wait(INTERVAL_SECONDS)
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        if self._file is None or not self._healthy():
+        if self._file is None:
             return
         try:
             # Beside and renamed, so that a reader never meets half a line.
             fresh = self._file.with_suffix(f"{self._file.suffix}.new")
-            fresh.write_text(f"{time.monotonic()} {self._active()}")
+            fresh.write_text(f"{time.monotonic()} {self._active()} {self._still()}")
             fresh.replace(self._file)
         except OSError:
             self._stopped.set()  # the directory went away with its supervisor
 
 
 def read_beats(directory: Path) -> list[Beat]:
-    """The last beat of every process that ever beat in a directory."""
+    """The last beat of every process that beat in a directory and did not end in order."""
     beats = []
     for file in sorted(directory.iterdir()):
         model, _, pid = file.name.partition(".")
         if pid.isdecimal():
-            at, active = file.read_text().split()
-            beats.append(Beat(model, int(pid), float(at), int(active)))
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                at, active, still = file.read_text().split()
+                beats.append(Beat(model, int(pid), float(at), int(active), float(still)))
     return beats

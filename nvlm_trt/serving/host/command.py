@@ -41,8 +41,10 @@ class ServerOptions:
         load_order: Models that are loaded one after the other once the server runs; empty for all of the repository,
             at its start.
         start_timeout: From the start to readiness.
-        hang_timeout: A model process without a heartbeat for so long is hung.
+        hang_timeout: A process without a sign of life, or whose work stands still, for so long is hung.
         grace: From the request to stop to the end by force; requests under way may finish meanwhile.
+        max_growth: Bytes by which a process may grow once the server is ready, before it counts as leaking; None for
+            half of the memory that is at hand then.
     """
 
     repository: Path
@@ -53,8 +55,9 @@ class ServerOptions:
     nodes: Nodes = field(default_factory=Nodes)
     load_order: tuple[str, ...] = ()
     start_timeout: float = 180.0
-    hang_timeout: float = 15.0
+    hang_timeout: float = 8.0
     grace: float = 15.0
+    max_growth: int | None = None
 
 
 def require_launcher(options: ServerOptions) -> None:
@@ -86,7 +89,8 @@ def server_command(
         binary,
         *_common_flags(options, backends),
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        f"--model-control-mode={'explicit' if options.load_order else 'none'}",
+        "--model-control-mode=explicit",  # so that models can be unloaded, too: no new requests, a drain
+        *([] if options.load_order else ["--load-model=*"]),
         *limit,
         *_endpoint_flags(options, f"{RESTRICTED_APIS}:{ADMIN_HEADER}={admin_key}"),
     ]

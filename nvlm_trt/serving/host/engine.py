@@ -58,7 +58,15 @@ class ServedEngine:
         return self.recipe.max_images * self.recipe.image_limits.max_bytes * 4 // 3 + TEXT_ROOM
 
     def options(
-        self, host: str, ports: Ports, nodes: Nodes, *, start_timeout: float | None, hang_timeout: float, grace: float
+        self,
+        host: str,
+        ports: Ports,
+        nodes: Nodes,
+        *,
+        start_timeout: float | None,
+        hang_timeout: float,
+        grace: float,
+        max_growth: int | None = None,
     ) -> ServerOptions:
         """How its server runs.
 
@@ -67,8 +75,9 @@ class ServedEngine:
             ports: Its ports.
             nodes: Where ranks run.
             start_timeout: Seconds to become ready; None for the target's own.
-            hang_timeout: Seconds without a heartbeat that mean hung.
+            hang_timeout: Seconds without a sign of life that mean hung.
             grace: Seconds for requests under way when it stops.
+            max_growth: Bytes by which a process may grow; None for half of the memory at hand.
         """
         return ServerOptions(
             repository=self.directory / REPOSITORY,
@@ -81,6 +90,7 @@ class ServedEngine:
             start_timeout=START_TIMEOUT[self.recipe.target] if start_timeout is None else start_timeout,
             hang_timeout=hang_timeout,
             grace=grace,
+            max_growth=max_growth,
         )
 
     def check_engines(self) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -23,16 +23,21 @@ from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.host import launch
 from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_command
+from nvlm_trt.serving.host.condition import SERVER, Condition
 from nvlm_trt.serving.host.environment import Installation
 from nvlm_trt.serving.host.ports import LOOPBACK
-from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model
+from nvlm_trt.serving.host.pulse import Pulse
+from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model, loaded_models, unload_model
 from nvlm_trt.serving.host.shm import new_prefix, remove_regions
-from nvlm_trt.serving.host.supervisor import CrashedError
+from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
 RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)
 """How the Python backend logs what a model raised when it was loaded; newlines are spelt out there."""
-IDLE_SECONDS: Final = 1.0
-"""A stopping server without requests for so long only waits for idle connections, and is ended."""
+SETTLE_SECONDS: Final = 0.1
+"""From the end of taking requests at the gateway to that at the models: what it has sent arrives meanwhile."""
+
+CALLED: Final = ("nvlm", "ensemble")
+"""The models that clients call: once they are unloaded, new calls are refused and those under way go on."""
 
 
 class TritonProcess:
@@ -50,6 +55,8 @@ class TritonProcess:
         self._prefix = new_prefix()
         self._admin_key = secrets.token_hex(16)
         self._children: list[psutil.Process] = []  # ranks, model instances, the guard of launch.py
+        self._pulse: Pulse | None = None
+        self._condition: Condition | None = None  # from readiness on
         self.log = runtime_dir / "server.log"
         self._beats.mkdir(parents=True)
         serving = server_command(
@@ -59,8 +66,10 @@ class TritonProcess:
             shm_prefix=self._prefix,
             admin_key=self._admin_key,
         )
+        self._url = f"{LOOPBACK}:{options.ports.http}"
         own = LOOPBACK if options.host in ("0.0.0.0", "") else options.host
-        environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: f"{own}:{options.ports.grpc}"})
+        self._grpc = f"{own}:{options.ports.grpc}"
+        environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: self._grpc})
         command = [sys.executable, "-I", launch.__file__, str(os.getpid()), *serving]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -85,7 +94,7 @@ class TritonProcess:
             ServerError: the server ended, was too slow, or the self-test failed; with the log's own words.
         """
         deadline = time.monotonic() + self._options.start_timeout
-        url = f"{LOOPBACK}:{self._options.ports.http}"
+        url = self._url
         if not self._wait(lambda: is_ready(url), stop, deadline):
             return
         for model in self._options.load_order:
@@ -101,21 +110,25 @@ class TritonProcess:
                 raise ServerError(str(error), seen=self._last_words(), fix=f"its log: {self.log}") from None
         if not echo_works(url):
             raise ServerError("tensors do not cross the Python backend unharmed", fix="check that numpy is 1.26")
-        self._children = psutil.Process(self.pid).children(recursive=self._options.world_size > 1)
+        server = psutil.Process(self.pid)
+        self._children = server.children(recursive=self._options.world_size > 1)
+        self._pulse = Pulse(url, self._grpc)
+        self._condition = Condition(
+            server,
+            self._children,
+            beats=self._beats,
+            pulse=self._pulse,
+            hang_timeout=self._options.hang_timeout,
+            shm_prefix=self._prefix,
+            max_growth=self._options.max_growth,
+        )
 
-    def fault(self) -> str | None:
-        """What is wrong with the running server, in a few words; None while it is well."""
+    def fault(self) -> Fault | None:
+        """What is wrong with the running server; None while it is well."""
         code = self._process.poll()
         if code is not None:
-            return f"tritonserver ended with code {code}"
-        for child in self._children:
-            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
-                return f"model process {child.pid} ended"
-        now = time.monotonic()
-        for beat in read_beats(self._beats):
-            if now - beat.at > self._options.hang_timeout:
-                return f"model {beat.model} hangs (process {beat.pid})"
-        return None
+            return Fault("dead", f"{SERVER} ended {_how(code)}")
+        return None if self._condition is None else self._condition.fault()
 
     def models(self) -> dict[str, int]:
         """Process ids by name: of tritonserver, and of the models that gave a sign of life."""
@@ -125,17 +138,26 @@ class TritonProcess:
         """Requests that the models are working on, as of their last heartbeats; a request counts in each model."""
         return sum(beat.active for beat in read_beats(self._beats))
 
-    def stop(self) -> None:
-        """Let requests under way finish for the grace period, then end everything and remove what it left."""
-        if self._process.poll() is None:
-            # Not to mpirun, which would end all ranks at once, requests under way included.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._server().send_signal(signal.SIGTERM)
-            self._wait_stopped()
+    def stop(self, hurry: threading.Event) -> None:
+        """Take no more requests, let those under way finish for the grace period, then `kill`.
+
+        Args:
+            hurry: Set to end at once.
+        """
+        deadline = time.monotonic() + self._options.grace
+        if self._condition is not None and not hurry.wait(min(SETTLE_SECONDS, self._options.grace)):
+            headers = {ADMIN_HEADER: self._admin_key}
+            busy = [model for model in CALLED if unload_model(self._url, model, headers)]
+            while busy and time.monotonic() < deadline and not hurry.wait(0.05):
+                if self._process.poll() is not None or self._condition.dead(CALLED) or self._condition.is_urgent:
+                    break
+                busy = self._busy(busy)
         self.kill()
 
     def kill(self) -> None:
         """End the server and its model processes at once and remove what they left."""
+        if self._pulse is not None:
+            self._pulse.stop()
         for child in self._session():
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
@@ -155,7 +177,7 @@ class TritonProcess:
                 raise self._start_failure()
             if time.monotonic() > deadline:
                 raise ServerError(
-                    "tritonserver was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
+                    f"{SERVER} was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
                 )
             if stop.wait(0.1):
                 return False
@@ -168,30 +190,18 @@ class TritonProcess:
             process for process in psutil.process_iter() if process.pid != leader and _session_of(process) == leader
         ]
 
-    def _server(self) -> psutil.Process:
-        """The process that clients reach: rank 0, which mpirun starts first."""
-        process = psutil.Process(self.pid)
-        if self._options.world_size == 1:
-            return process
-        port = f"--http-port={self._options.ports.http}"
-        return next((child for child in process.children(recursive=True) if port in child.cmdline()), process)
-
-    def _wait_stopped(self) -> None:
-        deadline = time.monotonic() + self._options.grace
-        idle_since = None
-        while self._process.poll() is None and time.monotonic() < deadline:
-            idle_since = None if self.active_requests() else (idle_since or time.monotonic())
-            if idle_since is not None and time.monotonic() - idle_since > IDLE_SECONDS:
-                return
-            time.sleep(0.05)
+    def _busy(self, models: Sequence[str]) -> list[str]:
+        """Those of these models, which take no more requests, that have some under way."""
+        states = loaded_models(self._url, {ADMIN_HEADER: self._admin_key}) or {}
+        ended = self._condition.ended_in_order if self._condition is not None else set()
+        return [model for model in models if states.get(model) != "UNAVAILABLE" and model not in ended]
 
     def _start_failure(self) -> ServerError:
         """What to say of a server that ended while it started; one that a signal ended may do better next time."""
         code = self._process.returncode
         if code < 0:
-            name = signal.Signals(-code).name
-            return CrashedError(f"tritonserver ended by {name} while starting", seen=self._last_words())
-        return ServerError("tritonserver ended while starting", seen=self._last_words(), fix=f"its log: {self.log}")
+            return CrashedError(f"{SERVER} ended {_how(code)} while starting", seen=self._last_words())
+        return ServerError(f"{SERVER} ended while starting", seen=self._last_words(), fix=f"its log: {self.log}")
 
     def _last_words(self) -> str:
         return last_words(self.log.read_bytes().decode(errors="replace"))
@@ -205,6 +215,11 @@ def last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("+", "|"))]
     errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
     return " / ".join((errors or lines)[-3:])
+
+
+def _how(code: int) -> str:
+    """How a process ended, from its exit status as `subprocess` has it."""
+    return f"with code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
 def _session_of(process: psutil.Process) -> int | None:

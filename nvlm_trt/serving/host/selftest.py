@@ -30,6 +30,34 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def unload_model(url: str, name: str, headers: dict[str, str]) -> bool:
+    """Let the server at ``host:port`` take no more requests for a model; whether it has agreed.
+
+    Those under way go on; when the last one has ended, `loaded_models` says so.
+    """
+    address = f"http://{url}/v2/repository/models/{name}/unload"
+    request = urllib.request.Request(address, data=b"{}", headers={"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def loaded_models(url: str, headers: dict[str, str]) -> dict[str, str] | None:
+    """The state of each model of the server at ``host:port``; None if the server does not say.
+
+    One that is being unloaded is "UNLOADING" while requests are under way, then "UNAVAILABLE".
+    """
+    address = f"http://{url}/v2/repository/index"
+    request = urllib.request.Request(address, data=b"{}", headers={"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            return {model["name"]: model.get("state", "") for model in json.load(answer)}
+    except (OSError, ValueError):
+        return None
+
+
 def load_model(url: str, name: str, headers: dict[str, str]) -> None:
     """Let the server at ``host:port`` load a model; returns when it is loaded, which may take many minutes.
 

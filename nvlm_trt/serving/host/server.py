@@ -10,7 +10,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from nvlm_trt.serving.host.ports import LOOPBACK, Ports
 from nvlm_trt.serving.host.process import TritonProcess
 from nvlm_trt.serving.host.runtime import new_runtime_dir, remove_stale_runtime_dirs
 from nvlm_trt.serving.host.shm import remove_stale_regions
-from nvlm_trt.serving.host.supervisor import ServerEvent, Supervisor
+from nvlm_trt.serving.host.supervisor import ServerEvent, State, Supervisor
 
 
 class TritonServer:
@@ -46,8 +46,10 @@ class TritonServer:
             keys, gRPC and metrics are on loopback, since they would let everybody past it.
         installation: The tritonserver to run; None for the one that serves the engine's target.
         start_timeout: Seconds until the server must be ready; None for the target's own.
-        hang_timeout: Seconds without a heartbeat after which a model process is hung.
-        grace: Seconds that requests under way have to finish when the server stops.
+        hang_timeout: Seconds without a sign of life, or without progress, after which a process is hung.
+        grace: Seconds that requests under way have to finish when the server stops, or is replaced because it leaks.
+        max_growth: Bytes by which a process may grow once the server is ready, before it counts as leaking; None for
+            half of the memory that is at hand then.
 
     Raises:
         EngineError: the directory is not complete, or tritonserver cannot run in this environment.
@@ -65,8 +67,9 @@ class TritonServer:
         gateway: GatewaySettings | None = None,
         installation: Installation | None = None,
         start_timeout: float | None = None,
-        hang_timeout: float = 15.0,
+        hang_timeout: float = 8.0,
         grace: float = 15.0,
+        max_growth: int | None = None,
     ) -> None:
         engine = ServedEngine.open(engine_dir)
         engine.check_engines()
@@ -80,6 +83,7 @@ class TritonServer:
             start_timeout=start_timeout,
             hang_timeout=hang_timeout,
             grace=grace,
+            max_growth=max_growth,
         )
         require_launcher(self._options)
         self._with_gateway = with_gateway
@@ -95,6 +99,7 @@ class TritonServer:
         self._runtime: Path | None = None
         self._process: TritonProcess | None = None
         self._error: ServerError | None = None
+        self._asked = False
         # tritonserver is a child of this thread: the kernel kills it if the thread, or the whole process, is gone.
         self._thread = threading.Thread(target=self._run, name="nvlm-supervisor", daemon=True)
 
@@ -120,8 +125,18 @@ class TritonServer:
 
     @property
     def restarts(self) -> int:
-        """How often the server was replaced."""
-        return max(0, self._supervisor.starts - 1)
+        """How often the server was lost, and replaced."""
+        return sum(self._supervisor.lost.values())
+
+    @property
+    def restarts_by_reason(self) -> Mapping[str, int]:
+        """The same by what was wrong; every reason is there from the beginning."""
+        return self._supervisor.lost
+
+    @property
+    def state(self) -> State:
+        """What the server is doing."""
+        return self._supervisor.state
 
     @property
     def log(self) -> Path | None:
@@ -163,16 +178,25 @@ class TritonServer:
             raise self._error
 
     def ask_to_stop(self) -> None:
-        """Begin to stop without waiting, so that `start` returns. For signal handlers; then `stop`."""
+        """Begin to stop without waiting: no more requests are taken from now on. For signal handlers; then `stop`.
+
+        Asked again, the server ends without waiting for requests under way.
+        """
+        if self._asked:
+            self._supervisor.hurry.set()
+        self._asked = True
         self._supervisor.stop()
 
     def stop(self) -> None:
         """Stop the server: requests under way have the grace period to finish. May be called twice."""
-        if self._gateway is not None:
-            self._gateway.stop()
+        self._asked = True
         self._supervisor.stop()
+        if self._gateway is not None:
+            self._gateway.drain(self._supervisor.hurry)
         if self._thread.ident is not None:
             self._thread.join()
+        if self._gateway is not None:
+            self._gateway.stop()
         self._held.close()
         if self._runtime is not None and self._error is None:  # a log that says why is kept
             shutil.rmtree(self._runtime, ignore_errors=True)
@@ -226,7 +250,7 @@ class TritonServer:
             upstream,
             self._names,
             self._supervisor.ready.is_set,
-            lambda: {"any": self.restarts},
+            lambda: self.restarts_by_reason,
             self._engine_dir,
             self._processes,
         )

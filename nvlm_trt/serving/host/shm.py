@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -24,6 +25,16 @@ def remove_regions(prefix: str, directory: Path = SHARED_MEMORY) -> int:
     for file in files:
         file.unlink(missing_ok=True)
     return len(files)
+
+
+def region_bytes(prefix: str, directory: Path = SHARED_MEMORY) -> int:
+    """Memory that the regions of a server take: pages that were written, not their sizes."""
+    held = 0
+    for file in _files(directory):
+        if file.name.startswith(prefix):
+            with contextlib.suppress(FileNotFoundError):
+                held += file.stat().st_blocks * 512
+    return held
 
 
 def remove_stale_regions(directory: Path = SHARED_MEMORY) -> int:

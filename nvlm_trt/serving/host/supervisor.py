@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 from nvlm_trt.errors import ServerError
 
 WATCH_SECONDS: Final = 0.25
 GOOD_HEALTH_SECONDS: Final = 60.0
-"""A server that lived so long was well; the next failure is counted as a first one."""
+"""A server that was ready for so long was well; the next failure is counted as a first one."""
 
 log = logging.getLogger(__name__)
+
+Reason = Literal["dead", "hung", "leaking", "start"]
+"""Why a server is replaced: one of its processes has ended, stands still, or takes ever more memory; or the server did
+not become ready."""
+
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+
+State = Literal["starting", "ready", "draining", "replacing", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +31,30 @@ class ServerEvent:
     """What happened to the server.
 
     Attributes:
-        kind: "ready", "lost" (it failed, its ports are closed, another one follows), "failed" (no more attempts) or
-            "stopped".
+        kind: "ready", "draining" (it takes no more requests and finishes those under way), "lost" (it failed, its ports
+            are closed, another one follows), "failed" (no more attempts) or "stopped".
         detail: What was wrong, where something was.
+        reason: Why it was lost.
     """
 
-    kind: Literal["ready", "lost", "failed", "stopped"]
+    kind: Literal["ready", "draining", "lost", "failed", "stopped"]
     detail: str = ""
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a server.
+
+    Attributes:
+        reason: Of which kind it is.
+        what: In a few words.
+        final: Another server would not do better.
+    """
+
+    reason: Reason
+    what: str
+    final: bool = False
 
 
 class CrashedError(ServerError):
@@ -42,11 +67,11 @@ class Process(Protocol):
     def wait_ready(self, stop: threading.Event) -> None:
         """Return when it is ready or `stop` is set; raise ServerError when it will not be."""
 
-    def fault(self) -> str | None:
+    def fault(self) -> Fault | None:
         """What is wrong with it; None while it is well."""
 
-    def stop(self) -> None:
-        """Let requests under way finish, then end it."""
+    def stop(self, hurry: threading.Event) -> None:
+        """Let requests under way finish, until `hurry` is set, then end it."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -58,11 +83,15 @@ class Patience:
 
     Attributes:
         max_failures: Failures in a row after which it is given up.
-        first_pause: Seconds before the first replacement; each further one doubles it.
+        first_pause: Seconds before the second replacement in a row; each further one doubles it. The first has none.
     """
 
     max_failures: int = 5
-    first_pause: float = 0.5
+    first_pause: float = 1.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds before the replacement that follows so many failures in a row."""
+        return 0.0 if failures < 2 else self.first_pause * 2.0 ** (failures - 2)
 
 
 class Supervisor:
@@ -74,8 +103,9 @@ class Supervisor:
         patience: When to give up.
 
     Attributes:
-        ready: Set while a server answers.
-        starts: Servers started so far.
+        ready: Set while a server answers and takes requests.
+        hurry: Set to end without waiting for requests under way.
+        state: What it is doing.
     """
 
     def __init__(
@@ -85,15 +115,23 @@ class Supervisor:
         patience: Patience | None = None,
     ) -> None:
         self.ready = threading.Event()
-        self.starts = 0
+        self.hurry = threading.Event()
+        self.state: State = "starting"
         self._launch = launch
         self._on_event = on_event
         self._patience = patience or Patience()
         self._stop = threading.Event()
+        self._lost: dict[str, int] = dict.fromkeys(REASONS, 0)
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How often a server was lost, by the reason."""
+        return dict(self._lost)
 
     def stop(self) -> None:
-        """Let `run` stop the server and return."""
+        """Let `run` stop the server and return; it is unready from now on."""
         self._stop.set()
+        self.ready.clear()
 
     def run(self) -> None:
         """Serve until stopped.
@@ -103,52 +141,67 @@ class Supervisor:
         """
         failures = 0
         while not self._stop.is_set():
-            began = time.monotonic()
-            fault = self._serve()
+            fault, healthy_for = self._serve()
             if fault is None:
                 break
-            failures = 1 if time.monotonic() - began > GOOD_HEALTH_SECONDS else failures + 1
-            if self.starts == 1 and fault.at_start:
-                raise ServerError(fault.what)
-            self._on_event(ServerEvent("lost", fault.what))
+            if fault.final and not any(self._lost.values()):
+                self._fail(ServerError(fault.what))
+            self._lost[fault.reason] += 1
+            failures = 1 if healthy_for > GOOD_HEALTH_SECONDS else failures + 1
+            self._tell("lost", "replacing", fault.what, fault.reason)
             if failures > self._patience.max_failures:
-                raise ServerError("the server could not be kept alive", seen=fault.what)
-            self._stop.wait(self._patience.first_pause * 2 ** (failures - 1))
-        self._on_event(ServerEvent("stopped"))
+                self._fail(ServerError("the server could not be kept alive", seen=fault.what))
+            self._stop.wait(self._patience.pause(failures))
+        self._tell("stopped", "stopped")
 
-    def _serve(self) -> _Fault | None:
-        """Run one server to its end; None when it was stopped."""
-        self.starts += 1
+    def _fail(self, error: ServerError) -> None:
+        self._tell("failed", "failed", str(error))
+        raise error
+
+    def _serve(self) -> tuple[Fault | None, float]:
+        """Run one server to its end: what was wrong with it, None when it was stopped; and how long it was ready."""
         try:
             process = self._launch()
         except (OSError, ServerError) as error:
-            return _Fault(str(error), at_start=True)
+            return Fault("start", str(error), final=True), 0.0
+        began = ended = time.monotonic()
+        drains = False
         try:
             process.wait_ready(self._stop)
-            return self._watch(process)
-        except CrashedError as error:
-            return _Fault(str(error), at_start=False)
+            began = time.monotonic()
+            fault = self._watch(process)
+            ended = time.monotonic()
+            drains = fault is None or fault.reason == "leaking"
         except ServerError as error:
-            return _Fault(str(error), at_start=True)
+            fault = Fault("start", str(error), final=not isinstance(error, CrashedError))
         finally:
             self.ready.clear()
-            if self._stop.is_set():
-                process.stop()
+            if drains:
+                self._tell("draining", "draining", *((fault.what, fault.reason) if fault else ()))
+                process.stop(self.hurry)
             else:
                 process.kill()
+        return None if self._stop.is_set() else fault, ended - began
 
-    def _watch(self, process: Process) -> _Fault | None:
-        if not self._stop.is_set():
-            self.ready.set()
-            self._on_event(ServerEvent("ready"))
+    def _watch(self, process: Process) -> Fault | None:
+        """Wait for a fault; None when the server is to stop."""
+        self.ready.set()
+        if self._stop.is_set():
+            self.ready.clear()
+        else:
+            self._tell("ready", "ready")
         while not self._stop.wait(WATCH_SECONDS):
-            what = process.fault()
-            if what is not None:
-                return _Fault(what, at_start=False)
+            fault = process.fault()
+            if fault is not None:
+                return fault
         return None
 
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    what: str
-    at_start: bool
+    def _tell(
+        self,
+        kind: Literal["ready", "draining", "lost", "failed", "stopped"],
+        state: State,
+        detail: str = "",
+        reason: Reason | None = None,
+    ) -> None:
+        self.state = state
+        self._on_event(ServerEvent(kind, detail, reason))

@@ -9,7 +9,7 @@ from typing import Any
 from nvlm_trt import logs
 from nvlm_trt.serving.config import spec_of
 from nvlm_trt.serving.fields import TRACEPARENT
-from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, parameters
 from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
 
@@ -22,10 +22,14 @@ class Model:
         engine_dir: The engine directory.
         input_names: Names of the model's inputs.
         tracer: Makes spans; None where nobody asked for traces.
+        begun: Requests that `each` has begun.
+        working: Whether it is at one.
     """
 
     heartbeat: Heartbeat | None = None
     tracer: Tracer | None = None
+    begun = 0
+    working = False
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton when the model is loaded; an exception here fails the server's start."""
@@ -41,8 +45,9 @@ class Model:
         """Load what the model needs."""
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Start the process's heartbeat."""
-        return Heartbeat(name)
+        """Start the process's heartbeat: it tells whether `each` goes on."""
+        still = Progress(lambda: self.begun if self.working else None)
+        return Heartbeat(name, still=still, active=lambda: int(self.working))
 
     def finalize(self) -> None:
         """Called by Triton before the process ends."""
@@ -55,13 +60,14 @@ class Model:
         """The span, of another process, that asked for a request; its stages here become children of it."""
         return UNTRACED if self.tracer is None else self.tracer.remote(parameters(request).get(TRACEPARENT))
 
-
-def each(requests: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:
-    """Run every request of a batch by itself: one that fails answers with its own error and harms no other."""
-    responses = []
-    for request in requests:
-        try:
-            responses.append(run(request))
-        except Exception as error:
-            responses.append(failure(error))
-    return responses
+    def each(self, requests: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:
+        """Run every request of a batch by itself: one that fails answers with its own error and harms no other."""
+        responses = []
+        for request in requests:
+            self.begun, self.working = self.begun + 1, True
+            try:
+                responses.append(run(request))
+            except Exception as error:
+                responses.append(failure(error))
+            self.working = False
+        return responses

@@ -25,7 +25,7 @@ from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_ID, refuse_unknown
-from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import Seconds
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameters, response, texts
@@ -88,14 +88,14 @@ class TritonPythonModel(Model):
         """Load the tokenizer and start the event loop."""
         self.tokenizer = NvlmTokenizer.load(self.engine_dir / "tokenizer")
         self.tasks: dict[asyncio.Task[None], Any] = {}
-        self.turned = threading.Event()
+        self.turned, self.turns = threading.Event(), 0
         self.thread = threading.Thread(target=asyncio.run, args=(self._main(),), name="nvlm-loop", daemon=True)
         self.thread.start()
         self.turned.wait()
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Beat while the event loop turns."""
-        return Heartbeat(name, healthy=self._turns, active=lambda: len(self.tasks))
+        """Tell whether the event loop turns."""
+        return Heartbeat(name, still=Progress(self._turns), active=lambda: len(self.tasks))
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand requests to the event loop."""
@@ -121,13 +121,13 @@ class TritonPythonModel(Model):
         await asyncio.gather(watcher, *self.tasks, return_exceptions=True)
         await backends.close()
 
-    def _turns(self) -> bool:
-        """Whether the event loop answered the last question; asks the next one."""
-        if not self.turned.is_set():
-            return False
-        self.turned.clear()
-        self.loop.call_soon_threadsafe(self.turned.set)
-        return True
+    def _turns(self) -> int:
+        """How often the event loop has answered; asks it again."""
+        if self.turned.is_set():
+            self.turned.clear()
+            self.turns += 1
+            self.loop.call_soon_threadsafe(self.turned.set)
+        return self.turns
 
     def _take(self, request: Any, sender: Any) -> None:
         if len(self.tasks) >= self.spec.max_requests:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.serving.models.base import Model, each
+from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import inputs_of, response, texts
 from nvlm_trt.serving.postprocessing import answer
 
@@ -22,7 +22,7 @@ class TritonPythonModel(Model):
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Decode answers, each by itself."""
-        return each(requests, self._decode)
+        return self.each(requests, self._decode)
 
     def _decode(self, request: Any) -> Any:
         text, count = answer(self.tokenizer, **inputs_of(request, self.input_names))

@@ -8,7 +8,7 @@ from typing import Any
 from nvlm_trt.model.pixels import keep_image_memory
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
-from nvlm_trt.serving.models.base import Model, each
+from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import inputs_of, parameters, response
 from nvlm_trt.serving.preprocessing import Preprocessor
 
@@ -23,7 +23,7 @@ class TritonPythonModel(Model):
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Prepare requests, each by itself."""
-        return each(requests, self._prepare)
+        return self.each(requests, self._prepare)
 
     def _prepare(self, request: Any) -> Any:
         refuse_unknown(parameters(request), REQUEST_FIELDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nvlm_trt.serving.models.base import Model, each
+from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import inputs_of, response
 
 
@@ -14,7 +14,7 @@ class TritonPythonModel(Model):
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Echo."""
-        return each(requests, self._echo)
+        return self.each(requests, self._echo)
 
     def _echo(self, request: Any) -> Any:
         tensors = inputs_of(request, self.input_names)

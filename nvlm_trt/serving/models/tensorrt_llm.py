@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,14 +12,11 @@ from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.decoder_tensors import LOG_PROBS
-from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
-
-SLOWEST_STEP_SECONDS: Final = 120.0
-"""An engine whose worker has not turned for so long hangs: its process stops beating and is replaced."""
 
 LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
 
@@ -86,8 +82,9 @@ class TritonPythonModel(Model):
         self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Beat while the engine's worker turns."""
-        return Heartbeat(name, healthy=self._turns, active=lambda: self.server.active)
+        """Tell whether the engine's worker turns; an idle one does, too."""
+        still = Progress(lambda: self.engine.heartbeat)
+        return Heartbeat(name, still=still, active=lambda: self.server.active)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue requests."""
@@ -101,7 +98,3 @@ class TritonPythonModel(Model):
         """End the engine and everything that is under way."""
         self.engine.close()
         self.server.close()
-        super().finalize()
-
-    def _turns(self) -> bool:
-        return time.monotonic() - self.engine.heartbeat < SLOWEST_STEP_SECONDS

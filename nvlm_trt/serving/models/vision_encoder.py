@@ -7,7 +7,7 @@ from typing import Any
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_parts import TABLE
-from nvlm_trt.serving.heartbeat import Heartbeat
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
@@ -47,8 +47,9 @@ class TritonPythonModel(Model):
         self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Beat as long as the process does."""
-        return Heartbeat(name, active=lambda: self.encoder.waiting)
+        """Tell whether tiles that wait are encoded."""
+        still = Progress(lambda: self.encoder.status().misses if self.encoder.waiting else None)
+        return Heartbeat(name, still=still, active=lambda: self.encoder.waiting)
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Queue the tiles of each request."""

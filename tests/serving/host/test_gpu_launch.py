@@ -247,7 +247,7 @@ def test_a_dry_run_of_the_cpu_target_is_one_process(engine_dir, recipe, capsys):
     code, shown = run(capsys, "serve", engine_dir, "--dry-run")
     _, server = shown.out.splitlines()
     assert code == 0
-    assert "--model-control-mode=none" in server
+    assert "--model-control-mode=explicit '--load-model=*'" in server
     assert "mpirun" not in server
     assert "--http-max-input-size" not in server
 

@@ -7,23 +7,24 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nvlm_trt.errors import EngineError, ServerError
 from nvlm_trt.serving import heartbeat
-from nvlm_trt.serving.host import environment, runtime, shm
+from nvlm_trt.serving.host import environment, runtime, shm, supervisor
 from nvlm_trt.serving.host.environment import Triton
 from nvlm_trt.serving.host.process import last_words
 from nvlm_trt.serving.host.selftest import echo_works, is_ready
-from nvlm_trt.serving.host.supervisor import CrashedError, Patience, Supervisor
+from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
 
 
 class FakeProcess:
-    """A server that is "well", "never" ready, "crashes" while it starts, or "fails" some time after it was ready."""
+    """A server that is "well", "never" ready, "crashes" while it starts, or becomes "dead", "hung" or "leaking"."""
 
     def __init__(self, behaviour: str) -> None:
         self.behaviour = behaviour
@@ -35,11 +36,11 @@ class FakeProcess:
         if self.behaviour == "crashes":
             raise CrashedError("it crashed")
 
-    def fault(self) -> str | None:
-        return "a model process ended" if self.behaviour == "fails" else None
+    def fault(self) -> Fault | None:
+        return None if self.behaviour == "well" else Fault(self.behaviour, f"a process is {self.behaviour}")
 
-    def stop(self) -> None:
-        self.ended = "stopped"
+    def stop(self, hurry: threading.Event) -> None:
+        self.ended = "hurried" if hurry.is_set() else "stopped"
 
     def kill(self) -> None:
         self.ended = "killed"
@@ -77,19 +78,46 @@ def test_a_server_is_announced_and_stopped():
     run = Run("well")
     assert run.supervisor.ready.wait(5)
     run.end()
-    assert run.events == ["ready", "stopped"]
+    assert run.events == ["ready", "draining", "stopped"]
     assert run.started[0].ended == "stopped"
     assert not run.supervisor.ready.is_set()
 
 
 def test_a_server_that_fails_is_killed_and_replaced():
-    run = Run("fails", "well")
+    run = Run("dead", "well")
     while len(run.started) < 2 or not run.supervisor.ready.is_set():
         time.sleep(0.01)
     run.end()
-    assert run.events == ["ready", "lost", "ready", "stopped"]
+    assert run.events == ["ready", "lost", "ready", "draining", "stopped"]
     assert run.started[0].ended == "killed"
-    assert run.supervisor.starts == 2
+    assert run.supervisor.lost == {"dead": 1, "hung": 0, "leaking": 0, "start": 0}
+
+
+def test_a_server_that_leaks_finishes_its_requests_before_it_is_replaced():
+    run = Run("leaking", "well")
+    while len(run.started) < 2 or not run.supervisor.ready.is_set():
+        time.sleep(0.01)
+    run.end()
+    assert run.events == ["ready", "draining", "lost", "ready", "draining", "stopped"]
+    assert run.started[0].ended == "stopped"
+    assert run.supervisor.lost["leaking"] == 1
+
+
+def test_whoever_asks_twice_does_not_wait():
+    run = Run("well")
+    assert run.supervisor.ready.wait(5)
+    run.supervisor.hurry.set()
+    run.end()
+    assert run.started[0].ended == "hurried"
+
+
+def test_a_server_is_unready_as_soon_as_it_is_asked_to_stop():
+    run = Run("well")
+    assert run.supervisor.ready.wait(5)
+    run.supervisor.stop()
+    assert not run.supervisor.ready.is_set()
+    run.end()
+    assert run.supervisor.state == "stopped"
 
 
 def test_a_first_server_that_does_not_start_is_not_tried_again():
@@ -103,23 +131,38 @@ def test_a_first_server_that_crashes_while_starting_is_tried_again():
     run = Run("crashes", "well")
     assert run.supervisor.ready.wait(5)
     run.end()
-    assert run.events == ["lost", "ready", "stopped"]
+    assert run.events == ["lost", "ready", "draining", "stopped"]
 
 
 def test_a_replacement_that_does_not_start_is_tried_again():
-    run = Run("fails", "never", "well")
+    run = Run("dead", "never", "well")
     while len(run.started) < 3 or not run.supervisor.ready.is_set():
         time.sleep(0.01)
     run.end()
-    assert run.events == ["ready", "lost", "lost", "ready", "stopped"]
+    assert run.events == ["ready", "lost", "lost", "ready", "draining", "stopped"]
+    assert run.supervisor.lost == {"dead": 1, "hung": 0, "leaking": 0, "start": 1}
 
 
 def test_a_server_that_cannot_be_kept_alive_is_given_up():
-    run = Run("fails", "never", "never", "well")
+    run = Run("dead", "never", "never", "well")
     run.thread.join(5)
     assert run.error is not None
     assert "could not be kept alive" in str(run.error)
-    assert run.events == ["ready", "lost", "lost", "lost"]
+    assert run.events == ["ready", "lost", "lost", "lost", "failed"]
+    assert run.supervisor.state == "failed"
+
+
+def test_failures_of_servers_that_were_well_for_long_are_not_counted_together(monkeypatch):
+    monkeypatch.setattr(supervisor, "GOOD_HEALTH_SECONDS", 0.0)
+    run = Run("dead", "hung", "dead", "hung", "well")
+    while len(run.started) < 5 or not run.supervisor.ready.is_set():
+        time.sleep(0.01)
+    run.end()
+    assert run.supervisor.lost == {"dead": 2, "hung": 2, "leaking": 0, "start": 0}
+
+
+def test_the_first_replacement_comes_at_once_and_further_ones_later_and_later():
+    assert [Patience().pause(failures) for failures in (1, 2, 3, 4, 5)] == [0, 1, 2, 4, 8]
 
 
 def test_a_launch_that_the_system_refuses_is_a_failure():
@@ -130,24 +173,70 @@ def test_a_launch_that_the_system_refuses_is_a_failure():
         Supervisor(launch, lambda event: None, QUICK).run()
 
 
-def test_a_process_beats_while_it_is_well(tmp_path, monkeypatch):
+def test_a_process_beats_until_it_ends_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv(heartbeat.HEARTBEAT_DIR, str(tmp_path))
     monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.01)
-    well = threading.Event()
-    well.set()
-    beating = heartbeat.Heartbeat("decoder", healthy=well.is_set, active=lambda: 3)
+    beating = heartbeat.Heartbeat("decoder", still=lambda: 4.5, active=lambda: 3)
     deadline = time.monotonic() + 5
     while not heartbeat.read_beats(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
     (beat,) = heartbeat.read_beats(tmp_path)
-    assert (beat.model, beat.active) == ("decoder", 3)
+    assert (beat.model, beat.active, beat.still) == ("decoder", 3, 4.5)
     assert abs(beat.at - time.monotonic()) < 2
-    well.clear()
-    time.sleep(0.05)
-    last = heartbeat.read_beats(tmp_path)
-    time.sleep(0.1)
-    assert heartbeat.read_beats(tmp_path) == last
     beating.stop()
+    assert not list(tmp_path.iterdir())
+
+
+class Time:
+    """A clock, and what the process has computed."""
+
+    def __init__(self) -> None:
+        self.now = self.computed = 1000.0
+
+    def passes(self, seconds: float, *, computing: float = 0.0) -> None:
+        self.now += seconds
+        self.computed += seconds * computing
+
+
+def progress(time_: Time, position: Callable[[], object]) -> heartbeat.Progress:
+    return heartbeat.Progress(position, longest=120, clock=lambda: time_.now, computed=lambda: time_.computed)
+
+
+def test_work_that_waits_stands_still_and_work_that_computes_does_not():
+    time_, positions = Time(), [1]
+    still = progress(time_, lambda: positions[-1])
+    assert still() == 0
+    time_.passes(30, computing=0.9)  # a long step
+    assert still() == 0
+    positions.append(2)
+    assert still() == 0
+    time_.passes(5, computing=0.005)  # a deadlock: heartbeats compute a little, too
+    assert still() == 5
+    time_.passes(4, computing=0.005)
+    assert still() == 9
+    positions.append(3)
+    assert still() == 0
+
+
+def test_a_step_that_computes_for_ever_stands_still_in_the_end():
+    time_ = Time()
+    still = progress(time_, lambda: 1)
+    still()
+    time_.passes(119, computing=1)
+    assert still() == 0
+    time_.passes(2, computing=1)
+    assert still() == 121
+
+
+def test_a_process_without_work_does_not_stand_still():
+    time_, work = Time(), [None]
+    still = progress(time_, lambda: work[-1])
+    time_.passes(1000)
+    assert still() == 0
+    work.append(7)
+    assert still() == 0
+    time_.passes(3)
+    assert still() == 3
 
 
 def test_without_a_supervisor_nothing_is_written(tmp_path, monkeypatch):
