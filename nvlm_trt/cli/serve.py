@@ -189,12 +189,11 @@ def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
     from nvlm_trt.logs import fields
 
     level = logging.INFO if event.kind in ("ready", "draining", "stopped") else logging.ERROR
-    logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(reason=event.reason, detail=event.detail or None))
+    facts = {name: fact for name, fact in {"reason": event.reason, "detail": event.detail}.items() if fact}
+    logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(**facts))
     where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     if json:
-        facts = {"reason": event.reason, "detail": event.detail}
-        shown = {name: fact for name, fact in facts.items() if fact}
-        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **shown})
+        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **facts})
     elif event.kind == "ready":
         typer.echo("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
     else:
