@@ -34,6 +34,7 @@ VERBS: Final[dict[str, str]] = {
     "verify": "Run every gate on an engine directory.",
     "generate": "Answer a prompt with an engine directory, without a server.",
     "serve": "Start the Triton server on an engine directory.",
+    "top": "Watch a running server in the terminal.",
     "chat": "Ask a running server, streaming.",
     "batch": "Ask a running server every request of a file; goes on where a run ended.",
     "bench": "Measure engines of several precisions side by side: accuracy, size, memory, latency, throughput.",

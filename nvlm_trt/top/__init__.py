@@ -1,0 +1,1 @@
+"""What a running server is doing, for a terminal: from its /metrics and nothing else."""
