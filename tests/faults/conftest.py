@@ -24,6 +24,7 @@ from nvlm_trt.recipe import BuildRecipe
 
 from ..gateway.door import free_port
 from ..tiny_engine import tiny_recipe
+from .internet import Web
 from .neighbour import Neighbour, Seen
 from .served import MemoryPeak, Served
 
@@ -97,6 +98,14 @@ def door(served: Served) -> Iterator[OpenDoor]:
             return Beside(f"127.0.0.1:{port}", gateway)
 
         yield open_
+
+
+@pytest.fixture(scope="session")
+def internet() -> Iterator[Web]:
+    """A server of images."""
+    made = Web()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

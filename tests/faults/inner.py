@@ -12,6 +12,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Array = npt.NDArray[Any]
+Answer = tuple[Any, InferenceServerException | None]
 
 
 def tensor(name: str, values: Array) -> triton.InferInput:
@@ -34,7 +35,8 @@ class Call:
     """One call of a decoupled model on a stream of its own; its answers come while others run."""
 
     def __init__(self, address: str, model: str, inputs: Mapping[str, Array], request_id: str = "") -> None:
-        self._answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
+        self._answers: queue.Queue[Answer] = queue.Queue()
+        self._first: Answer | None = None
         self._client = triton.InferenceServerClient(address)
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
         self._client.async_stream_infer(
@@ -46,8 +48,7 @@ class Call:
 
     def first(self) -> None:
         """Wait for something of the answer."""
-        pair = self._answers.get(timeout=60)
-        self._answers.put(pair)
+        self._first = self._answers.get(timeout=60)
 
     def ids(self) -> list[int]:
         """The whole answer of `tensorrt_llm`.
@@ -57,7 +58,8 @@ class Call:
         """
         found: list[int] = []
         while True:
-            result, error = self._answers.get(timeout=60)
+            result, error = self._first or self._answers.get(timeout=60)
+            self._first = None
             if error is not None:
                 self.close()
                 raise error

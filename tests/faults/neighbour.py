@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .wire import CHAT
@@ -55,6 +57,9 @@ class Neighbour:
         self._times: list[tuple[float, float]] = []
         self._ends: list[tuple[float, str]] = []
         self._stopped = threading.Event()
+        self._may_ask = threading.Event()
+        self._may_ask.set()
+        self._at_rest = threading.Event()
         self.expected = self._stream()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -67,6 +72,17 @@ class Neighbour:
         self._stopped.set()
         if self._thread.ident is not None:
             self._thread.join(30)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let nobody be there for a while."""
+        self._at_rest.clear()
+        self._may_ask.clear()
+        assert self._thread.ident is None or self._at_rest.wait(30)
+        try:
+            yield
+        finally:
+            self._may_ask.set()
 
     def seen(self, since: float, *, within: float = 30) -> Seen:
         """What it has seen since a time of `time.monotonic`; waits for the end of the stream that runs now."""
@@ -81,6 +97,9 @@ class Neighbour:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
+            if not self._may_ask.is_set():
+                self._at_rest.set()
+                self._may_ask.wait()
             try:
                 text = self._stream()
                 said = "" if text == self.expected else f"a wrong answer: {text[:80]!r}"

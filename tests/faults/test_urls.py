@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import io
 import socket
 import threading
 import time
@@ -12,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from aiohttp import web
-from PIL import Image
 
 from nvlm_trt.gateway.fetch import Fetcher, is_public
 from nvlm_trt.gateway.settings import Limits
 
 from .conftest import FaultRecord, OpenDoor, Watch
+from .internet import Web, resolving
 from .served import Served
 from .wire import CHAT, ask, assert_clear, chat
 
@@ -90,83 +87,10 @@ def test_without_listed_domains_none_is_fetched(beside: Callable[..., str], faul
     fault_record(time_ms=answer.ms, variant="no domain is listed")
 
 
-class Web:
-    """A server of images on this machine, standing for one of the internet."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.patience = True
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._ready.wait()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        application = web.Application()
-        application.router.add_get("/{path:.*}", self._answer)
-        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert isinstance(site._server, asyncio.Server)
-        self.port = site._server.sockets[0].getsockname()[1]
-        self._ready.set()
-        return runner
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        path = request.match_info["path"]
-        self.seen.append(path)
-        if path == "missing":
-            raise web.HTTPNotFound
-        if path == "page":
-            return web.Response(text="<html>", content_type="text/html")
-        if path.startswith("to/"):
-            raise web.HTTPFound(path.removeprefix("to/"))
-        if path == "red.png":
-            file = io.BytesIO()
-            Image.new("RGB", (64, 48), "red").save(file, "PNG")
-            return web.Response(body=file.getvalue(), content_type="image/png")
-        answer = web.StreamResponse(headers={"Content-Type": "image/png"})
-        await answer.prepare(request)
-        while path != "slow" or self.patience:  # slow or endless
-            await answer.write(b"x" if path == "slow" else bytes(1 << 16))
-            await asyncio.sleep(0.05 if path == "slow" else 0)
-        return answer
-
-
-@pytest.fixture(scope="module")
-def internet() -> Iterator[Web]:
-    """A server of images."""
-    made = Web()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def beside(door: OpenDoor, limits: Limits) -> Callable[..., str]:
     """The address of a further gateway in front of the same server, with a fetcher of its own."""
     return lambda fetcher, **more: door(replace(limits, **more), fetcher=fetcher).address
-
-
-def resolving(*answers: Sequence[str]) -> Callable[[str, int], object]:
-    """A DNS that gives one answer after the other, the last one for ever."""
-    left = list(answers)
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        return left.pop(0) if len(left) > 1 else left[0]
-
-    return resolve
 
 
 @pytest.mark.fault(case=10)
