@@ -62,7 +62,7 @@ class Upstream:
                 self.hung_up.set()
                 raise
         try:
-            await asyncio.sleep(0 if b"short" in body else 30)
+            await asyncio.sleep(0 if b"short" in body else 2 if b"2 seconds" in body else 30)
         except asyncio.CancelledError:
             self.hung_up.set()
             raise
