@@ -112,7 +112,7 @@ def open_page(browser: Any, server: TritonServer) -> Iterator[Open]:
 
     def open_one(address: str | None = None, *, width: int = 1280, height: int = 800, **options: Any) -> Opened:
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # a loaded machine
         one = Opened(context.new_page(), f"http://{address or server.http_url}")
         contexts.append(context)
         opened.append(one)

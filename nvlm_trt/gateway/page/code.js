@@ -4,8 +4,12 @@ import { Picture } from "./picture.js";
 
 /** A shell command; `inside` puts the pictures into its text, else they are read from files of their names. */
 export function asCurl(body, { address, inside, withKey }) {
-  const key = withKey ? ` \\\n  -H "Authorization: Bearer $OPENAI_API_KEY"` : "";
-  const curl = `curl --no-buffer ${address}/v1/chat/completions \\\n  -H 'Content-Type: application/json'${key} \\\n  --data-binary @-`;
+  const curl = [
+    `curl --no-buffer ${address}/v1/chat/completions`,
+    `-H 'Content-Type: application/json'`,
+    ...(withKey ? [`-H "Authorization: Bearer $OPENAI_API_KEY"`] : []),
+    "--data-binary @-",
+  ].join(" \\\n  ");
   if (inside || !hasPictures(body)) return `${curl} <<'END'\n${JSON.stringify(body, null, 2)}\nEND\n`;
   const mark = crypto.randomUUID?.() ?? `${Math.random()}${Math.random()}`;
   const pictures = [];
@@ -25,7 +29,8 @@ export function asCurl(body, { address, inside, withKey }) {
 /** A program with OpenAI's client. */
 export function asPython(body, { address, inside, withKey }) {
   const files = !inside && hasPictures(body);
-  const picture = ({ type, name, uri }) => (files ? `picture(${JSON.stringify(type)}, ${JSON.stringify(name)})` : JSON.stringify(uri));
+  const picture = ({ type, name, uri }) =>
+    files ? `picture(${JSON.stringify(type)}, ${JSON.stringify(name)})` : JSON.stringify(uri);
   const { max_tiles: tiles, ...fields } = body;
   const named = tiles === undefined ? fields : { ...fields, extra_body: { max_tiles: tiles } };
   const call = Object.entries(named).map(([name, value]) => `    ${name}=${literal(value, picture, "    ")},\n`);
@@ -69,7 +74,8 @@ function literal(value, picture, indent) {
   }
   if (typeof value === "object") {
     const members = Object.entries(value);
-    return `{\n${members.map(([name, one]) => `${inner}${JSON.stringify(name)}: ${literal(one, picture, inner)},\n`).join("")}${indent}}`;
+    const write = ([name, one]) => `${inner}${JSON.stringify(name)}: ${literal(one, picture, inner)},\n`;
+    return `{\n${members.map(write).join("")}${indent}}`;
   }
   return JSON.stringify(value);
 }

@@ -10,8 +10,8 @@ export class Composer {
   #changed;
 
   /**
-   * `room()` is how many pictures the conversation has room for besides those here; `changed(what)` is called when the
-   * "text" or the "pictures" were changed.
+   * `room()` is how many pictures may still be added; `changed(what)` is called when the "text" or the "pictures" were
+   * changed.
    */
   constructor(limits, room, changed) {
     this.#limits = limits;
@@ -25,7 +25,10 @@ export class Composer {
       files.value = "";
     });
     this.#field.addEventListener("input", () => changed("text"));
-    document.addEventListener("paste", (event) => this.#take(event, event.clipboardData));
+    document.addEventListener("paste", (event) => {
+      const isText = event.clipboardData?.types.includes("text/plain"); // of a table, programs copy a picture, too
+      if (!isText) this.#take(event, event.clipboardData);
+    });
     this.#followDrops();
   }
 
@@ -55,7 +58,9 @@ export class Composer {
     for (const file of files) {
       try {
         if (this.#room() <= 0) {
-          throw new Error(`${file.name}: the server takes ${plural(this.#limits.max_images, "picture")} in a conversation.`);
+          throw new Error(
+            `${file.name}: the server takes ${plural(this.#limits.max_images, "picture")} in a conversation.`,
+          );
         }
         this.pictures.push(await Picture.of(file, this.#limits));
       } catch (error) {
@@ -83,13 +88,23 @@ export class Composer {
 
   #chip(picture, seen) {
     const facts = seen ? `${seen.columns} × ${seen.rows}${seen.thumbnail ? " + thumbnail" : ""}` : bytes(picture.size);
-    const remove = make("button", { type: "button", className: "remove", textContent: "×", "aria-label": `Remove ${picture.name}` });
+    const remove = make("button", {
+      type: "button",
+      className: "remove",
+      textContent: "×",
+      "aria-label": `Remove ${picture.name}`,
+    });
     remove.addEventListener("click", () => {
       this.pictures = this.pictures.filter((one) => one !== picture);
       this.#changed("pictures");
       this.focus();
     });
-    const words = make("span", { className: "chip-words" }, make("b", { textContent: picture.name }), make("span", { textContent: facts }));
+    const words = make(
+      "span",
+      { className: "chip-words" },
+      make("b", { textContent: picture.name }),
+      make("span", { textContent: facts }),
+    );
     return make("li", { className: "chip" }, thumbnail(picture), words, remove);
   }
 

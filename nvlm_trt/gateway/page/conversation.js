@@ -17,7 +17,6 @@ export class Turn {
     this.reason = null;
     this.usage = null;
     this.refusal = null;
-    this.requestId = null;
     this.asked = this.first = this.last = null; // times in milliseconds
     this.pieces = 0;
   }
@@ -25,6 +24,11 @@ export class Turn {
   /** Whether the model is told of it later: a turn without an answer is none. */
   get counts() {
     return this.answer !== "" && (this.state === "done" || this.state === "stopped");
+  }
+
+  /** Whether it is told already, or will be. */
+  get mayCount() {
+    return this.counts || this.state === "waiting" || this.state === "streaming";
   }
 
   /** Milliseconds to the first text. */

@@ -35,7 +35,7 @@ async function begin() {
   }
   byId("model").textContent = limits.model;
   settings = new Settings(limits, look);
-  composer = new Composer(limits, () => limits.max_images - picturesOf([...told(), composer]).length, changed);
+  composer = new Composer(limits, room, changed);
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     ask();
@@ -52,6 +52,11 @@ async function begin() {
   byId("new").addEventListener("click", startAnew);
   showState();
   look();
+}
+
+/** How many pictures the conversation may still get. */
+function room() {
+  return limits.max_images - picturesOf([...turns.filter((turn) => turn.mayCount), composer]).length;
 }
 
 /** The turns that the model is told of. */
@@ -71,7 +76,10 @@ function current() {
   const last = turns.at(-1);
   const asked = composer.isEmpty && last ? last : new Turn(composer.text, composer.pictures);
   const before = told().filter((turn) => turn !== last || asked !== last);
-  return { pictures: picturesOf([...before, asked]), body: requestOf([...before, asked], limits.model, settings.fields) };
+  return {
+    pictures: picturesOf([...before, asked]),
+    body: requestOf([...before, asked], limits.model, settings.fields),
+  };
 }
 
 function size() {
@@ -102,7 +110,9 @@ async function look() {
 function written(body) {
   const text = JSON.stringify(body);
   if (text.length > limits.max_body_bytes) {
-    throw new Refusal(`The pictures are too large together: ${bytes(text.length)}; expected: at most ${bytes(limits.max_body_bytes)}.`);
+    throw new Refusal(
+      `The pictures are too large together: ${bytes(text.length)}; expected: at most ${bytes(limits.max_body_bytes)}.`,
+    );
   }
   return text;
 }
@@ -136,6 +146,7 @@ async function answer(turn) {
   announcer.end({ done: "End of the answer.", stopped: "Stopped.", failed: turn.refusal?.message }[turn.state]);
   thread.show(turns);
   showState();
+  if (!composer.isEmpty) look(); // what is written follows this answer now
 }
 
 function take(turn, { text, reason, usage }) {

@@ -14,7 +14,9 @@ export class Picture {
     const format = file.type.replace("image/", "");
     if (!formats.includes(format)) {
       const seen = file.type || "no type";
-      throw new Error(`${name} is no picture that the server takes (${seen}); expected: ${limits.image_formats.join(", ")}.`);
+      throw new Error(
+        `${name} is no picture that the server takes (${seen}); expected: ${limits.image_formats.join(", ")}.`,
+      );
     }
     if (file.size > limits.max_image_bytes) {
       throw new Error(`${name} is too large: ${bytes(file.size)}; expected: at most ${bytes(limits.max_image_bytes)}.`);

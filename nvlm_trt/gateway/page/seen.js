@@ -24,7 +24,8 @@ export class Seen {
   show(layout, pictures) {
     this.#clear();
     const { prompt_tokens: prompt, answer_tokens: answer, max_context_tokens: most } = layout;
-    byId("tokens").textContent = `${number(prompt)} prompt tokens, ${number(answer)} for the answer, room for ${number(most)}`;
+    byId("tokens").textContent =
+      `${number(prompt)} prompt tokens, ${number(answer)} for the answer, room for ${number(most)}`;
     byId("seen-note").textContent = pictures.length ? "" : "No picture in this conversation: the prompt is text alone.";
     byId("images").replaceChildren(
       ...layout.images.map((image, place) => this.#image(image, pictures[place], place + 1, layout.tokens_per_tile)),
@@ -52,10 +53,15 @@ export class Seen {
     const facts = [`${number(width)} × ${number(height)} pixels`, grid, plural(tiles.length * perTile, "token")];
     const scale = Math.min(1, WIDTH / Math.max(width, height));
     const label = `${picture.name}, cut into ${grid}`;
-    const whole = picture.part([0, 0, 1, 1], Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)), {
-      role: "img",
-      ariaLabel: label,
-    });
+    const whole = picture.part(
+      [0, 0, 1, 1],
+      Math.max(1, Math.round(width * scale)),
+      Math.max(1, Math.round(height * scale)),
+      {
+        role: "img",
+        ariaLabel: label,
+      },
+    );
     const cells = tiles.slice(0, columns * rows).map((tile, index) => {
       const cell = this.#part("div", `${place}.${index}`, { className: "cell" });
       const [left, top, right, bottom] = shares(tile.box, image);
@@ -70,7 +76,11 @@ export class Seen {
     });
     const frame = make("div", { className: "frame" }, whole, make("div", { "aria-hidden": "true" }, ...cells));
     const shown = tiles.map((tile, index) => this.#tile(tile, image, picture, `${place}.${index}`, index));
-    const group = make("div", { className: "tiles", role: "group", "aria-label": `Tiles of ${picture.name}; arrow keys move` }, ...shown);
+    const group = make(
+      "div",
+      { className: "tiles", role: "group", "aria-label": `Tiles of ${picture.name}; arrow keys move` },
+      ...shown,
+    );
     group.style.setProperty("--columns", columns);
     const article = make(
       "article",
@@ -151,7 +161,14 @@ export class Seen {
     if (!tile) return;
     const all = [...tile.parentElement.children];
     const place = all.indexOf(tile);
-    const to = { ArrowRight: place + 1, ArrowDown: place + 1, ArrowLeft: place - 1, ArrowUp: place - 1, Home: 0, End: all.length - 1 };
+    const to = {
+      ArrowRight: place + 1,
+      ArrowDown: place + 1,
+      ArrowLeft: place - 1,
+      ArrowUp: place - 1,
+      Home: 0,
+      End: all.length - 1,
+    };
     const next = all[to[event.key]];
     if (!next) return;
     event.preventDefault();
@@ -163,6 +180,11 @@ export class Seen {
 
 const nameOf = (element) => element.closest("[data-tile]")?.dataset.tile;
 
-const shares = ([left, top, right, bottom], { width, height }) => [left / width, top / height, right / width, bottom / height];
+const shares = ([left, top, right, bottom], { width, height }) => [
+  left / width,
+  top / height,
+  right / width,
+  bottom / height,
+];
 
 const placeWords = (index, columns) => `row ${Math.floor(index / columns) + 1}, column ${(index % columns) + 1}`;

@@ -34,16 +34,13 @@ export class Server {
     return (await this.#call("/v1/tiles", { method: "POST", body, signal })).json();
   }
 
-  /** The answer's parts: `{text}`, `{reason}` and `{usage}`. Its last one is `{requestId}`. */
+  /** The answer's parts, as they come: `{text}`, `{reason}` and `{usage}`. */
   async *answer(body, signal) {
     const response = await this.#call("/v1/chat/completions", { method: "POST", body, signal });
     const requestId = response.headers.get("X-Request-ID");
     try {
       for await (const data of eventsOf(response.body)) {
-        if (data === "[DONE]") {
-          yield { requestId };
-          return;
-        }
+        if (data === "[DONE]") return;
         const event = JSON.parse(data);
         if (event.error) throw new Refusal(event.error.message, { code: event.error.code, requestId });
         if (event.usage) yield { usage: event.usage };
@@ -73,7 +70,8 @@ export class Server {
     if (response.ok) return response;
     const refusal = await refusalOf(response);
     if (response.status !== 401) throw refusal;
-    if (key === sessionStorage.getItem(KEY) && !(await this.#newKey(key === null ? null : refusal.message))) throw refusal;
+    if (key === sessionStorage.getItem(KEY) && !(await this.#newKey(key === null ? null : refusal.message)))
+      throw refusal;
     return this.#call(path, options);
   }
 

@@ -32,7 +32,9 @@ export class Settings {
   /** The fields that are set, as a request has them. */
   get fields() {
     const set = NAMES.filter((name) => byId(name).value !== "" && byId(name).validity.valid);
-    return Object.fromEntries(set.map((name) => [name, NUMBERS.includes(name) ? Number(byId(name).value) : byId(name).value]));
+    return Object.fromEntries(
+      set.map((name) => [name, NUMBERS.includes(name) ? Number(byId(name).value) : byId(name).value]),
+    );
   }
 
   /** Whether all of them are in range; if not, the first that is not is shown and says so. */

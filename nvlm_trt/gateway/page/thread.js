@@ -51,7 +51,10 @@ export class Thread {
 class View {
   #turn;
   #text = make("p", { className: "text" });
-  #figures = make("p", { className: "figures", title: "TTFT: from the request to the first text. Both as this page saw it." });
+  #figures = make("p", {
+    className: "figures",
+    title: "TTFT: from the request to the first text. Both as this page saw it.",
+  });
   #refusal = make("div", { className: "refusal" });
   #tools = make("div", { className: "turn-tools" });
 
@@ -62,7 +65,15 @@ class View {
     if (pictures.length) asked.append(make("ul", { className: "asked-pictures" }, ...pictures));
     if (turn.text) asked.append(make("p", { className: "text", textContent: turn.text }));
     const title = make("h3", { className: "hidden", textContent: "Answer" });
-    this.answered = make("div", { className: "answered" }, title, this.#text, this.#refusal, this.#figures, this.#tools);
+    this.answered = make(
+      "div",
+      { className: "answered" },
+      title,
+      this.#text,
+      this.#refusal,
+      this.#figures,
+      this.#tools,
+    );
     this.element = make("li", { className: "turn" }, asked, this.answered);
   }
 
@@ -79,7 +90,8 @@ class View {
     const { refusal } = turn;
     const lines = refusal ? [refusal.message, retryWords(refusal), idWords(refusal.requestId)] : [];
     this.#refusal.replaceChildren(...lines.filter(Boolean).map((line) => make("p", { textContent: line })));
-    if (actions.map(([label]) => label).join() === [...this.#tools.children].map((one) => one.textContent).join()) return;
+    if (actions.map(([label]) => label).join() === [...this.#tools.children].map((one) => one.textContent).join())
+      return;
     this.#tools.replaceChildren(
       ...actions.map(([label, act]) => {
         const button = make("button", { type: "button", className: "plain small", textContent: label });
