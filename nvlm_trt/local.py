@@ -6,6 +6,7 @@ Used by ``nvlm-trt generate`` and by the stage `verify`; the server runs the sam
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from nvlm_trt.model.prompt import Prompt, TileTags, Turn, build_prompt
 from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
+from nvlm_trt.turns import Turns
 from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
@@ -191,11 +193,14 @@ class LocalEngine:
         self.config = load_config(engine_dir)
         self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
         count = self.recipe.cpu_threads if threads is None else threads
-        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count)
+        with tempfile.TemporaryDirectory(prefix="nvlm-trt-") as directory:
+            seeing, decoding = self._turns = Turns(Path(directory)), Turns(Path(directory))
+        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count, turns=seeing)
         self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
         fields = self.recipe.cpu_engine
         cache = KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse)
-        self.decoder = DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=count, cache=cache)
+        decoder = engine_dir / "decoder" / "cpu"
+        self.decoder = DecoderEngine.load(decoder, threads=count, cache=cache, turns=decoding)
         self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
         self._names = itertools.count()
 
@@ -209,6 +214,8 @@ class LocalEngine:
         """End every request and the engines' workers."""
         self.vision.close()
         self.decoder.close()
+        for turns in self._turns:
+            turns.close()
 
     def generate(
         self,

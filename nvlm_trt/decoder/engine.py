@@ -21,13 +21,14 @@ from nvlm_trt.decoder.kv_memory import KvCacheSettings, memory_at_hand, num_bloc
 from nvlm_trt.decoder.prefix import PrefixKeys
 from nvlm_trt.decoder.request import DecodeRequest, EventSink, FinishReason, TokenEvent, check_request
 from nvlm_trt.decoder.request_handle import RequestHandle
-from nvlm_trt.decoder.scheduler import Scheduler
+from nvlm_trt.decoder.scheduler import Scheduler, Step
 from nvlm_trt.decoder.session_cpu import DecoderSession, compile_properties
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.decoder.step_costs import ChunkLimits, StepCosts
 from nvlm_trt.errors import RequestError, ServerError
+from nvlm_trt.turns import Turns
 
 IDLE_SECONDS = 0.5
 """How long an idle worker sleeps between heartbeats."""
@@ -40,6 +41,9 @@ class Session(Protocol):
 
     def run(self, parts: Sequence[StepPart]) -> npt.NDArray[np.float32]:
         """Logits float32 [parts that want logits, vocab_size] of one step."""
+
+    def cancel(self) -> None:
+        """End the step that runs, from another thread: its `run` raises; nothing to do where none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class DecoderEngine:
         reuse: Share blocks among requests that begin alike, and keep them for requests to come.
         limits: Prompt tokens a step.
         clock: Seconds, from any beginning; steps are measured with it.
+        turns: Where steps take turns with a vision encoder; None where there is none.
 
     Attributes:
         config: The engine's shapes and limits.
@@ -83,12 +88,14 @@ class DecoderEngine:
         reuse: bool = True,
         limits: ChunkLimits | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        turns: Turns | None = None,
     ) -> None:
         self.config = config
         self.heartbeat = time.monotonic()
         self._session = session
         self._reuse = reuse
         self._clock = clock
+        self._turns = turns or Turns()
         self._blocks = BlockManager(num_blocks, config.block_size)
         self._costs = StepCosts(limits or ChunkLimits())
         self._scheduler = Scheduler(self._blocks, config.max_batch_size, self._costs)
@@ -97,6 +104,7 @@ class DecoderEngine:
         self._wake = threading.Condition()
         self._arrived: list[Generation] = []
         self._known: dict[str, Generation] = {}
+        self._step: Step = ()
         self._closing = False
         self._worker = threading.Thread(target=self._work, name="nvlm-decoder", daemon=True)
         self._worker.start()
@@ -109,6 +117,7 @@ class DecoderEngine:
         threads: int = 0,
         cache: KvCacheSettings | None = None,
         limits: ChunkLimits | None = None,
+        turns: Turns | None = None,
     ) -> DecoderEngine:
         """Load what `build_decoder_cpu` wrote.
 
@@ -117,6 +126,7 @@ class DecoderEngine:
             threads: Threads to compute with; 0 leaves it to OpenVINO.
             cache: How the KV cache is run; None for the defaults.
             limits: Prompt tokens a step.
+            turns: Where steps take turns with a vision encoder; None where there is none.
 
         Raises:
             EngineError: the directory is no compiled decoder of this version.
@@ -127,7 +137,7 @@ class DecoderEngine:
         blocks = num_blocks(config, dtype, cache.mib, memory_at_hand(directory))
         log.info("a KV cache of %d tokens (%s)", blocks * config.block_size, dtype)
         session = DecoderSession(directory, config, blocks, threads, cache.precision)
-        return cls(config, session, blocks, reuse=cache.reuse, limits=limits)
+        return cls(config, session, blocks, reuse=cache.reuse, limits=limits, turns=turns)
 
     def check(self, request: DecodeRequest) -> CheckedRequest:
         """Check a request and name its blocks: what takes longest of `submit`, for callers with a thread to spare.
@@ -169,12 +179,23 @@ class DecoderEngine:
         return handle
 
     def cancel(self, request_id: str) -> None:
-        """End a request at the next token boundary; one that ended already is left alone."""
+        """End a request; one that ended already is left alone.
+
+        It ends at once where no step holds it. A step is ended only when all that it holds are cancelled: nobody else's
+        work is lost, and a request beside others ends with the step.
+        """
         with self._wake:
             generation = self._known.get(request_id)
-            if generation is not None:
-                generation.cancelled = True
-                self._wake.notify()
+            if generation is None:
+                return
+            generation.cancelled = True
+            if all(generation is not each for each, _ in self._step):
+                self._forget(generation)
+            else:
+                if self._given_up():
+                    self._session.cancel()
+                return
+        self._send(generation, TokenEvent(request_id, None, "cancelled"))
 
     def status(self) -> EngineStatus:
         """How busy the engine is."""
@@ -211,8 +232,7 @@ class DecoderEngine:
     def _work(self) -> None:
         reason: FinishReason = "error"
         try:
-            while self._collect():
-                step = self._scheduler.plan()
+            while (step := self._next_step()) is not None:
                 if step:
                     self._run(step)
             reason = "cancelled"
@@ -223,36 +243,55 @@ class DecoderEngine:
         """Take no more requests, and end those that are there."""
         with self._wake:
             self._closing = True
-            for generation in self._arrived:
-                self._scheduler.add(generation)
-            self._arrived.clear()
+            generations = (*self._scheduler.generations, *self._arrived)
         error = "the decoder engine ended" if reason == "error" else None
-        for generation in self._scheduler.generations:
+        for generation in generations:
             self._end(generation, TokenEvent(generation.name, None, reason, error))
 
-    def _collect(self) -> bool:
-        """Take in arrivals and cancellations, sleeping while there is nothing to do; False when closing."""
+    def _next_step(self) -> Step | None:
+        """Take in arrivals, let go of what was given up, and plan; sleeps while there is nothing to do.
+
+        Returns:
+            What is to be run, which may be nothing; None when closing.
+        """
         with self._wake:
             if not self._arrived and not self._scheduler.generations and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
             self.heartbeat = time.monotonic()
+            if self._closing:
+                return None
             for generation in self._arrived:
                 self._scheduler.add(generation)
             self._arrived.clear()
-            closing = self._closing
-        for generation in self._scheduler.generations:
-            if generation.cancelled:
-                self._end(generation, TokenEvent(generation.name, None, "cancelled"))
-        return not closing
+            given_up = [generation for generation in self._scheduler.generations if generation.cancelled]
+            for generation in given_up:
+                self._forget(generation)
+            self._step = step = self._scheduler.plan()
+        for generation in given_up:
+            self._send(generation, TokenEvent(generation.name, None, "cancelled"))
+        return step
 
-    def _run(self, step: Sequence[tuple[Generation, StepPart]]) -> None:
+    def _run(self, step: Step) -> None:
         """Run one step and hand out its tokens."""
-        began = self._clock()
         for generation, _ in step:
             generation.stages.began = generation.stages.began or time.monotonic()
         try:
-            logits = iter(self._session.run([part for _, part in step]))
+            self._compute(step)
+        finally:
+            with self._wake:
+                self._step = ()
+
+    def _compute(self, step: Step) -> None:
+        try:
+            with self._turns.taken() as waited:
+                if self._given_up():
+                    return
+                began = self._clock()
+                logits = iter(self._session.run([part for _, part in step]))
+                seconds = self._clock() - began
         except Exception:  # whatever the runtime raises must not end the worker
+            if self._given_up():  # it was ended, because nobody wants it
+                return
             log.exception("a decoder step failed")
             for generation, _ in step:
                 name = generation.name
@@ -260,17 +299,21 @@ class DecoderEngine:
             return
         decoding = sum(generation.decoding for generation, _ in step)
         tokens = sum(len(part.input_ids) for _, part in step)
-        seconds = self._clock() - began
-        self._costs.observe(decoding, tokens - decoding, seconds)
+        self._costs.observe(decoding, tokens - decoding, seconds, waited)
         self._steps += 1
         self._step_seconds += seconds
         for generation, part in step:
             self._advance(generation, part, next(logits) if part.wants_logits else None)
 
+    def _given_up(self) -> bool:
+        """Whether everything in the step that runs is given up."""
+        return all(generation.cancelled for generation, _ in self._step)
+
     def _advance(self, generation: Generation, part: StepPart, logits: npt.NDArray[np.float32] | None) -> None:
         try:
             event = generation.advance(part, logits)
-            self._scheduler.wrote(generation)
+            with self._wake:
+                self._scheduler.wrote(generation)
         except Exception:  # a fault in sampling is this request's alone
             log.exception("choosing a token failed")
             event = TokenEvent(generation.name, None, "error", "choosing a token failed")
@@ -286,9 +329,16 @@ class DecoderEngine:
     def _end(self, generation: Generation, event: TokenEvent) -> None:
         """Free everything that the request holds, then tell its caller."""
         with self._wake:
-            self._scheduler.remove(generation)
-            del self._known[generation.name]
+            self._forget(generation)
         self._send(generation, event)
+
+    def _forget(self, generation: Generation) -> None:
+        """Free everything that a request holds; called with the lock."""
+        if generation in self._arrived:
+            self._arrived.remove(generation)
+        else:
+            self._scheduler.remove(generation)
+        del self._known[generation.name]
 
     def _send(self, generation: Generation, event: TokenEvent) -> bool:
         try:

@@ -117,7 +117,7 @@ class TokenEvent:
 
 
 EventSink = Callable[[TokenEvent], None]
-"""Called on the engine's worker thread, so it must be quick; if it raises, its request ends."""
+"""Called on the engine's worker thread, or by whoever cancels, so it must be quick; if it raises, its request ends."""
 
 
 def check_request(request: DecodeRequest, config: DecoderEngineConfig, cache_tokens: int) -> None:

@@ -36,7 +36,7 @@ class RequestHandle:
         self._events.put(event)
 
     def cancel(self) -> None:
-        """End the request at the next token boundary."""
+        """End the request; while a step computes it beside others, with that step."""
         self._cancel()
 
     def __iter__(self) -> Iterator[TokenEvent]:

@@ -80,9 +80,17 @@ class DecoderSession:
         """
         for name, array in self._inputs(parts).items():
             self._request.set_tensor(name, ov.Tensor(array))
-        self._request.infer()
+        self._request.start_async()
+        self._request.wait()  # infer() of one thread cannot be cancelled
         logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits[: sum(part.wants_logits for part in parts)]
+
+    def cancel(self) -> None:
+        """End the step that runs, from another thread, at the next operator of its graph: its `run` raises.
+
+        What it wrote to the cache is of no meaning. Nothing to do where none runs.
+        """
+        self._request.cancel()
 
     def _inputs(self, parts: Sequence[StepPart]) -> dict[str, npt.NDArray[np.generic]]:
         counts = [len(part.input_ids) for part in parts]

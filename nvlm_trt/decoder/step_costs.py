@@ -35,7 +35,8 @@ class ChunkLimits:
     Attributes:
         alone: At most, and when no request is decoding.
         least: At least, beside requests that decode: a prompt makes progress whatever it costs.
-        stall: How many times as long as without prompt tokens a step beside decoding requests may take.
+        stall: How many times as long as without prompt tokens a step beside decoding requests may take, with what it
+            waited for others.
     """
 
     alone: int = 1024
@@ -55,15 +56,18 @@ class StepCosts:
         self._pure: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._mixed: deque[float] = deque(maxlen=MIXED_REMEMBERED)
         self._since_look = 0
+        self._waited = 0.0
 
-    def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
+    def observe(self, decoding: int, prompt_tokens: int, seconds: float, waited: float = 0.0) -> None:
         """Learn from a step that was run.
 
         Args:
             decoding: Requests that brought one token.
             prompt_tokens: Tokens of prompts.
             seconds: How long it took.
+            waited: Seconds before it, in which somebody else computed.
         """
+        self._waited = waited
         if not decoding:
             return
         if prompt_tokens:
@@ -87,7 +91,7 @@ class StepCosts:
             return 0
         if not self._mixed:
             return limits.least
-        tokens = median(self._mixed) * limits.stall * usual
+        tokens = median(self._mixed) * max(limits.stall * usual - self._waited, 0.0)
         return min(max(limits.least, int(tokens) - decoding), limits.alone)
 
     def _usual(self, decoding: int) -> float | None:

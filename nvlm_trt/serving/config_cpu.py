@@ -17,6 +17,7 @@ from nvlm_trt.serving.decoder_tensors import (
     DECODER_REQUIRED,
     LOG_PROBS,
     OUTPUTS,
+    STOP,
     SWITCHES,
 )
 from nvlm_trt.serving.preprocessing import TILES
@@ -40,11 +41,13 @@ def cpu_models(spec: ServingSpec) -> tuple[ModelConfig, ...]:
 def vision_encoder(spec: ServingSpec) -> ModelConfig:
     """Tiles of one request to its prompt table.
 
-    There is no batching: requests are handed to the model as they come, and it takes their tiles in turn.
+    There is no batching: requests are handed to the model as they come, and it takes their tiles in turn. One with
+    `stop` ends those that have its id.
     """
     config = python_model("vision_encoder", spec)
     side = spec.tile_size
     config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
+    config.input.append(tensor_input(STOP, "BOOL", (1,), optional=True))
     config.output.append(tensor_output(TABLE, spec.table_dtype, (1, -1, spec.hidden_size)))
     return config
 

@@ -23,16 +23,18 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nvlm_trt.errors import NvlmTrtError
-from nvlm_trt.serving.decoder_tensors import LOG_PROBS, OUTPUTS
+from nvlm_trt.serving.decoder_tensors import LOG_PROBS, OUTPUTS, STOP
 from nvlm_trt.serving.faults import UnavailableError, error_of
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
+from nvlm_trt.serving.preprocessing import TILES
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DECODER: Final = "tensorrt_llm"
+VISION: Final = "vision_encoder"
 
 WANTED: Final = {
     log_probs: [triton.InferRequestedOutput(name) for name, _, _ in (*OUTPUTS, *(LOG_PROBS if log_probs else ()))]
@@ -49,10 +51,10 @@ STATUS_HEADER: Final = {"triton_grpc_error": "true"}
 
 Array = npt.NDArray[Any]
 
-STOP: Final[Mapping[str, Array]] = {
+STOP_DECODER: Final[Mapping[str, Array]] = {
     "input_lengths": np.ones((1, 1), np.int32),
     "request_output_len": np.ones((1, 1), np.int32),
-    "stop": np.ones((1, 1), np.bool_),
+    STOP: np.ones((1, 1), np.bool_),
 }
 """Inputs that end the request of the same id; the first two are required of every request."""
 
@@ -60,9 +62,17 @@ log = logging.getLogger(__name__)
 
 
 class DecodeClient:
-    """Starts decodings. Belongs to the event loop in which it is made."""
+    """Starts decodings. Belongs to the event loop in which it is made.
 
-    def __init__(self) -> None:
+    Args:
+        tile_size: Side of a tile in pixels, where the vision encoder can be told to stop; None where it cannot.
+    """
+
+    def __init__(self, tile_size: int | None = None) -> None:
+        self._stop_vision: Mapping[str, Array] | None = None
+        if tile_size is not None:
+            no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
+            self._stop_vision = {TILES: no_tiles, STOP: np.ones(1, np.bool_)}
         self._client = triton.InferenceServerClient(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS))
         self._numbers = itertools.count()
         self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it
@@ -82,8 +92,8 @@ class DecodeClient:
     ) -> GrpcDecoding:
         """Start one decoding by an ensemble whose last step is `tensorrt_llm`.
 
-        An ensemble does not tell a step that runs that its client has gone, so the decoder is told by itself: it knows
-        the request by the id that the ensemble passes on.
+        An ensemble does not tell a step that runs that its client has gone, so the vision encoder and the decoder are
+        told by themselves: they know the request by the id that the ensemble passes on.
 
         Args:
             ensemble: Its name.
@@ -110,9 +120,12 @@ class DecodeClient:
     async def _stop(self, request_id: str) -> None:
         await asyncio.sleep(STOP_AFTER_SECONDS)
         try:
-            async for _ in GrpcDecoding(self._client, DECODER, request_id, STOP):
+            if self._stop_vision is not None:
+                inputs = [_input(name, values) for name, values in self._stop_vision.items()]
+                await self._client.infer(VISION, inputs, request_id=request_id)
+            async for _ in GrpcDecoding(self._client, DECODER, request_id, STOP_DECODER):
                 continue
-        except NvlmTrtError:
+        except (NvlmTrtError, InferenceServerException, grpc.RpcError):
             log.exception("a decoding that was given up could not be stopped")
 
 
@@ -177,9 +190,11 @@ class GrpcDecoding:
     async def stop(self) -> None:
         """End the decoding, if it has not ended."""
         self._ended.set()
+        if self._complete:  # the stream ends by itself; to cancel it would cost half a millisecond of formatting
+            return
+        self._complete = True
         self._stream.cancel()
-        if self._on_given_up is not None and not self._complete:
-            self._complete = True
+        if self._on_given_up is not None:
             self._on_given_up()
 
     async def _requests(self) -> AsyncIterator[dict[str, object]]:

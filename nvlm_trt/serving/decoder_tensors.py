@@ -12,6 +12,9 @@ from typing import Final, TypeAlias
 Tensor: TypeAlias = tuple[str, str, Sequence[int]]
 """Name, Triton's name of the type, dimensions without the batch."""
 
+STOP: Final = "stop"
+"""Ends the request of the same id; the cpu target's vision encoder has it too."""
+
 DECODER_FROM_PREPROCESSING: Final[tuple[Tensor, ...]] = (
     ("input_ids", "INT32", (-1,)),
     ("input_lengths", "INT32", (1,)),
@@ -44,7 +47,7 @@ DECODER_OTHER: Final[tuple[Tensor, ...]] = (
     ("frequency_penalty", "FP32", (1,)),
     ("return_context_logits", "BOOL", (1,)),
     ("return_generation_logits", "BOOL", (1,)),
-    ("stop", "BOOL", (1,)),
+    (STOP, "BOOL", (1,)),
 )
 """Further inputs that the cpu target knows, be it to refuse them."""
 
@@ -89,7 +92,7 @@ DECODER_GPU: Final[tuple[Tensor, ...]] = (
 """Inputs that only the C++ backend takes. What this engine was not built for (LoRA, drafts, an encoder), the backend
 refuses by itself."""
 
-SWITCHES: Final = frozenset({"stop", "streaming"})
+SWITCHES: Final = frozenset({STOP, "streaming"})
 """Inputs whose dimension the cpu target keeps; the C++ backend's configuration reshapes every scalar but `RAGGED`'s."""
 
 RAGGED: Final = frozenset(

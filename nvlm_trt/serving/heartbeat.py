@@ -85,6 +85,12 @@ def _never() -> float:
     return 0.0
 
 
+def shared_directory() -> Path | None:
+    """The directory that all model processes of a server share, for as long as it runs; None where there is none."""
+    directory = os.environ.get(HEARTBEAT_DIR)
+    return Path(directory) if directory else None
+
+
 def _none() -> int:
     return 0
 
@@ -99,8 +105,8 @@ class Heartbeat:
     """
 
     def __init__(self, model: str, *, still: Callable[[], float] = _never, active: Callable[[], int] = _none) -> None:
-        directory = os.environ.get(HEARTBEAT_DIR)
-        self._file = Path(directory, f"{model}.{os.getpid()}") if directory else None
+        directory = shared_directory()
+        self._file = directory / f"{model}.{os.getpid()}" if directory else None
         self._still = still
         self._active = active
         self._stopped = threading.Event()

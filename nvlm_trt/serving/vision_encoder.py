@@ -18,9 +18,10 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_trt.serving.faults import fault_of
+from nvlm_trt.serving.faults import CancelledByClientError, fault_of
 from nvlm_trt.tracing import UNTRACED, Span
 from nvlm_trt.vision.cache import VisionCacheStatus
+from nvlm_trt.vision.encoder import GiveUp
 
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
@@ -47,10 +48,13 @@ class Encoder(Protocol):
 
     def submit(
         self, tiles: Tiles, done: Callable[[Rows | Exception], None], found: Callable[[int], None] | None = None
-    ) -> None:
+    ) -> GiveUp:
         """Queue tiles uint8 [n, s, s, 3].
 
         `found` is called with the number of those that are known, then `done` with the rows or what went wrong.
+
+        Returns:
+            Gives the request up; whether it was in time, so that `done` is not called any more.
         """
 
     def status(self) -> VisionCacheStatus:
@@ -60,14 +64,25 @@ class Encoder(Protocol):
         """End what waits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
-    """A request: the way back, the bytes that are held for it, its span, and when it came."""
+    """A request.
 
+    Attributes:
+        client_id: The id that the client gave, by which it can stop the request; may be empty.
+        channel: The way back.
+        size: Bytes that are held for it.
+        span: Of the request.
+        came: When it came.
+        give_up: Of the encoder; None before it has the request.
+    """
+
+    client_id: str
     channel: Channel
     size: int
     span: Span
     came: float
+    give_up: GiveUp | None = None
 
 
 _Answer: TypeAlias = tuple[_Asked, Rows | Exception]
@@ -97,33 +112,43 @@ class VisionServer:
         self._observe = observe
         self._max_bytes = max_bytes
         self._held = 0
+        self._under_way: list[_Asked] = []
         self._room = threading.Condition()
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
 
-    def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED) -> None:
+    def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED, *, client_id: str = "") -> None:
         """Take a request, as soon as there is room; never raises, every outcome goes through the channel.
 
         Args:
             tiles: uint8 [n, s, s, 3]; they may be reused after the call.
             channel: The way back.
             span: Of the request; ends with it.
+            client_id: The client's id of the request.
         """
-        asked = _Asked(channel, tiles.nbytes, span, time.monotonic())
-        size = asked.size
+        asked = _Asked(client_id, channel, tiles.nbytes, span, time.monotonic())
         span.note({"nvlm.tiles": len(tiles)})
         with self._room:
-            self._room.wait_for(lambda: not self._held or self._held + size <= self._max_bytes)
-            self._held += size
+            self._room.wait_for(lambda: not self._held or self._held + asked.size <= self._max_bytes)
+            self._held += asked.size
+            self._under_way.append(asked)
         try:
-            self._encoder.submit(
+            asked.give_up = self._encoder.submit(
                 tiles,
                 lambda outcome: self._outbox.put((asked, outcome)),
                 lambda known: span.note({"nvlm.tiles_cached": known}),
             )
         except Exception as error:
             self._outbox.put((asked, error))
+
+    def stop(self, client_id: str) -> None:
+        """End the requests of this id; an unknown id is nothing to do. Called by the thread that submits."""
+        with self._room:
+            concerned = [asked for asked in self._under_way if client_id and asked.client_id == client_id]
+        for asked in concerned:
+            if asked.give_up is not None and asked.give_up():
+                self._outbox.put((asked, CancelledByClientError("the request was cancelled")))
 
     def close(self) -> None:
         """End what waits, send what is to be sent, and end the thread."""
@@ -141,6 +166,7 @@ class VisionServer:
                 log.exception("sending failed")
             with self._room:
                 self._held -= asked.size
+                self._under_way.remove(asked)
                 self._room.notify_all()
 
     def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:

@@ -18,6 +18,7 @@ from nvlm_trt.vision.cache import RowCache, VisionCacheStatus, tile_key
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
 Done: TypeAlias = Callable[[Rows | Exception], None]
+GiveUp: TypeAlias = Callable[[], bool]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ class Runner(Protocol):
 
     def encode(self, tiles: Tiles) -> Rows:
         """Rows float32 [n, tokens_per_tile, hidden] of tiles uint8 [n, s, s, 3]."""
+
+    def cancel(self) -> None:
+        """End the `encode` that runs, from another thread: it raises; nothing to do where none runs."""
 
 
 class _Job:
@@ -75,6 +79,8 @@ class TileEncoder:
         self._wake = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._closing = False
+        self._under_way: bytes | None = None
+        self._abandoned = False
         self._worker = threading.Thread(target=self._work, name="nvlm-vision", daemon=True)
         self._worker.start()
 
@@ -104,7 +110,7 @@ class TileEncoder:
         self.submit(tiles, done)
         return future.result()
 
-    def submit(self, tiles: Tiles, done: Done, found: Callable[[int], None] | None = None) -> None:
+    def submit(self, tiles: Tiles, done: Done, found: Callable[[int], None] | None = None) -> GiveUp:
         """Queue the tiles of one request.
 
         Args:
@@ -112,6 +118,10 @@ class TileEncoder:
             done: Called once, from this call or from the worker, with float32 [n, tokens_per_tile, hidden], the
                 caller's own, or with what encoding one of the tiles raised.
             found: Called before that, from this call, with the number of tiles that need not be encoded for it.
+
+        Returns:
+            Gives the request up, from any thread: its tiles are not encoded, that under way neither, unless others wait
+            for them. Returns whether it was in time: then `done` is not called any more.
 
         Raises:
             RequestError: the tiles are of another type or shape; nothing was queued.
@@ -136,8 +146,9 @@ class TileEncoder:
             if job.waiting:
                 self._jobs.append(job)
                 self._wake.notify()
-                return
+                return lambda: self._give_up(job)
         done(self._table(job))
+        return lambda: False
 
     def close(self) -> None:
         """End the worker, and with an error the requests that wait; may be called twice."""
@@ -154,14 +165,27 @@ class TileEncoder:
                 if self._closing:
                     break
                 key, tile = next(iter(self._jobs[0].waiting.items()))
+                self._under_way, self._abandoned = key, False
             try:
                 rows = self._runner.encode(tile)[0]
             except Exception as error:  # whatever the runtime raises must not end the worker
+                if self._abandoned:  # who has come to wait for it since gets another turn
+                    continue
                 log.exception("encoding a tile failed")
                 self._end(self._turn(key, None), error)
             else:
                 self._end(self._turn(key, rows))
         self._end(self._jobs, ServerError("the vision encoder is closed"))
+
+    def _give_up(self, job: _Job) -> bool:
+        with self._wake:
+            if job not in self._jobs:
+                return False
+            self._jobs.remove(job)
+            if self._under_way in job.waiting and not any(self._under_way in other.waiting for other in self._jobs):
+                self._abandoned = True
+                self._runner.cancel()
+        return True
 
     def _turn(self, key: bytes, rows: Rows | None) -> list[_Job]:
         """Give a tile's rows (None: there will be none) to everybody who waits for them, and the turn to the next.
@@ -171,7 +195,8 @@ class TileEncoder:
         """
         with self._wake:
             concerned = [job for job in self._jobs if key in job.waiting]
-            self._cache.count(hits=len(concerned) - 1, misses=1)
+            self._cache.count(hits=max(0, len(concerned) - 1), misses=1)
+            self._under_way = None
             if rows is not None:
                 self._cache.put(key, rows)
                 for job in concerned:

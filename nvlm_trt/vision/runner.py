@@ -11,8 +11,10 @@ import numpy.typing as npt
 import openvino as ov
 
 from nvlm_trt.errors import EngineError, RequestError
+from nvlm_trt.turns import Turns
 from nvlm_trt.vision.build_cpu import BIN_NAME, XML_NAME
 from nvlm_trt.vision.description import CpuEngineDescription
+from nvlm_trt.vision.slices import pause_between_slices
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 """Always set: OpenVINO's own choice is bf16 wherever the processor has it. Of int8 it is for what stays in float."""
@@ -28,16 +30,18 @@ class VisionRunner:
     Args:
         engine_dir: The directory that `build_vision_cpu` wrote.
         threads: Processor threads to use; 0 takes all.
+        turns: Where it takes turns with a decoder, slice by slice of a tile; None where there is none.
 
     Raises:
         EngineError: a file is missing, damaged, or not written by this version of nvlm-trt.
     """
 
-    def __init__(self, engine_dir: Path, *, threads: int = 0) -> None:
+    def __init__(self, engine_dir: Path, *, threads: int = 0, turns: Turns | None = None) -> None:
         description = CpuEngineDescription.load(engine_dir)
         _check_files(engine_dir, description)
         self._source = description.source
         self._lock = threading.Lock()
+        self._turns = turns or Turns()
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[description.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -50,6 +54,8 @@ class VisionRunner:
             core = ov.Core()
             model = core.read_model(engine_dir / XML_NAME)
             model.reshape([1, side, side, 3])
+            if turns is not None:
+                pause_between_slices(model, turns.pass_on)
             self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             raise EngineError(
@@ -101,9 +107,15 @@ class VisionRunner:
         table = np.empty((len(tiles), self.tokens_per_tile, self.hidden_size), dtype=np.float32)
         with self._lock:
             for tile, rows in zip(tiles, table, strict=True):
-                self._request.infer([np.ascontiguousarray(tile[np.newaxis])])
+                with self._turns.taken():
+                    self._request.start_async([np.ascontiguousarray(tile[np.newaxis])])
+                    self._request.wait()  # infer() of one thread cannot be cancelled
                 rows[:] = self._request.get_output_tensor().data[0]
         return table
+
+    def cancel(self) -> None:
+        """End the tile that is being encoded, from another thread, at the next operator: its `encode` raises."""
+        self._request.cancel()
 
 
 def _check_files(engine_dir: Path, description: CpuEngineDescription) -> None:

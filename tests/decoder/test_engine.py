@@ -18,6 +18,7 @@ from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.decoder.step_costs import ChunkLimits
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.turns import Turns
 
 TIE = 1e-3
 
@@ -31,11 +32,20 @@ def config(**change: int) -> DecoderEngineConfig:
 
 
 class Counting:
-    """A session without a model: the token after n is n + 1, and it does what `on_step` says first."""
+    """A session without a model: the token after n is n + 1, and it does what `on_step` says first.
+
+    Attributes:
+        steps: Steps that were begun.
+        cancelled: Set when a step is to be ended.
+    """
 
     def __init__(self, on_step: Callable[[Sequence[StepPart]], None] = lambda parts: None) -> None:
         self.on_step = on_step
         self.steps = 0
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
     def run(self, parts: Sequence[StepPart]) -> np.ndarray:
         self.steps += 1
@@ -156,15 +166,68 @@ def test_a_cancelled_request_ends_at_the_next_token_and_frees_its_blocks():
         assert engine.status().free_blocks == 4
 
 
-def test_a_waiting_request_can_be_cancelled():
-    gate = threading.Semaphore(0)
-    with DecoderEngine(config(max_batch_size=1), Counting(lambda parts: gate.acquire() and None), 4) as engine:
+def test_a_waiting_request_is_cancelled_while_another_ones_step_runs():
+    gate, session = threading.Semaphore(0), Counting(lambda parts: gate.acquire() and None)
+    with DecoderEngine(config(max_batch_size=1), session, 4) as engine:
         first, second = engine.submit(request("a")), engine.submit(request("b"))
         second.cancel()
-        gate.release(3)
         assert second.result() == ([], "cancelled")
+        assert not session.cancelled.is_set()
+        gate.release(3)
         assert first.result() == ([1, 2, 3], "length")
         engine.cancel("a")  # ended already: nothing happens
+
+
+class Slow(Counting):
+    """A session whose steps go on until the test lets them end, or they are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(self._go_on)
+        self.begun = threading.Semaphore(0)
+        self.ends = threading.Semaphore(0)
+
+    def _go_on(self, parts: Sequence[StepPart]) -> None:
+        self.begun.release()
+        while not self.ends.acquire(timeout=0.002):
+            if self.cancelled.is_set():
+                raise RuntimeError("cancelled")
+
+
+def test_a_step_that_nobody_wants_any_more_is_ended_and_its_blocks_are_free(caplog):
+    session = Slow()
+    with DecoderEngine(config(), session, 4) as engine:
+        handle = engine.submit(request("a", max_tokens=50))
+        assert session.begun.acquire(timeout=30)
+        handle.cancel()
+        assert handle.result() == ([], "cancelled")
+        assert engine.status().free_blocks == 4
+        session.ends.release(3)
+        assert engine.submit(request("b")).result() == ([1, 2, 3], "length")
+    assert not caplog.text
+
+
+def test_a_step_that_another_one_wants_is_not_ended():
+    session = Slow()
+    with DecoderEngine(config(), session, 4) as engine:
+        first, second = (engine.submit(request(name, max_tokens=50)) for name in "ab")
+        session.ends.release(2)
+        for _ in range(3):  # the third step holds both
+            assert session.begun.acquire(timeout=30)
+        first.cancel()
+        assert not session.cancelled.is_set()
+        second.cancel()
+        assert [first.result()[1], second.result()[1]] == ["cancelled", "cancelled"]
+
+
+def test_steps_take_turns_with_whoever_else_computes(tmp_path):
+    others, seen = Turns(tmp_path), []
+    others.take()
+    with DecoderEngine(config(), Counting(lambda parts: seen.append(1)), 4, turns=Turns(tmp_path)) as engine:
+        handle = engine.submit(request("a"))
+        time.sleep(0.1)
+        assert not seen
+        others.give()
+        assert handle.result() == ([1, 2, 3], "length")
 
 
 def test_a_fault_in_a_step_ends_its_requests_and_the_engine_lives_on(caplog):

@@ -42,6 +42,9 @@ class Watched:
             raise RuntimeError("broken step")
         return logits
 
+    def cancel(self) -> None:
+        self.session.cancel()
+
 
 @pytest.fixture
 def started(compiled: Callable[..., Path]) -> Iterator[Callable[..., tuple[DecoderEngine, Watched]]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nvlm_trt.errors import RequestError
+from nvlm_trt.serving.faults import CancelledByClientError
 from nvlm_trt.serving.vision_encoder import VisionServer
 from nvlm_trt.vision.cache import VisionCacheStatus
 
@@ -27,6 +28,7 @@ class Encoder:
         if (tiles == 13).any():
             raise RequestError("no tile")
         self.waiting.append(done)
+        return lambda: self.waiting.remove(done) is None
 
     def give(self, outcome):
         self.answered += 1
@@ -145,3 +147,20 @@ def test_what_is_to_be_sent_is_sent_before_the_end(served):
     encoder.give(ROWS)
     server.close()
     assert channel.sent.get_nowait() is ROWS
+
+
+def test_requests_are_stopped_by_their_id_and_no_others(served):
+    server, encoder, _ = served
+    mine, yours, nobodys = (Channel() for _ in range(3))
+    for channel, client_id in ((mine, "mine"), (yours, "yours"), (nobodys, "")):
+        server.submit(tile(), channel, client_id=client_id)
+    server.stop("")
+    server.stop("unknown")
+    server.stop("mine")
+    assert isinstance(mine.next(), CancelledByClientError)
+    server.stop("mine")
+    for _ in range(2):
+        encoder.give(ROWS)
+    assert yours.next() is ROWS
+    assert nobodys.next() is ROWS
+    assert mine.sent.empty()

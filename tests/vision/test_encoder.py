@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,6 +27,10 @@ class Steps:
         self.begun: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.gate = threading.Semaphore(0)
         self.encoded: list[int] = []
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
     def check(self, tiles: np.ndarray) -> None:
         if tiles.dtype != np.uint8:
@@ -35,7 +40,10 @@ class Steps:
         (value,) = tiles[:, 0, 0, 0].tolist()
         self.begun.put(value)
         if not self.free:
-            assert self.gate.acquire(timeout=30)
+            while not self.gate.acquire(timeout=0.002):
+                if self.cancelled.is_set():
+                    self.cancelled.clear()
+                    raise RuntimeError("cancelled")
         if value == BAD:
             raise ValueError("a bad tile")
         self.encoded.append(value)
@@ -57,13 +65,14 @@ class Asked:
         self.encoder = encoder
         self.ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.outcomes: dict[str, object] = {}
+        self.give_up: dict[str, Callable[[], bool]] = {}
 
     def __call__(self, name: str, *values: int) -> None:
         def done(outcome: object) -> None:
             self.outcomes[name] = outcome
             self.ended.put(name)
 
-        self.encoder.submit(tiles_of(*values), done)
+        self.give_up[name] = self.encoder.submit(tiles_of(*values), done)
 
     def next(self) -> str:
         return self.ended.get(timeout=30)
@@ -239,3 +248,51 @@ def test_the_real_engine_s_rows_are_the_same_bit_for_bit(export_of, tiles_of):
     encoder.close()
     for number, table in enumerate(tables):
         assert np.array_equal(table, expected[number % 5 :])
+
+
+def test_a_request_that_is_given_up_has_its_tile_ended_and_no_further_one_begun(make, caplog):
+    steps, encoder, ask = make()
+    ask("gone", 1, 2, 3)
+    assert steps.begun.get(timeout=30) == 1
+    assert ask.give_up["gone"]()
+    ask("next", 4)
+    assert steps.begun.get(timeout=30) == 4
+    steps.gate.release()
+    assert ask.next() == "next"
+    assert (steps.encoded, encoder.waiting, "gone" in ask.outcomes) == ([4], 0, False)
+    assert not caplog.text
+
+
+def test_a_tile_that_others_wait_for_is_encoded_to_its_end(make):
+    steps, _, ask = make()
+    ask("gone", 1, 2)
+    assert steps.begun.get(timeout=30) == 1
+    ask("other", 1)
+    assert ask.give_up["gone"]()
+    steps.gate.release()
+    assert ask.next() == "other"
+    assert np.array_equal(ask.outcomes["other"], rows_of(1))
+    assert steps.encoded == [1]
+
+
+def test_who_comes_to_wait_for_a_tile_that_is_being_ended_gets_it(make):
+    steps, _, ask = make()
+    ask("gone", 1)
+    assert steps.begun.get(timeout=30) == 1
+    ended, steps.cancelled = steps.cancelled, threading.Event()  # the end is slow to come
+    steps.cancel = ended.set
+    assert ask.give_up["gone"]()
+    ask("late", 1)
+    del steps.cancel
+    steps.cancel()
+    assert steps.begun.get(timeout=30) == 1
+    steps.gate.release()
+    assert ask.next() == "late"
+    assert np.array_equal(ask.outcomes["late"], rows_of(1))
+
+
+def test_giving_up_what_was_answered_does_nothing(make):
+    _, _, ask = make(free=True)
+    ask("done", 1)
+    assert ask.next() == "done"
+    assert not ask.give_up["done"]()

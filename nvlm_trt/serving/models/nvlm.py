@@ -41,7 +41,7 @@ TEXT_THREADS: Final = 2
 """Requests with and without images that are prepared at once. They do not wait for each other: a photograph takes a
 hundred times as long as a text. How many images are decoded at once is the preprocessor's own affair."""
 
-POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.05
 POLL_SECONDS_PER_REQUEST: Final = 0.002
 """How often clients are looked after; with many requests less often, each look costs a call to the server."""
 
@@ -110,7 +110,9 @@ class TritonPythonModel(Model):
 
     async def _main(self) -> None:
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
-        backends = _Backends(Preprocessor(self.spec, self.tokenizer), DecodeClient())
+        backends = _Backends(
+            Preprocessor(self.spec, self.tokenizer), DecodeClient(self.spec.tile_size if self.spec.cpu else None)
+        )
         self.orchestrator = Orchestrator(backends, self.tokenizer)
         watcher = self.loop.create_task(self._watch())
         self.turned.set()

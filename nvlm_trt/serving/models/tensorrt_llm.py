@@ -12,11 +12,12 @@ from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.decoder_tensors import LOG_PROBS
-from nvlm_trt.serving.heartbeat import Heartbeat, Progress
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
+from nvlm_trt.turns import Turns
 
 LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
 
@@ -72,10 +73,12 @@ class TritonPythonModel(Model):
         fields = self.spec.cpu
         if fields is None:
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
+        self.turns = Turns(shared_directory())
         self.engine = DecoderEngine.load(
             self.engine_dir / "decoder" / "cpu",
             threads=self.spec.cpu_threads,
             cache=KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse),
+            turns=self.turns,
         )
         metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
         metrics.report(self.engine.status())  # they are shown before the first request

@@ -7,12 +7,15 @@ from typing import Any
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_parts import TABLE
-from nvlm_trt.serving.heartbeat import Heartbeat, Progress
+from nvlm_trt.serving.decoder_tensors import STOP
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, Seconds, StatusMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 from nvlm_trt.serving.preprocessing import TILES
+from nvlm_trt.serving.requests import parse_flag
 from nvlm_trt.serving.vision_encoder import Rows, VisionServer
+from nvlm_trt.turns import Turns
 from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
@@ -39,7 +42,8 @@ class TritonPythonModel(Model):
         """Load the compiled vision encoder."""
         if self.spec.cpu is None:
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
-        runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads)
+        self.turns = Turns(shared_directory())
+        runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads, turns=self.turns)
         self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
         metrics = StatusMetrics(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
         metrics.report(self.encoder.status())  # the bound is shown before the first request
@@ -47,15 +51,18 @@ class TritonPythonModel(Model):
         self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Tell whether tiles that wait are encoded."""
-        still = Progress(lambda: self.encoder.status().misses if self.encoder.waiting else None)
+        """Tell whether tiles that wait are encoded, slice by slice."""
+        still = Progress(lambda: self.turns.count if self.encoder.waiting and not self.turns.waiting else None)
         return Heartbeat(name, still=still, active=lambda: self.encoder.waiting)
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Queue the tiles of each request."""
         for request in requests:
-            channel, span = _Channel(request.get_response_sender()), self.span_of(request).child("vision")
-            self.server.submit(inputs_of(request, [TILES])[TILES], channel, span)
+            tensors, span = inputs_of(request, self.input_names), self.span_of(request).child("vision")
+            if parse_flag(tensors, STOP):
+                self.server.stop(request.request_id())
+            channel = _Channel(request.get_response_sender())
+            self.server.submit(tensors[TILES], channel, span, client_id=request.request_id())
         return [None] * len(requests)
 
     def finalize(self) -> None:
