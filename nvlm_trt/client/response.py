@@ -10,7 +10,7 @@ from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.errors import NvlmTrtError, RequestError, ServerError
-from nvlm_trt.serving.faults import UnavailableError
+from nvlm_trt.serving.faults import NOT_LOADED, UnavailableError
 
 CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "404")
 
@@ -94,10 +94,10 @@ def error_of(error: InferenceServerException | grpc.RpcError) -> NvlmTrtError:
         code, message = error.code().name, str(error.details())
     else:
         code, message = str(error.status() or "").removeprefix("StatusCode."), str(error.message())
+    if code == "UNAVAILABLE" or NOT_LOADED in message:
+        return UnavailableError("the server cannot be reached or is busy", seen=message, fix="try again later")
     if code in CLIENT_FAULTS:
         return RequestError(message)
-    if code == "UNAVAILABLE":
-        return UnavailableError("the server cannot be reached or is busy", seen=message, fix="try again later")
     return ServerError(message or "the server failed")
 
 

@@ -19,6 +19,9 @@ from nvlm_trt.gateway.settings import Limits
 
 BEARER = b"bearer "
 
+LOOK_SECONDS: Final = 0.1
+"""How often a request that waits looks whether the server is still there for it."""
+
 MEAN_SHARE: Final = 0.1
 """Of a newly planned request in what requests take on average."""
 
@@ -50,14 +53,26 @@ class Admission:
         limits: How many.
         batch: Requests that the decoder works on at once; None for as many as may be worked on.
         now: The clock, in seconds.
+        is_ready: Whether the server takes requests.
+        is_ending: Whether it will not take any again.
 
     Attributes:
         working: Requests that the server works on.
         buffered: Bytes of their bodies.
     """
 
-    def __init__(self, limits: Limits, batch: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        batch: int | None = None,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        is_ready: Callable[[], bool] = lambda: True,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._limits = limits
+        self._is_ready = is_ready
+        self._is_ending = is_ending
         self._slots = asyncio.Semaphore(limits.max_concurrent)
         self._batch = batch or limits.max_concurrent
         self._drain = Drain(self._batch, now)
@@ -95,9 +110,11 @@ class Admission:
         """A place, at once or never.
 
         Raises:
-            ApiError: 503, every place is taken, or those before it take too long.
+            ApiError: 503, the server is away, every place is taken, or those before it take too long.
         """
         limits = self._limits
+        if not self._is_ready():
+            raise unavailable()
         if self.present >= limits.max_concurrent + limits.max_queue:
             raise self._overloaded(self._mean)
         late = self.wait - limits.queue_time
@@ -131,13 +148,25 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait until the server may be asked; in the order of coming."""
-        async with self._slots:
+        """Wait until the server may be asked; in the order of coming, and while it is being replaced, too.
+
+        Raises:
+            ApiError: 503, the server ends: nothing was begun for this request, and another server can take it.
+        """
+        taken = asyncio.ensure_future(self._slots.acquire())
+        try:
+            while not taken.done() or not self._is_ready():
+                if self._is_ending():
+                    raise unavailable()
+                await (asyncio.sleep(LOOK_SECONDS) if taken.done() else asyncio.wait({taken}, timeout=LOOK_SECONDS))
             self.working += 1
             try:
                 yield
             finally:
                 self.working -= 1
+        finally:
+            if not taken.cancel():
+                self._slots.release()
 
     def buffer(self, size: int) -> None:
         """Note bytes that are held; give them back with a negative size.

@@ -23,7 +23,7 @@ from nvlm_trt.gateway.door import Door
 from nvlm_trt.gateway.errors import ApiError, api_error, unavailable
 from nvlm_trt.gateway.exchange import exchange_of
 from nvlm_trt.gateway.fetch import Fetcher
-from nvlm_trt.gateway.health import Probe, health_routes
+from nvlm_trt.gateway.health import Health, Probe, health_routes
 from nvlm_trt.gateway.images import Images
 from nvlm_trt.gateway.kserve import PassThrough
 from nvlm_trt.gateway.metrics import Metrics
@@ -38,6 +38,8 @@ from nvlm_trt.tracing import tracer_from_environment
 
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 READY: Final = "/v2/health/ready"
+MODEL_READY: Final = "/v2/models/{model}/ready"
+VERSION_READY: Final = "/v2/models/{model}/versions/{version}/ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Served:
         restarts: How often it was replaced, by reason.
         engine_dir: The engine that is served, whose shapes and tokenizer tell what it will see; None shows nothing.
         processes: Ids of its processes, by name.
+        is_ending: Whether the server was asked to stop.
+        state: What it is doing, in a word.
     """
 
     upstream: Upstream
@@ -59,6 +63,8 @@ class Served:
     restarts: Callable[[], Mapping[str, int]] = dict
     engine_dir: Path | None = None
     processes: Callable[[], Mapping[str, int]] = dict
+    is_ending: Callable[[], bool] = bool
+    state: Callable[[], str] = str
 
 
 class _Connections:
@@ -79,7 +85,8 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     limits, upstream = settings.limits, served.upstream
     recipe = served.engine_dir and load_recipe(served.engine_dir / "recipe.yaml")
     plans = Plans(served.engine_dir, recipe) if served.engine_dir and recipe else None
-    admission = Admission(limits, recipe.max_batch_size if recipe else None)
+    batch = recipe.max_batch_size if recipe else None
+    admission = Admission(limits, batch, is_ready=served.is_ready, is_ending=served.is_ending)
     metrics = Metrics(admission, served.is_ready, served.restarts, served.processes, served.names[0])
     tracer = tracer_from_environment("gateway")
     fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
@@ -119,9 +126,12 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         app.include_router(tile_routes(plans, shown, limits, served.names))
     app.include_router(page_routes())
     probe = Probe(lambda: open_.model, metrics.probed)
-    app.include_router(health_routes(served.is_ready, probe, metrics, lambda: open_.session, upstream.metrics))
+    health = Health(served.is_ready, served.state, served.restarts)
+    app.include_router(health_routes(health, probe, metrics, lambda: open_.session, upstream.metrics))
 
     @app.get(READY, include_in_schema=False)
+    @app.get(MODEL_READY, include_in_schema=False)
+    @app.get(VERSION_READY, include_in_schema=False)
     async def kserve_ready(request: Request) -> Response:
         if not served.is_ready():
             raise unavailable("the server is not ready")

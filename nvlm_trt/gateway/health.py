@@ -6,7 +6,8 @@ import asyncio
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
@@ -64,8 +65,31 @@ class Probe:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of the server without asking it.
+
+    Attributes:
+        is_ready: Whether it takes requests now.
+        state: What it is doing, in a word.
+        restarts: How often it was replaced, by reason.
+    """
+
+    is_ready: Callable[[], bool]
+    state: Callable[[], str]
+    restarts: Callable[[], Mapping[str, int]]
+
+    def answer(self, state: str | None) -> Response:
+        """200 with a state; 503 with what the server is doing, and how often it was replaced and why, for None."""
+        if state is not None:
+            return JSONResponse({"status": state})
+        restarts = {reason: count for reason, count in self.restarts().items() if count}
+        body = {"status": self.state() or "unavailable", "restarts": restarts}
+        return JSONResponse(body, 503, headers={"Retry-After": "1"})
+
+
 def health_routes(
-    is_ready: Callable[[], bool],
+    health: Health,
     probe: Probe,
     metrics: Metrics,
     session: Callable[[], ClientSession],
@@ -74,7 +98,7 @@ def health_routes(
     """The routes that probes and Prometheus ask.
 
     Args:
-        is_ready: Whether the server answers now.
+        health: What is known of the server.
         probe: For ``/health/deep``.
         metrics: The gateway's own.
         session: Connections to tritonserver.
@@ -86,15 +110,15 @@ def health_routes(
     @router.get("/v2/health/live", include_in_schema=False)
     async def live() -> Response:
         """Answer while this process does: a server that is being replaced needs no other help."""
-        return _state("live")
+        return health.answer("live")
 
     @router.get("/health/ready", responses=AWAY)
     async def ready() -> Response:
-        return _state("ready" if is_ready() else None)
+        return health.answer("ready" if health.is_ready() else None)
 
     @router.get("/health/deep", responses=AWAY)
     async def deep() -> Response:
-        return _state("answers" if is_ready() and await probe.works() else None)
+        return health.answer("answers" if health.is_ready() and await probe.works() else None)
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
@@ -109,9 +133,3 @@ def health_routes(
         return Response(metrics.text() + theirs, media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-def _state(state: str | None) -> Response:
-    if state is None:
-        return JSONResponse({"status": "unavailable"}, 503, headers={"Retry-After": "1"})
-    return JSONResponse({"status": state})

@@ -153,7 +153,7 @@ class Draining:
 
         async def closing(message: Message) -> None:
             if self.began and message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+                message = {**message, "headers": [one for one in message["headers"] if one[0] != CLOSE[0]] + [CLOSE]}
             await send(message)
 
         if scope["type"] != "http":

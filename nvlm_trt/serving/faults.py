@@ -33,6 +33,9 @@ class Fault:
         return cls(code, MARKS.get(code, "") + sentence)
 
 
+NOT_LOADED: Final = "has no available versions"
+"""What Triton says of a model that was unloaded: the server ends, or is replaced."""
+
 STEP: Final = re.compile(r"in ensemble '\w+', ")
 """How Triton begins the message of a step of an ensemble."""
 

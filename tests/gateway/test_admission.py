@@ -180,3 +180,38 @@ def test_a_key_has_a_rate_of_its_own_and_is_told_when_to_come_back() -> None:
     ask(0)
     with pytest.raises(ApiError):
         ask(0)
+
+
+def test_whoever_waits_is_refused_when_the_server_ends_and_waits_on_while_it_is_replaced() -> None:
+    async def run() -> tuple[bool, int]:
+        state = {"ready": True, "ending": False}
+        admission = Admission(
+            Limits(max_concurrent=1), is_ready=lambda: state["ready"], is_ending=lambda: state["ending"]
+        )
+        got = asyncio.Event()
+
+        async def work() -> None:
+            async with admission.slot():
+                got.set()
+
+        async with admission.slot():
+            state["ready"] = False
+            with pytest.raises(ApiError, match="being replaced") as refused, admission.place():
+                raise AssertionError
+            assert refused.value.status == 503
+            patient = asyncio.create_task(work())
+            await asyncio.sleep(0.15)
+        await asyncio.sleep(0.15)
+        waited = not got.is_set()  # the slot is free, the server is not there
+        state["ready"] = True
+        await asyncio.wait_for(got.wait(), 5)
+        await patient
+        async with admission.slot():
+            late = asyncio.create_task(work())
+            await asyncio.sleep(0.05)
+            state["ready"], state["ending"] = False, True
+            with pytest.raises(ApiError, match="being replaced"):
+                await asyncio.wait_for(late, 5)
+        return waited, admission.working
+
+    assert asyncio.run(run()) == (True, 0)

@@ -253,6 +253,8 @@ class TritonServer:
             lambda: self.restarts_by_reason,
             self._engine_dir,
             self._processes,
+            lambda: self._asked,
+            lambda: self._supervisor.state,
         )
         return Gateway(self._host, self._ports.http, served, self._settings, grace=self._options.grace)
 
