@@ -38,6 +38,13 @@ class LostError(Exception):
     """A good request without an answer, and why."""
 
 
+class _TurnedAwayError(Exception):
+    """The server has no place now, and said after how many seconds to come again."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
 def body_of(case: Case, way: str) -> bytes:
     """The body of a case over HTTP."""
     return json.dumps(_chat(case, way) if way.startswith("chat") else _generate(case)).encode()
@@ -89,10 +96,14 @@ class Asker:
         http: ``host:port`` of the gateway.
         grpc: ``host:port`` of gRPC.
         patience: Seconds after which an answer counts as lost.
+
+    Attributes:
+        turned_away: How often the server said that it has no place now, and was asked again when it had said.
     """
 
     def __init__(self, http: str, grpc: str, patience: float) -> None:
         self.http = http
+        self.turned_away = 0
         self._patience = patience
         self._session = aiohttp.ClientSession(
             f"http://{http}", connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=patience)
@@ -121,7 +132,12 @@ class Asker:
         how: Callable[[Case, str], Awaitable[Expected]] = self._over_grpc if way.startswith("grpc") else self._over_http
         try:
             async with asyncio.timeout(self._patience):
-                return await how(case, way)
+                while True:
+                    try:
+                        return await how(case, way)
+                    except _TurnedAwayError as error:
+                        self.turned_away += 1
+                        await asyncio.sleep(error.seconds)
         except TimeoutError:
             raise LostError(f"no answer within {self._patience:g} s") from None
         except (aiohttp.ClientError, NvlmTrtError, OSError) as error:
@@ -138,6 +154,8 @@ class Asker:
 
     async def _over_http(self, case: Case, way: str) -> Expected:
         async with self._session.post(PATHS[way], data=self.body(case, way)) as answer:
+            if answer.status == 503 and answer.headers.get("Retry-After", "").isdigit():
+                raise _TurnedAwayError(float(answer.headers["Retry-After"]))
             if answer.status != 200:
                 raise LostError(f"status {answer.status}: {(await answer.text())[:300]}")
             if way == "chat":

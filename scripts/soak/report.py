@@ -28,6 +28,7 @@ class Soaked:
         checks: The verdict.
         warm_up: Seconds that don't count.
         began: `time.monotonic()` of the first sample.
+        turned_away: Good requests that were told to come again, and were answered then.
     """
 
     settings: dict[str, Any]
@@ -37,6 +38,7 @@ class Soaked:
     checks: Sequence[Check]
     warm_up: float
     began: float
+    turned_away: int
 
     @property
     def passed(self) -> bool:
@@ -59,15 +61,7 @@ def summary(soaked: Soaked) -> dict[str, Any]:
         "passed": soaked.passed,
         "settings": soaked.settings,
         "checks": [{**asdict(check), "passed": check.passed} for check in soaked.checks],
-        "answers": {
-            "right": dict(tally.right),
-            "wrong": tally.wrong,
-            "lost": tally.lost,
-            "hung_up": dict(tally.hung_up),
-            "refused": dict(tally.refused),
-            "misjudged": tally.misjudged,
-            "put_off": tally.put_off,
-        },
+        "answers": {**told(tally), "turned_away": soaked.turned_away},
         "seconds": {f"p{share}": _quantile(seconds, share / 100) for share in (50, 90, 99, 100)},
         "memory_slope_mb_per_hour": slope_per_hour(samples, soaked.warm_up, lambda one: one.pss) / MB,
         "growth_mb_by_process": {name: megabytes(name) / MB for name in sorted(names)},
@@ -77,6 +71,19 @@ def summary(soaked: Soaked) -> dict[str, Any]:
             "largest": max(one.load for one in samples),
         },
         "samples": len(samples),
+    }
+
+
+def told(tally: Tally) -> dict[str, Any]:
+    """What became of the requests."""
+    return {
+        "right": dict(tally.right),
+        "wrong": tally.wrong,
+        "lost": tally.lost,
+        "hung_up": dict(tally.hung_up),
+        "refused": dict(tally.refused),
+        "misjudged": tally.misjudged,
+        "put_off": tally.put_off,
     }
 
 
@@ -121,7 +128,9 @@ def markdown(facts: dict[str, Any]) -> str:
         f"of the end, tokens of the prompt and of the answer. {settings['cases']} cases ({settings['left_out']} more "
         f"were left out: two tokens tie, so that rounding decides). {sum(answers['hung_up'].values())} clients hung "
         f"up, {sum(answers['refused'].values())} bad requests were refused with the right status, "
-        f"{answers['put_off']} arrivals were put off because {settings['most_open']} requests were open.",
+        f"{answers['put_off']} arrivals were put off because {settings['most_open']} requests were open; "
+        f"{answers['turned_away']} times a good request was told to come again (503 with Retry-After), and was "
+        "answered then.",
         "",
         "| way | right answers |",
         "|---|---|",

@@ -20,9 +20,9 @@ from nvlm_trt.recipe import load_recipe
 from .ask import Asker
 from .bad import bad_requests
 from .cases import make_cases
-from .load import MOST_OPEN, Load, Material
+from .load import MOST_OPEN, Load, Material, Tally
 from .references import take_references
-from .report import Soaked
+from .report import Soaked, told
 from .server import Running, found_server, own_server
 from .teller import Teller
 from .verdict import judge, warm_up_of
@@ -143,7 +143,7 @@ async def _run(
             f"{last.fds} descriptors, {last.threads} threads"
         )
 
-    looking = asyncio.create_task(_look(watch, asker, samples, plan))
+    looking = asyncio.create_task(_look(watch, asker, samples, load.tally, plan))
     try:
         await load.arrive(rate, ends, tell)
     finally:
@@ -153,10 +153,11 @@ async def _run(
     say("waiting until the server is idle")
     after = await wait_idle(server)
     checks = judge(samples, load.tally, (before, after), settings["warm_up"])
-    return Soaked(settings, samples, load.tally, (before, after), checks, settings["warm_up"], began)
+    return Soaked(settings, samples, load.tally, (before, after), checks, settings["warm_up"], began, asker.turned_away)
 
 
-async def _look(watch: Watch, asker: Asker, samples: list[Sample], plan: Plan) -> None:
+async def _look(watch: Watch, asker: Asker, samples: list[Sample], tally: Tally, plan: Plan) -> None:
+    """Take samples, and note beside them what became of the requests so far: a run that is killed leaves both."""
     pause = max(2.0, plan.duration / SAMPLES)
     with (plan.out / "samples.jsonl").open("w", buffering=1) as file:
         while True:
@@ -165,6 +166,7 @@ async def _look(watch: Watch, asker: Asker, samples: list[Sample], plan: Plan) -
                 sample = await asyncio.to_thread(watch.look, metrics)
                 samples.append(sample)
                 file.write(json.dumps(asdict(sample)) + "\n")
+                (plan.out / "answers.json").write_text(json.dumps(told(tally), indent=1) + "\n")
             await asyncio.sleep(pause)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from nvlm_trt.gateway.conversation import conversation_of
 from nvlm_trt.gateway.schema import ChatRequest
-from scripts.soak.ask import WAYS, LostError, body_of
+from scripts.soak.ask import WAYS, Asker, LostError, body_of
 from scripts.soak.bad import Bad, bad_requests
 from scripts.soak.cases import Case, make_cases
 from scripts.soak.load import Load, Material, Tally
@@ -20,6 +23,10 @@ from scripts.soak.watch import ProcessFigures, Sample, read_figures
 
 MB = 1_000_000
 RIGHT = Expected("four", "stop", 7, 2)
+WHOLE = {
+    "choices": [{"message": {"content": "four"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+}
 IDLE_FIGURES = {
     "nvlm_requests_working": 0.0,
     "nvlm_requests_waiting": 0.0,
@@ -140,6 +147,32 @@ def test_a_refusal_needs_its_status_and_its_code(refusal: tuple[int, str], right
     load = Load(StandIn(RIGHT, refusal), Material((), {}, ()), seed=1)  # type: ignore[arg-type]
     asyncio.run(load._refused(Bad("one", "/", b"", {}, 400, "a")))
     assert (sum(load.tally.refused.values()), len(load.tally.misjudged)) == (right, 1 - right)
+
+
+def test_who_is_told_to_come_again_does_and_is_counted(cases: list[Case]) -> None:
+    answers = iter([web.Response(status=503, headers={"Retry-After": "0"}), web.json_response(WHOLE)])
+    assert asyncio.run(asked_of(answers, cases[0])) == (RIGHT, 1)
+
+
+def test_an_error_without_a_time_to_come_again_is_a_lost_answer(cases: list[Case]) -> None:
+    with pytest.raises(LostError, match="status 503"):
+        asyncio.run(asked_of(iter([web.Response(status=503)]), cases[0]))
+
+
+async def asked_of(answers: Iterator[web.Response], case: Case) -> tuple[Expected, int]:
+    """What a server with these answers is understood to say, and how often it was asked again."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return next(answers)
+
+    application = web.Application(client_max_size=1 << 26)
+    application.router.add_post("/v1/chat/completions", answer)
+    async with TestServer(application) as server:
+        asker = Asker(f"{server.host}:{server.port}", "127.0.0.1:1", patience=60)
+        try:
+            return await asker.ask(case, "chat"), asker.turned_away
+        finally:
+            await asker.close()
 
 
 def test_cases_hang_on_their_seed_and_differ_within_it() -> None:
