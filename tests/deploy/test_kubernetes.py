@@ -16,6 +16,7 @@ import pytest
 import yaml
 from lightkube.models import apps_v1, autoscaling_v2, batch_v1, core_v1, meta_v1, networking_v1, util_intstr
 
+from nvlm_trt.gateway.door import OPEN
 from nvlm_trt.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,7 @@ class LeaderWorkerSet(msgspec.Struct):
 
 class PodMetricsEndpoint(msgspec.Struct):
     port: str
+    path: str
     interval: str | None = None
 
 
@@ -268,11 +270,17 @@ def test_engines_are_read_only_where_they_are_served_and_shared_memory_is_large(
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
 
 
-def test_the_network_policy_opens_the_gateway_to_clients_and_metrics_to_monitoring_alone():
+def test_monitoring_scrapes_the_gateway_whose_metrics_are_all_and_ask_for_no_key():
+    (endpoint,) = read("monitoring/podmonitor.yaml")["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
+    assert "/metrics" in OPEN
+
+
+def test_the_network_policy_opens_the_gateway_to_clients_and_monitoring_and_nothing_else():
     policy = read("base/networkpolicy.yaml")["spec"]
     deployment = read("base/deployment.yaml")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= deployment["template"]["metadata"]["labels"].items()
-    assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [["http"], ["metrics"]]
+    assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [["http"], ["http"]]
     assert all("from" in rule for rule in policy["ingress"])
     assert (policy["policyTypes"], policy["egress"]) == (["Ingress", "Egress"], [])
 
