@@ -504,7 +504,7 @@ def test_nothing_is_wider_than_the_window(opened: Opened, colours: Path, tmp_pat
             opened.page.set_viewport_size({"width": width, "height": 700})
             assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= width
             assert opened.page.eval_on_selector_all(".scroll, .ask, .bar, .image, .turn", wide) == []
-        opened.ask("x" * 100)
+        opened.ask("x" * 60)
 
 
 def test_colours_follow_the_system_until_one_is_chosen(open_page: Open) -> None:
@@ -514,6 +514,7 @@ def test_colours_follow_the_system_until_one_is_chosen(open_page: Open) -> None:
     page.get_by_role("button", name="Change to light colours").wait_for()
     dark = page.evaluate(ground)
     page.emulate_media(color_scheme="light")
+    page.get_by_role("button", name="Change to dark colours").wait_for()
     light = page.evaluate(ground)
     page.get_by_role("button", name="Change to dark colours").click()
     assert (page.evaluate(ground), light != dark) == (dark, True)

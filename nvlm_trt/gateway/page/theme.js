@@ -7,14 +7,14 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 
 export function followTheme() {
   const button = byId("theme");
-  const chosen = () => localStorage.getItem(NAME) ?? (system.matches ? "dark" : "light");
+  const isDark = () => (localStorage.getItem(NAME) ?? (system.matches ? "dark" : "light")) === "dark";
   const show = () => {
-    document.documentElement.dataset.theme = chosen();
-    button.textContent = chosen() === "dark" ? "Light" : "Dark";
+    document.documentElement.dataset.theme = localStorage.getItem(NAME) ?? "";
+    button.textContent = isDark() ? "Light" : "Dark";
     button.setAttribute("aria-label", `Change to ${button.textContent.toLowerCase()} colours`);
   };
   button.addEventListener("click", () => {
-    localStorage.setItem(NAME, chosen() === "dark" ? "light" : "dark");
+    localStorage.setItem(NAME, isDark() ? "light" : "dark");
     show();
   });
   system.addEventListener("change", show);
