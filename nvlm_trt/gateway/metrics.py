@@ -29,6 +29,9 @@ ROUTES: Final = (
 )
 """What a path counts as; a client chooses paths, so that they are no labels."""
 
+OUR_REFUSALS: Final = ("overloaded", "unavailable", "internal_error", "deadline_exceeded")
+"""Reasons that are no fault of the client."""
+
 FIRST_TOKEN: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BETWEEN_TOKENS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 WHOLE: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -64,8 +67,14 @@ class Metrics:
         self._cancelled = Counter("nvlm_cancelled", "Requests given up by clients.", ["route"], registry=registry)
         self._broken = Counter("nvlm_broken_streams", "Streams that failed, by reason.", ["reason"], registry=registry)
         self._probes = Counter("nvlm_deep_probes", "Deep probes.", ["result"], registry=registry)
-        for result in ("answered", "failed"):
-            self._probes.labels(result)
+        # What alerts look at is there from the beginning: Prometheus sees no growth in a first sample.
+        for counter, values in (
+            (self._refused, OUR_REFUSALS),
+            (self._broken, OUR_REFUSALS),
+            (self._probes, ("answered", "failed")),
+        ):
+            for value in values:
+                counter.labels(value)
         self._waits = Histogram(
             "nvlm_queue_seconds", "Requests' wait for the server.", buckets=FIRST_TOKEN, registry=registry
         )
