@@ -7,6 +7,7 @@ Images whose colours or frame are not defined for the model are refused, not gue
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageOps
@@ -38,13 +39,32 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orientation: bool = True) -> Image.Image:
+class _Watched(io.BytesIO):
+    """A file that calls back whenever a part of it is read; Pillow's decoders read files in parts of 64 kB."""
+
+    def __init__(self, data: bytes, watch: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._watch = watch
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._watch()
+        return super().read(size)
+
+
+def read_image(
+    data: bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    exif_orientation: bool = True,
+    watch: Callable[[], None] | None = None,
+) -> Image.Image:
     """Decode an image file.
 
     Args:
         data: The file's bytes.
         limits: Checked against the file's size and header before decoding.
         exif_orientation: Turn the image upright as its EXIF says; False gives the released behaviour.
+        watch: Called now and then meanwhile; what it raises ends the decoding (as an ImageRejected).
 
     Returns:
         The image in mode RGB: alpha is dropped, as the released ``convert("RGB")`` does.
@@ -53,7 +73,7 @@ def read_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orient
         ImageRejected: with one sentence that holds no text of the decoding library.
     """
     _check_size(data, limits)
-    image = _open(data, limits)
+    image = _open(io.BytesIO(data) if watch is None else _Watched(data, watch), limits)
     _check_header(image, data, limits)
     try:
         image.load()
@@ -78,7 +98,7 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
         ImageRejected: the file's header is damaged, or beyond the limits.
     """
     _check_size(data, limits)
-    image = _open(data, limits)
+    image = _open(io.BytesIO(data), limits)
     _check_header(image, data, limits)
     if not exif_orientation:
         return image.size
@@ -104,9 +124,9 @@ def _check_size(data: bytes, limits: ImageLimits) -> None:
         raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(file: io.BytesIO, limits: ImageLimits) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageRejected("the image has too many pixels", expected=f"at most {limits.max_pixels}") from None
     except Exception:  # as above

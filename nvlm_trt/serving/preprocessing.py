@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,12 +56,15 @@ class Preprocessor:
         self.threads = spec.cpu_threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="image")
 
-    def run(self, tensors: Tensors, wanted: Collection[str]) -> dict[str, Array]:
+    def run(
+        self, tensors: Tensors, wanted: Collection[str], watch: Callable[[], None] = lambda: None
+    ) -> dict[str, Array]:
         """Prepare one request.
 
         Args:
             tensors: The request's fields (`nvlm_trt.serving.fields.REQUEST_FIELDS`).
             wanted: Names of the outputs that are asked for; `tiles` is made only where it is.
+            watch: Called now and then while images are read, from several threads; what it raises ends that.
 
         Returns:
             num_tiles int32 [1]; tiles uint8 [n, s, s, 3], one black tile where there is none (an ensemble cannot carry
@@ -72,7 +75,7 @@ class Preprocessor:
             UserError: a field, an image or the prompt is refused.
         """
         question = parse_question(tensors, self._spec)
-        images = self._cut(question)
+        images = self._cut(question, watch)
         conversation = question.conversation
         prompt = build_prompt(
             self._tokenizer,
@@ -100,24 +103,28 @@ class Preprocessor:
             outputs[TILES] = images.tiles if len(images.tiles) else np.zeros((1, side, side, 3), np.uint8)
         return {name: array for name, array in outputs.items() if name in wanted}
 
-    def _cut(self, question: Question) -> Images:
+    def _cut(self, question: Question, watch: Callable[[], None]) -> Images:
         """One image has its tiles made by all threads; of several, each is read and cut by a thread of its own."""
         side, files = self._spec.tile_size, question.images
         if len(files) == 1:
-            cut = [self._cut_one(question, 0, self._pool if self.threads > 1 else None)]
+            cut = [self._cut_one(question, 0, self._pool if self.threads > 1 else None, watch)]
         else:
-            cut = list(self._pool.map(lambda place: self._cut_one(question, place, None), range(len(files))))
+            cut = list(self._pool.map(lambda place: self._cut_one(question, place, None, watch), range(len(files))))
         tiles = [one for one, _ in cut] or [np.zeros((0, side, side, 3), np.uint8)]
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return Images(joined, tuple(len(one) for one, _ in cut), tuple(digest for _, digest in cut))
 
-    def _cut_one(self, question: Question, place: int, pool: Executor | None) -> tuple[npt.NDArray[np.uint8], int]:
+    def _cut_one(
+        self, question: Question, place: int, pool: Executor | None, watch: Callable[[], None]
+    ) -> tuple[npt.NDArray[np.uint8], int]:
         """Tiles and digest of an image; None for `pool` where it is the pool's own thread that asks."""
         spec, files = self._spec, question.images
+        watch()
         try:
-            image = read_image(files[place], spec.image_limits, exif_orientation=question.exif_orientation)
+            image = read_image(files[place], spec.image_limits, exif_orientation=question.exif_orientation, watch=watch)
         except ImageRejected as error:
             raise error.numbered(place, len(files)) from None
+        watch()
         tiles = tile_image(
             image,
             max_tiles=question.max_tiles,

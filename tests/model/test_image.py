@@ -151,3 +151,25 @@ def test_the_size_of_a_png_that_says_behind_its_pixels_how_to_turn_it(photo: Ima
     chunk = turned[start : start + 12 + int.from_bytes(turned[start : start + 4], "big")]
     late = plain[:-12] + chunk + plain[-12:]
     assert read_image(late).size == read_size(late) == (20, 30)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_decoding_ends_when_the_watcher_says_so(kind):
+    """What is read of a file until then is a small part of it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    calls = 0
+
+    def watch() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > stop_after:
+            raise InterruptedError
+
+    stop_after = 10**9
+    assert np.array_equal(read_image(file.getvalue(), watch=watch), read_image(file.getvalue()))
+    whole, calls, stop_after = calls, 0, calls // 2
+    with pytest.raises(ImageRejected):
+        read_image(file.getvalue(), watch=watch)
+    assert calls == whole // 2 + 1

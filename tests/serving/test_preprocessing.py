@@ -14,6 +14,7 @@ from nvlm_trt.errors import ImageRejected, PromptError
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
+from nvlm_trt.serving.faults import CancelledByClientError
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor, image_digest
 from nvlm_trt.serving.spec import ServingSpec
 
@@ -151,3 +152,16 @@ def test_a_checkpoint_of_few_positions_bounds_prompt_and_answer(engine_dir, reci
     (engine_dir / "config.json").write_text(json.dumps(config))
     spec = ServingSpec.of(engine_dir, recipe)
     assert (spec.max_seq_len, spec.max_input_len) == (200, 199)
+
+
+def test_images_of_a_request_that_was_given_up_are_not_read(preprocessor, text):
+    seen = []
+
+    def watch() -> None:
+        seen.append(1)
+        raise CancelledByClientError("gone")
+
+    images = np.array([png("red"), png("blue")], dtype=np.object_)
+    with pytest.raises(CancelledByClientError):
+        preprocessor.run({"text_input": text("<image><image>"), "image_bytes": images}, ALL, watch)
+    assert 1 <= len(seen) <= 2  # once before each image

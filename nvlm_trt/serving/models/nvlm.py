@@ -23,7 +23,7 @@ from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
-from nvlm_trt.serving.faults import UnavailableError
+from nvlm_trt.serving.faults import CancelledByClientError, UnavailableError
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_ID, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
@@ -61,10 +61,21 @@ class _Backends:
         self._seconds = Seconds("nvlm_preprocessing_seconds", "From a request's coming to its tiles and ids")
 
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
-        """Tiles, ids and sampling values."""
+        """Tiles, ids and sampling values; being cancelled ends the reading of images."""
+        given_up = threading.Event()
+
+        def watch() -> None:
+            if given_up.is_set():
+                raise CancelledByClientError("the request was cancelled")
+
         threads, wanted = (self._images, [*PREPROCESSED, TILES]) if with_tiles else (self._texts, PREPROCESSED)
         began = time.monotonic()
-        prepared = await asyncio.get_running_loop().run_in_executor(threads, self._preprocessor.run, tensors, wanted)
+        run, loop = self._preprocessor.run, asyncio.get_running_loop()
+        try:
+            prepared = await loop.run_in_executor(threads, run, tensors, wanted, watch)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
         self._seconds.observe(time.monotonic() - began)
         return prepared
 
