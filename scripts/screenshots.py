@@ -8,6 +8,7 @@ seen as PNG files of 256 colours. Ends with 1 where an answer is wrong.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import shutil
@@ -43,8 +44,8 @@ class Shot:
 
 
 SHOTS = (
-    Shot("light", 1280, 860, "light"),
-    Shot("dark", 1280, 860, "dark"),
+    Shot("light", 1280, 940, "light"),
+    Shot("dark", 1280, 940, "dark"),
     Shot("phone", 390, 844, "light", whole=True),
 )
 
@@ -53,19 +54,27 @@ def main() -> None:
     """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine_dir", type=Path, nargs="?", default=ROOT / "engines" / "nvlm-d-mini-cpu")
+    parser.add_argument("--url", help="a server that runs already, such as http://localhost:8000")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     asked = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         sys.exit("there is no Chromium; apt-get install chromium, or set CHROMIUM to one")
     asked.out.mkdir(parents=True, exist_ok=True)
-    with TritonServer(asked.engine_dir, ports=Ports(0, 0, 0)) as server, sync_playwright() as driver:
+    with contextlib.ExitStack() as held:
+        url = asked.url or _served(held, asked.engine_dir)
+        driver = held.enter_context(sync_playwright())
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for shot in SHOTS:
             path = asked.out / f"{shot.name}.png"
-            _save(_taken(browser, f"http://{server.http_url}", shot), path)
+            _save(_taken(browser, url, shot), path)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()
+
+
+def _served(held: contextlib.ExitStack, engine_dir: Path) -> str:
+    """The address of a server that is stopped in the end."""
+    return f"http://{held.enter_context(TritonServer(engine_dir, ports=Ports(0, 0, 0))).http_url}"
 
 
 def _taken(browser: Any, address: str, shot: Shot) -> bytes:
@@ -84,7 +93,8 @@ def _taken(browser: Any, address: str, shot: Shot) -> bytes:
         answer = turn.locator(".answered .text").text_content()
         if answer != right:
             sys.exit(f"{question} is answered by {answer!r}; expected: {right!r}")
-    page.wait_for_load_state("networkidle")
+    length = turn.locator(".answered .figures").text_content().partition(" + ")[0].split()[-1]
+    page.get_by_text(f"{length} prompt tokens").wait_for()  # what is seen is of the last question
     page.locator(".tile").nth(3).click()
     page.locator(".seen").evaluate("one => { one.scrollTop = 0; }")
     page.mouse.move(1, 1)
