@@ -92,7 +92,7 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
     images = Images(limits, fetcher, metrics.image)
     open_ = _Connections()
-    passing = PassThrough(lambda: open_.session, upstream.http, admission, metrics)
+    passing = PassThrough(lambda: open_.session, upstream.http, admission, metrics, plans)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

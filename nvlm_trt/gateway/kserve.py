@@ -21,6 +21,7 @@ from nvlm_trt.gateway.errors import LOST, ApiError, plain, too_late, unavailable
 from nvlm_trt.gateway.exchange import Exchange, exchange_of
 from nvlm_trt.gateway.json_request import check_generate
 from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.plan import Plans, plan_generate
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.serving.faults import MARKS, NOT_LOADED
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS, REQUEST_ID, TRACEPARENT
@@ -54,13 +55,20 @@ class PassThrough:
     Args:
         session: Connections to tritonserver.
         upstream: ``host:port`` of its HTTP.
-        admission: Whose slots inference waits for.
+        admission: Told what requests take; whose slots inference waits for.
         metrics: Told when the events of streams come.
+        plans: Plans what JSON asks for; tensors in binary are the server's to read, and count as what others take.
     """
 
     def __init__(
-        self, session: Callable[[], ClientSession], upstream: str, admission: Admission, metrics: Metrics
+        self,
+        session: Callable[[], ClientSession],
+        upstream: str,
+        admission: Admission,
+        metrics: Metrics,
+        plans: Plans | None = None,
     ) -> None:
+        self._plans = plans
         self._session = session
         self._upstream = f"http://{upstream}"
         self._admission = admission
@@ -80,10 +88,21 @@ class PassThrough:
                 raise ApiError(403, "only nvlm and ensemble can be called", code="not_allowed")
             if match is not None:
                 body = _checked(body, match["model"], stream=stream)
+                await self._plan(exchange, body)
                 body = _told(body, exchange)
             async with asyncio.timeout_at(exchange.deadline):
                 await wait_for_slot(exchange, self._admission, self._metrics)
         return await self._forward(exchange, body, is_json=match is not None, stream=stream)
+
+    async def _plan(self, exchange: Exchange, body: bytes) -> None:
+        """Plan a generate call; one that cannot be answered is refused in the server's own words."""
+        if self._plans is not None and exchange.place is not None:
+            plan = await self._plans.ask(lambda planner: plan_generate(planner, body))
+            self._admission.plan(exchange.place, plan.tokens)
+
+    def _answered(self, exchange: Exchange) -> None:
+        if exchange.place is not None and exchange.error is None:
+            self._admission.answered(exchange.place)
 
     async def _forward(self, exchange: Exchange, body: bytes, *, is_json: bool, stream: bool) -> Response:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()}
@@ -124,6 +143,7 @@ class PassThrough:
             exchange.error = f"status_{status}"
         if status == 503:
             kept["Retry-After"] = "1"
+        self._answered(exchange)
         return Response(body, status_code=status, headers=kept)
 
     async def _events(self, exchange: Exchange, answer: ClientResponse) -> AsyncIterator[bytes]:
@@ -140,6 +160,7 @@ class PassThrough:
                     yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
             if rest:
                 yield rest
+            self._answered(exchange)
         except (ClientError, TimeoutError) as error:
             log.warning("a stream was lost with the server, or took too long")
             told = ApiError(503, LOST, code="unavailable") if isinstance(error, ClientError) else too_late()

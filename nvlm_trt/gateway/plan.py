@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+import numpy as np
+from pydantic_core import from_json
+
 from nvlm_trt.decoder.request import check_length
 from nvlm_trt.errors import ImageRejected, RequestError
 from nvlm_trt.model.image import read_size
@@ -19,6 +22,7 @@ from nvlm_trt.model.prompt import Turn, build_prompt, check_prompt_length
 from nvlm_trt.model.tiling import TileGrid, plan_grid
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.serving.requests import parse_question
 from nvlm_trt.serving.spec import ServingSpec
 
 Value = TypeVar("Value")
@@ -149,6 +153,33 @@ class Planner:
             return read_size(file, self.spec.image_limits, exif_orientation=upright)
         except ImageRejected as error:
             raise error.numbered(place, count) from None
+
+
+def plan_generate(planner: Planner, body: bytes) -> Plan:
+    """What a generate call of KServe's API will take.
+
+    Args:
+        planner: Plans.
+        body: Its JSON, an object of known fields of the right types.
+
+    Raises:
+        UserError: as the server would refuse it.
+    """
+    members = from_json(body)
+    fields = {**members, **members.pop("parameters", {})}
+    values = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+    tensors = {name: np.array(value, object) for name, value in values.items()}
+    asked = parse_question(tensors, planner.spec)
+    said = asked.conversation
+    return planner.plan(
+        said.question,
+        images=asked.images,
+        history=said.history,
+        system=said.system,
+        max_tiles=asked.max_tiles,
+        exif_orientation=asked.exif_orientation,
+        max_tokens=asked.sampling.max_tokens if "max_tokens" in fields else None,
+    )
 
 
 class Plans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from dataclasses import replace
@@ -13,8 +14,8 @@ import pytest
 from PIL import Image, ImageFile
 
 import nvlm_trt.model.image
-from nvlm_trt.errors import ImageRejected, PromptError, RequestError
-from nvlm_trt.gateway.plan import Planner
+from nvlm_trt.errors import ImageRejected, PromptError, RequestError, UserError
+from nvlm_trt.gateway.plan import Planner, plan_generate
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.serving.preprocessing import Preprocessor
@@ -151,3 +152,31 @@ def test_a_bad_header_is_told_by_the_images_number(planner: Planner) -> None:
         planner.plan("x", images=[picture(640, 480), picture(1, 5)])
     with pytest.raises(RequestError, match="max_tiles is out of range; seen: 7; expected: 1 to 6"):
         planner.plan("x", max_tiles=7)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_generate_call_is_planned_as_it_is_prepared(
+    planner: Planner, preprocessor: Preprocessor, nested: bool
+) -> None:
+    image = picture(640, 480, SIDEWAYS)
+    options = {"max_tokens": 9, "max_tiles": 3, "exif_orientation": False}
+    texts = {
+        "text_input": "What, \u00fc?",
+        "image_bytes": [base64.b64encode(image).decode()],
+        "system_message": "Short.",
+    }
+    body = {**texts, "parameters": options} if nested else {**texts, **options}
+    plan = plan_generate(planner, json.dumps(body).encode())
+    sent = fields(**texts | {"image_bytes": [image]}, **options)
+    assert plan.tokens == preprocessor.run(sent, WANTED)["input_ids"].size + 9
+
+
+def test_a_generate_call_is_refused_as_the_server_would(planner: Planner) -> None:
+    for body, sentence in (
+        ({"text_input": "word " * 600}, "longer than the engine"),
+        ({"text_input": "x", "image_bytes": ["bm8gaW1hZ2U="]}, "image 1 of 1: this is not an image"),
+        ({"messages": "{}"}, "messages is not a list"),
+        ({"max_tokens": 4}, "text_input is missing"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            plan_generate(planner, json.dumps(body).encode())
