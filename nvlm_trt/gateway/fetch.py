@@ -8,9 +8,11 @@ A URL is parsed by the library that connects: what is checked is what is connect
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import aiohttp
@@ -25,13 +27,17 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 MAX_URL: Final = 4096
 
+RESOLVERS: Final = ThreadPoolExecutor(16, "nvlm-dns")
+"""Threads of their own: a slow DNS keeps one for as long as it likes, and must not keep those that read bodies."""
+
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """From a host and a port to addresses."""
 
 
 async def system_resolve(host: str, port: int) -> Sequence[str]:
     """The addresses that the system's resolver gives."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(RESOLVERS, ask)
     return [str(address[0]) for *_, address in found]
 
 

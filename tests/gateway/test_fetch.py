@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from nvlm_trt.gateway.errors import ApiError
-from nvlm_trt.gateway.fetch import Fetcher, is_public
+from nvlm_trt.gateway.fetch import Fetcher, is_public, system_resolve
 
 FILE = b"\xff\xd8 the bytes of an image"
 LIMIT = 1000
@@ -189,3 +191,18 @@ def test_a_server_that_is_not_there_is_a_refusal() -> None:
         fetcher = Fetcher(["a.example:1"], LIMIT, resolve=resolve, allowed=lambda address: True)
         with pytest.raises(ApiError, match="cannot be fetched"):
             asyncio.run(fetcher.fetch("http://a.example:1/x"))
+
+
+def test_a_dns_that_does_not_answer_keeps_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 80))] * answered.wait(30))
+
+    async def others() -> list[str]:
+        waiting = [asyncio.create_task(system_resolve(f"{number}.example.com", 80)) for number in range(64)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: 1) == 1
+        answered.set()
+        return list((await asyncio.gather(*waiting))[-1])
+
+    assert asyncio.run(others()) == ["192.0.2.1"]
