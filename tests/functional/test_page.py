@@ -248,6 +248,7 @@ def test_pictures_are_pasted_and_dropped(opened: Opened, square: Path) -> None:
     assert opened.page.evaluate(give, ["drop", content, "dropped.jpg"])
     opened.page.locator(".image >> nth=1").wait_for()
     assert opened.page.locator(".chip b").all_text_contents() == ["pasted.jpg", "dropped.jpg"]
+    assert opened.page.text_content("#said") == f"pasted.jpg: 1 {BY} 1 tile. dropped.jpg: 1 {BY} 1 tile"
     assert opened.page.is_hidden("#drop")
 
 

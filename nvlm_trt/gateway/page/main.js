@@ -5,7 +5,7 @@ import { Composer } from "./composer.js";
 import { picturesOf, requestOf, Turn } from "./conversation.js";
 import { askForKey, showCode } from "./dialogs.js";
 import { byId, bytes } from "./dom.js";
-import { Seen } from "./seen.js";
+import { gridWords, Seen } from "./seen.js";
 import { Refusal, Server } from "./server.js";
 import { Settings } from "./settings.js";
 import { followTheme } from "./theme.js";
@@ -34,7 +34,7 @@ async function begin() {
     return;
   }
   byId("model").textContent = limits.model;
-  settings = new Settings(limits, look);
+  settings = new Settings(limits, () => look());
   composer = new Composer(limits, room, changed);
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -67,7 +67,7 @@ function told() {
 function changed(what) {
   showState();
   clearTimeout(typing);
-  if (what === "pictures") look();
+  if (what === "pictures") look(true);
   else typing = setTimeout(() => size() <= LIGHT_BODY && look(), TYPING_PAUSE);
 }
 
@@ -86,8 +86,8 @@ function size() {
   return picturesOf([...told(), composer]).reduce((sum, picture) => sum + picture.uri.length, 0);
 }
 
-/** Ask how the server will cut the pictures, and show it. */
-async function look() {
+/** Ask how the server will cut the pictures, and show it; `isNews` says so to those who do not see it. */
+async function look(isNews = false) {
   looking?.abort();
   const own = new AbortController();
   looking = own;
@@ -101,7 +101,10 @@ async function look() {
     const layout = await server.tiles(written(body), own.signal);
     if (looking !== own) return;
     seen.show(layout, pictures);
-    composer.show(layout.images.slice(pictures.length - composer.pictures.length));
+    const images = layout.images.slice(pictures.length - composer.pictures.length);
+    composer.show(images);
+    if (isNews)
+      announcer.end(images.map((image, place) => `${composer.pictures[place].name}: ${gridWords(image)}`).join(". "));
   } catch (error) {
     if (looking === own && error.name !== "AbortError") seen.showNothing(sentenceOf(error));
   }

@@ -48,8 +48,8 @@ export class Seen {
   }
 
   #image(image, picture, place, perTile) {
-    const { columns, rows, width, height, tiles, thumbnail } = image;
-    const grid = `${columns} × ${rows} ${columns * rows === 1 ? "tile" : "tiles"}${thumbnail ? " and a thumbnail" : ""}`;
+    const { columns, rows, width, height, tiles } = image;
+    const grid = gridWords(image);
     const facts = [`${number(width)} × ${number(height)} pixels`, grid, plural(tiles.length * perTile, "token")];
     const scale = Math.min(1, WIDTH / Math.max(width, height));
     const label = `${picture.name}, cut into ${grid}`;
@@ -179,6 +179,12 @@ export class Seen {
 }
 
 const nameOf = (element) => element.closest("[data-tile]")?.dataset.tile;
+
+/** How an image is cut, in words. */
+export function gridWords({ columns, rows, thumbnail }) {
+  const tiles = columns * rows === 1 ? "tile" : "tiles";
+  return `${columns} × ${rows} ${tiles}${thumbnail ? " and a thumbnail" : ""}`;
+}
 
 const shares = ([left, top, right, bottom], { width, height }) => [
   left / width,

@@ -26,11 +26,12 @@ export class Thread {
     }
     for (const turn of turns) {
       if (this.#views.has(turn)) continue;
-      this.#views.set(turn, new View(turn));
-      byId("turns").append(this.#views.get(turn).element);
+      const view = new View(turn);
+      this.#views.set(turn, view);
+      byId("turns").append(view.element);
+      view.element.scrollIntoView({ block: "nearest" });
     }
-    turns.forEach((turn, place) => this.update(turn, place === turns.length - 1));
-    byId("talk-scroll").scrollTop = byId("talk-scroll").scrollHeight;
+    followed(() => turns.forEach((turn, place) => this.update(turn, place === turns.length - 1)));
   }
 
   /** Show what has become of a turn; `isLast` offers to ask it again. */
@@ -39,13 +40,18 @@ export class Thread {
     this.#views.get(turn)?.update(ended ? this.#actions(turn, isLast) : []);
   }
 
-  /** Show a text that came, and follow it if the reader is at the end. */
+  /** Show a text that came. */
   came(turn, text) {
-    const scroll = byId("talk-scroll");
-    const follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
-    this.#views.get(turn)?.came(text);
-    if (follows) scroll.scrollTop = scroll.scrollHeight;
+    followed(() => this.#views.get(turn)?.came(text));
   }
+}
+
+/** Change the turns; a reader at their end stays there. */
+function followed(change) {
+  const scroll = byId("talk-scroll");
+  const follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+  change();
+  if (follows) scroll.scrollTop = scroll.scrollHeight;
 }
 
 class View {
