@@ -95,7 +95,14 @@ def beside(door: OpenDoor, limits: Limits) -> Callable[..., str]:
 
 @pytest.mark.fault(case=10)
 @pytest.mark.parametrize(
-    "target", ["http://inside.example.com/", "http://169.254.169.254/latest", "file:///etc/passwd", "http://[::1]/"]
+    "target",
+    [
+        "http://inside.example.com/",
+        "http://169.254.169.254/latest",
+        "http://unlisted.org/",
+        "file:///etc/passwd",
+        "http://[::1]/",
+    ],
 )
 def test_a_redirect_inside_is_refused(
     internet: Web, beside: Callable[..., str], fault_record: FaultRecord, target: str
@@ -103,7 +110,7 @@ def test_a_redirect_inside_is_refused(
     """The first host is taken as public, whatever its address here; where it leads to is not."""
 
     async def resolve(host: str, port: int) -> Sequence[str]:
-        return ["127.0.0.1"] if host == "img.example.com" else ["169.254.169.254"]
+        return ["127.0.0.1"] if host in ("img.example.com", "unlisted.org") else ["169.254.169.254"]
 
     fetcher = Fetcher(
         ("*.example.com", f"img.example.com:{internet.port}"), 1 << 20, resolve=resolve, allowed=only_this_machine
