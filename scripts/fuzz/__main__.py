@@ -53,7 +53,8 @@ def _with_atheris(target: str, limit: int, out: Path, seed: int) -> int:
         if not child:
             options = [
                 *(f"-max_total_time={limit}", f"-seed={seed}", f"-dict={WORDS}", "-print_final_stats=1"),
-                *("-timeout=30", "-rss_limit_mb=2048", f"-max_len={LENGTHS[target]}", "-len_control=20"),
+                *("-timeout=300", "-report_slow_units=300"),  # by the clock: the checks themselves count the work
+                *("-rss_limit_mb=2048", f"-max_len={LENGTHS[target]}", "-len_control=20"),
                 f"-artifact_prefix={out}/finding-{target}-",
             ]
             atheris.Setup([sys.argv[0], *options, str(grown), begun], check)

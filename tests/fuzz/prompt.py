@@ -21,7 +21,7 @@ from nvlm_trt.errors import PromptError, UserError
 from nvlm_trt.gateway.conversation import Conversation, conversation_of
 from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.plan import Planner
-from nvlm_trt.gateway.schema import ChatRequest
+from nvlm_trt.gateway.schema import ChatRequest, ImagePart, TextPart
 from nvlm_trt.miniature.shipped import FOLDER
 from nvlm_trt.model.prompt import DEFAULT_SYSTEM, IMAGE_PLACEHOLDER, Prompt, build_prompt
 from nvlm_trt.model.tiling import tile_tags
@@ -68,6 +68,7 @@ def check(data: bytes) -> None:
         if api_error(error).status != 400:
             raise AssertionError("a refusal is not the client's fault") from error
         return
+    check_places(request)
     if len(said.images) > MOST_IMAGES:
         return  # refused when they are read
     grids = [GRIDS[len(url) % len(GRIDS)] for url in said.images]
@@ -110,6 +111,23 @@ def _part(part: bytes) -> dict[str, Any]:
     if part[:1] == b"\x01":
         return {"type": "image_url", "image_url": {"url": "data:" + "x" * (part[1] if len(part) > 1 else 0)}}
     return {"type": "text", "text": part.decode(errors="replace")}
+
+
+def check_places(request: ChatRequest) -> None:
+    """Where there are images, no message may name places for another number of them than its own.
+
+    Raises:
+        AssertionError: one does, and could take an image from elsewhere.
+    """
+    parts = [message.content for message in request.messages if not isinstance(message.content, str)]
+    texts = [message.content for message in request.messages if isinstance(message.content, str)]
+    if not any(isinstance(part, ImagePart) for content in parts for part in content):
+        return
+    assert not any(IMAGE_PLACEHOLDER in text for text in texts), "a text names a place and brings no image"
+    for content in parts:
+        images = sum(isinstance(part, ImagePart) for part in content)
+        named = sum(part.text.count(IMAGE_PLACEHOLDER) for part in content if isinstance(part, TextPart))
+        assert named in (0, images), f"{named} places are named for {images} images"
 
 
 def check_prompt(prompt: Prompt, said: Conversation, tiles: Sequence[int]) -> None:
