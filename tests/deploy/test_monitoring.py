@@ -87,7 +87,7 @@ tests:
         eval_time: 4m
         exp_samples: [{{labels: '{{}}', value: 2}}]
 """
-"""Instance a is not ready, was replaced and refuses; b breaks a sixth of its streams, and a fifth begin late: after four
+"""Instance a is not ready, was replaced and refuses; b breaks a sixth of its streams, and a fifth begin late: after 4
 minutes the late ones alone are known."""
 
 
