@@ -92,7 +92,8 @@ def _taken(browser: Any, address: str, shot: Shot) -> bytes:
         turn.locator(".turn-tools button").first.wait_for()
         answer = turn.locator(".answered .text").text_content()
         if answer != right:
-            sys.exit(f"{question} is answered by {answer!r}; expected: {right!r}")
+            refused = " ".join(turn.locator(".refusal p").all_text_contents())
+            sys.exit(f"{question} is answered by {answer!r}; expected: {right!r} {refused}".rstrip())
     length = turn.locator(".answered .figures").text_content().partition(" + ")[0].split()[-1]
     page.get_by_text(f"{length} prompt tokens").wait_for()  # what is seen is of the last question
     page.locator(".tile").nth(3).click()
