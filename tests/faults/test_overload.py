@@ -53,7 +53,7 @@ def test_four_times_the_capacity_is_refused_but_for_what_can_be_answered_in_time
     assert figures["accepted"] > 0
     assert figures["refused_without_retry_after"] == 0
     assert figures["accepted_ttft_p99_s"] < 3 * (QUEUE_SECONDS + figures["full_ttft_p99_s"])
-    assert figures["recovery_s"] < 10
+    assert figures["recovery_s"] < 30
 
 
 @pytest.mark.chaos

@@ -131,7 +131,6 @@ def test_metrics_of_the_gateway_and_of_triton_are_one_page(server: TritonServer)
         "nvlm_inter_token_seconds_count",
         'nvlm_tokens_total{kind="answer"}',
         "nvlm_server_ready 1.0",
-        "nvlm_server_restarts 0.0",
         'nv_inference_request_success{model="nvlm"',
     ):
         assert name in page
