@@ -438,11 +438,13 @@ def test_a_screen_reader_hears_the_answer_in_few_parts(opened: Opened) -> None:
         ".observe(document.getElementById('said'), {childList: true}); }"
     )
     opened.set(max_completion_tokens="200")
+    began = time.monotonic()
     turn = opened.ask("Tell me")
+    most = 2 + (time.monotonic() - began) / 3
     heard = page.evaluate("() => heard")
     assert heard[-1].endswith("End of the answer.")
-    assert len(heard) < 10
-    said = " ".join(heard).removesuffix("End of the answer.")
+    assert len(heard) <= most
+    said = " ".join(heard).removesuffix("End of the answer.")  # parts are of whole words
     assert said.split() == turn.locator(".answered .text").text_content().split()
 
 

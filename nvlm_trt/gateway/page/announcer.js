@@ -8,22 +8,23 @@ export class Announcer {
   #waiting = "";
   #timer = null;
 
-  /** Say a part of an answer soon. */
+  /** Say a part of an answer soon, up to its last whole word. */
   add(text) {
     this.#waiting += text;
-    this.#timer ??= setTimeout(() => this.#say(), PAUSE);
+    this.#timer ??= setTimeout(() => this.#say(this.#waiting.search(/\s\S*$/) + 1), PAUSE);
   }
 
   /** Say what is left, and a closing word. */
   end(word) {
     this.#waiting += ` ${word}`;
-    this.#say();
+    this.#say(this.#waiting.length);
   }
 
-  #say() {
+  #say(length) {
     clearTimeout(this.#timer);
     this.#timer = null;
-    byId("said").textContent = this.#waiting.trim();
-    this.#waiting = "";
+    const part = this.#waiting.slice(0, length).trim();
+    this.#waiting = this.#waiting.slice(length);
+    if (part) byId("said").textContent = part;
   }
 }
