@@ -2,7 +2,7 @@
 
 ``python scripts/measure_gateway.py ENGINE_DIR [--rounds N]`` starts the server of an engine directory, asks it by gRPC
 and through the gateway in turns, and prints the times in milliseconds: of single tokens, so that what is measured is
-the way there and back. Where other work runs, the differences are what counts.
+the way there and back, and of streams. Where other work runs, the differences are what counts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import skimage.data
 from PIL import Image
@@ -28,8 +29,15 @@ from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 
 PLACES = 64
+STREAMED = 32
+"""Tokens of a stream."""
+
+WARM = 10
 SETTLE_SECONDS = 0.15
 """For a request to reach the decoder's queue."""
+
+Asked = TypeVar("Asked")
+Taken = TypeVar("Taken")
 
 
 def main() -> None:
@@ -38,10 +46,11 @@ def main() -> None:
     parser.add_argument("engine_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
     asked = parser.parse_args()
-    settings = GatewaySettings(Limits(max_concurrent=PLACES // 2, max_queue=PLACES // 2))
+    settings = GatewaySettings(Limits(max_concurrent=PLACES // 2, max_queue=PLACES // 2, queue_time=600))
     with TritonServer(asked.engine_dir, ports=Ports(0, 0, 0), gateway=settings) as server:
         for name, files in (("text", []), ("one photograph", [_photograph()])):
             _compare(server, name, files, asked.rounds)
+        _compare_streams(server, asked.rounds)
         recipe = ServedEngine.open(asked.engine_dir).recipe
         question = _body("Tell me", max_tokens=recipe.max_output_len, ignore_eos=True, stream=True)
         _hang_up(server, question, recipe.max_batch_size, asked.rounds // 10)
@@ -63,13 +72,56 @@ def _compare(server: TritonServer, name: str, files: Sequence[bytes], rounds: in
             assert answer.status == 200, answer.read()
             answer.read()
 
-        times: dict[str, list[float]] = {"gRPC": [], "gateway": []}
-        for place in range(rounds + 10):
-            for way, ask in (("gRPC", over_grpc), ("gateway", through_gateway)):
-                taken = _timed(ask)
-                if place >= 10:
-                    times[way].append(taken)
+        times = _in_turns({"gRPC": over_grpc, "gateway": through_gateway}, rounds, _timed)
     connection.close()
+    _show(name, times)
+
+
+def _compare_streams(server: TritonServer, rounds: int) -> None:
+    """Streams: to the first text, and to the end."""
+    connection = http.client.HTTPConnection(server.http_url)
+    body = _body("What?", max_tokens=STREAMED, ignore_eos=True, stream=True)
+    options = Options(max_tokens=STREAMED, min_tokens=STREAMED)
+    with NvlmClient(server.grpc_url) as client:
+
+        def over_grpc() -> tuple[float, float]:
+            began = time.perf_counter()
+            with client.stream("What?", options=options) as stream:
+                pieces = iter(stream)
+                next(pieces)
+                first = time.perf_counter()
+                for _ in pieces:
+                    continue
+            return (first - began) * 1000, (time.perf_counter() - began) * 1000
+
+        def through_gateway() -> tuple[float, float]:
+            began = time.perf_counter()
+            connection.request("POST", "/v1/chat/completions", body)
+            answer = connection.getresponse()
+            while b'"content":"' not in (line := answer.readline()) or b'"content":""' in line:
+                assert line, "the stream ended without a text"
+            first = time.perf_counter()
+            answer.read()
+            return (first - began) * 1000, (time.perf_counter() - began) * 1000
+
+        times = _in_turns({"gRPC": over_grpc, "gateway": through_gateway}, rounds, lambda ask: ask())
+    connection.close()
+    for place, what in enumerate(("first text", "all")):
+        _show(f"a stream of {STREAMED}, {what}", {way: [one[place] for one in taken] for way, taken in times.items()})
+
+
+def _in_turns(ways: dict[str, Asked], rounds: int, take: Callable[[Asked], Taken]) -> dict[str, list[Taken]]:
+    """What each way takes, in each round; the first rounds warm up."""
+    times: dict[str, list[Taken]] = {way: [] for way in ways}
+    for place in range(rounds + WARM):
+        for way, ask in ways.items():
+            taken = take(ask)
+            if place >= WARM:
+                times[way].append(taken)
+    return times
+
+
+def _show(name: str, times: dict[str, list[float]]) -> None:
     for way, taken in times.items():
         print(f"{name}, {way}: {_shown(taken)}")
     extra = [gateway - grpc for grpc, gateway in zip(times["gRPC"], times["gateway"], strict=True)]

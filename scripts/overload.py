@@ -44,6 +44,7 @@ SLOWER: Final = 2.0
 first: that much varies on an idle machine."""
 
 IDLE_ROUNDS: Final = 20
+SHORT: Final = 8
 LAG_SECONDS: Final = 0.02
 IMAGE_SHARE: Final = 0.25
 CHAT: Final = "/v1/chat/completions"
@@ -125,13 +126,15 @@ async def measure(
     async with aiohttp.ClientSession(url, connector=connector) as session:
         bodies = Bodies(asked.answer_tokens)
         await closed_loop(session, bodies, batch, 2.0)  # warm
-        idle = [one.first for one in [await ask(session, bodies.text()) for _ in range(IDLE_ROUNDS)] if one.first]
+        idle = [one.first for one in [await ask(session, bodies.short()) for _ in range(IDLE_ROUNDS)] if one.first]
         full = await closed_loop(session, bodies, batch, asked.capacity_seconds)
+        if not full:
+            raise SystemExit("nothing was answered while the capacity was measured; give it more --capacity-seconds")
         before = memory(server)
         rate = len(full) / asked.capacity_seconds * asked.times
         async with peak_memory(server) as peak, own_lag() as lag:
             tasks = await open_loop(session, bodies, rate, asked.seconds)
-            recovery, recovered_ttft = await recovered(session, bodies.text(), quantile(idle, 90))
+            recovery, recovered_ttft = await recovered(session, bodies.short(), quantile(idle, 90))
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         outcomes = [one for one in ended if isinstance(one, Outcome)]
         taken = [one for one in outcomes if one.status == 200 and one.complete and one.first is not None]
@@ -230,18 +233,23 @@ class Bodies:
 
     def text(self) -> bytes:
         """A question that was not asked before."""
-        return self._body(f"Question {next(self._numbers)}: what is it?")
+        return self._body(f"Question {next(self._numbers)}: what is it?", self._tokens)
+
+    def short(self) -> bytes:
+        """One that is answered by a few tokens."""
+        return self._body(f"Question {next(self._numbers)}: what is it?", SHORT)
 
     def next(self) -> bytes:
         """A question, or one about a picture."""
         if self._chance.random() >= IMAGE_SHARE:
             return self.text()
         picture = {"type": "image_url", "image_url": {"url": self._chance.choice(self._pictures)}}
-        return self._body([picture, {"type": "text", "text": f"Question {next(self._numbers)}: what is it?"}])
+        question = {"type": "text", "text": f"Question {next(self._numbers)}: what is it?"}
+        return self._body([picture, question], self._tokens)
 
-    def _body(self, content: object) -> bytes:
+    def _body(self, content: object, tokens: int) -> bytes:
         message = {"role": "user", "content": content}
-        fields = {"model": "nvlm", "stream": True, "max_tokens": self._tokens, "ignore_eos": True}
+        fields = {"model": "nvlm", "stream": True, "max_tokens": tokens, "ignore_eos": True}
         return json.dumps({**fields, "messages": [message]}).encode()
 
 

@@ -128,6 +128,19 @@ def test_requests_beyond_the_places_are_refused_at_once(upstream: Upstream) -> N
         assert door.call(GENERATE, b'{"text_input": "short"}').status == 202
 
 
+def test_who_would_wait_for_too_long_is_refused_before_its_body_is_read(upstream: Upstream) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
+    with Door(Limits(max_concurrent=1, queue_time=0.05), http=upstream.port) as door:
+        for _ in range(5):
+            assert door.call(GENERATE, b'{"text_input": "short"}').status == 202
+        with closing(post(door, GENERATE + "_stream", LONG)):
+            wait_for(door, "nvlm_requests_working", 1)
+            time.sleep(1.0)  # five answers in more than a second: the next one is due in more than 0.2 s
+            answer = say(door, head)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1\r\n" in answer.lower()
+
+
 def test_a_rate_is_kept() -> None:
     with Door(Limits(key_per_minute=1)) as door:
         assert door.call("/v1/completions", b"{}").status == 400
