@@ -170,16 +170,18 @@ class GrpcDecoding:
             async for result, error in self._stream:
                 if error is not None:
                     raise error
+                self._complete = result.get_response().parameters["triton_final_response"].bool_param
                 ids = result.as_numpy("output_ids")
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
                     log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
                     # Of a stream a backend may give those of all tokens so far: the last ones are of those that came.
                     yield Decoded(
-                        ids[0, 0, :length].tolist(), () if log_probs is None else log_probs[0, 0, -length:].tolist()
+                        ids[0, 0, :length].tolist(),
+                        () if log_probs is None else log_probs[0, 0, -length:].tolist(),
+                        last=self._complete,
                     )
-                if result.get_response().parameters["triton_final_response"].bool_param:
-                    self._complete = True
+                if self._complete:
                     return
         except grpc.RpcError as error:
             raise error_of(error.code().name, str(error.details())) from None

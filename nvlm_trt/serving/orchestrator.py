@@ -26,10 +26,14 @@ PREPARED_ONLY: Final = frozenset({TILES, NUM_TILES})
 
 
 class Decoded(NamedTuple):
-    """New tokens of an answer, and their log-probabilities where they were asked for."""
+    """New tokens of an answer, and their log-probabilities where they were asked for.
+
+    `last` says that none will follow; where it is not known yet, the end of the iteration says so.
+    """
 
     ids: Sequence[int]
     log_probs: Sequence[float] = ()
+    last: bool = False
 
 
 NO_TOKENS: Final = Decoded(())
@@ -117,16 +121,18 @@ class Orchestrator:
         inputs["streaming"] = np.array([[stream or bool(stop_words)]])
         answer = _Answer(self._tokenizer, stop_words, inputs, num_tiles)
         decoding = await self._backends.decode(inputs, tiles, span)
+        rest = ""
         try:
             async for decoded in decoding:
                 fresh = answer.push(decoded)
+                if decoded.last or answer.stopped:  # its text goes with the end: a response costs both processes
+                    rest = fresh
+                    break
                 if stream and fresh:
                     yield answer.piece(fresh)
-                if answer.stopped:
-                    break
         finally:
             await decoding.stop()
-        rest = answer.flush()
+        rest += answer.flush()
         yield answer.piece(rest if stream else answer.text, last=True)
 
 

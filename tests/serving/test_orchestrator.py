@@ -23,11 +23,13 @@ class FakeDecoding:
         self.given = 0
         self.stopped = False
         self.with_log_probs = False
+        self.says_last = False
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         for group in self.groups:
             self.given += 1
-            yield Decoded(group, [-index / 8 for index in group] if self.with_log_probs else ())
+            last = self.says_last and self.given == len(self.groups)
+            yield Decoded(group, [-index / 8 for index in group] if self.with_log_probs else (), last)
 
     async def stop(self) -> None:
         self.stopped = True
@@ -89,6 +91,16 @@ def test_streamed_pieces_join_to_the_whole_with_whole_characters(tokenizer, ids,
     assert len(pieces) > 5
     assert all("\ufffd" not in piece.text for piece in pieces)
     assert [piece.reason for piece in pieces] == [""] * (len(pieces) - 1) + ["stop"]
+
+
+def test_the_last_text_and_the_end_are_one_response(tokenizer, ids, text):
+    backends = FakeBackends([ids[:4], ids[4:]])
+    backends.decoding.says_last = True
+    pieces = ask(backends, tokenizer, text_input=text("x"), stream=np.array([True]))
+    assert "".join(piece.text for piece in pieces) == TEXT
+    assert [piece.reason for piece in pieces] == ["", "stop"]
+    assert pieces[-1].text
+    assert pieces[-1].num_output_tokens == len(ids)
 
 
 def test_the_decoder_streams_only_where_that_is_needed(tokenizer, ids, text):
