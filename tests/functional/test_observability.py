@@ -172,15 +172,19 @@ def test_a_generate_call_is_traced_too(traced: Traced) -> None:
 
 def test_a_refusal_is_a_failed_span_with_its_reason(traced: Traced, jpeg: Callable[[str], bytes]) -> None:
     """Once by the gateway, which looks at headers, once by what decodes the image."""
-    status, _ = traced.post("/v1/chat/completions", chat(b"no picture"), "refused", trace_of(6))
+    status, told = traced.post("/v1/chat/completions", chat(b"no picture"), "refused", trace_of(6))
     assert status == 400
     spans = by_name(traced.collector.trace(trace_of(6), {CHAT}))
-    assert (spans[CHAT].failed, spans[CHAT].error) == (True, "invalid_image")
-    status, _ = traced.post("/v1/chat/completions", chat(jpeg("coffee")[:-9000]), "refused too", trace_of(66))
+    assert (spans[CHAT].failed, spans[CHAT].error) == (True, json.loads(told)["error"]["code"])
+    broken = base64.b64encode(jpeg("coffee")[:-9000]).decode()
+    body = {"text_input": MARKER, "image_bytes": [broken]}
+    status, _ = traced.post("/v2/models/nvlm/generate", body, "refused-too", trace_of(66))
     assert status == 400
-    spans = by_name(traced.collector.trace(trace_of(66), {CHAT, "nvlm", "preprocessing"}))
-    assert (spans[CHAT].failed, spans[CHAT].error) == (True, "invalid_image")
-    assert (spans["preprocessing"].failed, spans["preprocessing"].error) == (True, "ImageRejected")
+    spans = by_name(traced.collector.trace(trace_of(66), {"POST generate", "nvlm", "preprocessing"}))
+    assert (spans["POST generate"].failed, spans["POST generate"].error) == (True, "status_400")
+    assert {spans[name].error for name in ("nvlm", "preprocessing")} == {"ImageRejected"}
+    (line,) = traced.lines("refused-too", "not answered")
+    assert line["error"] == "ImageRejected"
 
 
 def test_a_client_that_hangs_up_is_marked_in_its_trace_and_in_the_log(traced: Traced) -> None:
@@ -255,7 +259,7 @@ def test_nothing_that_people_wrote_or_showed_is_in_a_log_or_a_span(
     traced.lines("wrong", "request")
     time.sleep(0.5)
     seen = traced.words.encode() + b"".join(traced.collector.bodies)
-    assert b"marked-0" in seen, "the test looks in the right place"
+    assert all(b"marked-%d" % place in seen for place in range(len(asks))), "the test looks in the right place"
     encoded = base64.b64encode(picture)
     for secret in (MARKER, KEY, MARKER.encode().hex()):
         assert secret.encode() not in seen
