@@ -64,7 +64,7 @@ def test_the_report_is_written_and_the_status_says_whether_all_hold(
     docs = tmp_path / "docs.md"
     docs.write_text(f"before\n{chaos.BEGIN}\nold\n{chaos.END}\nafter\n")
 
-    def run(only: list[int], outcomes: Path, duration: float) -> None:
+    def run(only: list[int], outcomes: Path, duration: int) -> None:
         outcomes.write_text(json.dumps(outcome(only[0], said, time_ms=2.0)) + "\n")
 
     monkeypatch.setattr(chaos, "_run", run)
