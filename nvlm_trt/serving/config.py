@@ -7,14 +7,12 @@ not in the server.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from google.protobuf import text_format
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_cpu import cpu_models
 from nvlm_trt.serving.config_gpu import gpu_models
-from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC, ModelConfig
+from nvlm_trt.serving.config_parts import ModelConfig
 from nvlm_trt.serving.spec import ServingSpec
 
 
@@ -40,24 +38,3 @@ def from_pbtxt(text: str) -> ModelConfig:
         return text_format.Parse(text, ModelConfig())
     except text_format.ParseError as error:
         raise EngineError(f"a config.pbtxt cannot be parsed ({error})", fix="package the engine again") from None
-
-
-def spec_of(config_parameters: dict[str, dict[str, str]], model_dir: Path) -> tuple[ServingSpec, Path]:
-    """What a Python model finds in its own configuration.
-
-    Args:
-        config_parameters: Member ``parameters`` of the model's configuration as JSON.
-        model_dir: The model's directory.
-
-    Returns:
-        The spec, and the engine directory.
-
-    Raises:
-        EngineError: the repository is of another version.
-    """
-    try:
-        text = config_parameters[PARAMETER_SPEC]["string_value"]
-        relative = config_parameters[PARAMETER_ENGINE]["string_value"]
-    except KeyError:
-        raise EngineError("a model's configuration has no spec", fix="package the engine again") from None
-    return ServingSpec.from_json(text), (model_dir / relative).resolve()

@@ -8,14 +8,12 @@ from typing import Final, TypeAlias
 from tritonclient.grpc import model_config_pb2 as pb
 
 from nvlm_trt.serving.fields import Field
-from nvlm_trt.serving.spec import ServingSpec
+from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC, ServingSpec
 
 ModelConfig: TypeAlias = pb.ModelConfig
 Step: TypeAlias = tuple[str, dict[str, str], dict[str, str]]
 """A step of an ensemble: the model, its inputs and its outputs by the names that these have in the ensemble."""
 
-PARAMETER_SPEC: Final = "nvlm_spec"
-PARAMETER_ENGINE: Final = "nvlm_engine_dir"
 ENGINE_FROM_MODEL: Final = "../.."
 """The engine directory as seen from a model's directory: the repository lies inside the engine directory."""
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from nvlm_trt.errors import EngineError, RequestError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits
 from nvlm_trt.model.tiling import most_tiles
-from nvlm_trt.recipe import BuildRecipe
+
+if TYPE_CHECKING:
+    from nvlm_trt.recipe import BuildRecipe  # whose libraries the model processes need not load
+
+PARAMETER_SPEC: Final = "nvlm_spec"
+PARAMETER_ENGINE: Final = "nvlm_engine_dir"
+"""Parameters of a Python model's configuration."""
 
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer when the client asks for no number: the model card's own call."""
@@ -230,3 +236,24 @@ def _members(raw: object, kind: type[ServingSpec | CpuSpec | GpuSpec]) -> dict[s
         seen = sorted(names ^ set(raw)) if isinstance(raw, dict) else type(raw).__name__
         raise EngineError("the model repository is of another version", seen=seen, fix="package it again")
     return raw
+
+
+def spec_of(config_parameters: dict[str, dict[str, str]], model_dir: Path) -> tuple[ServingSpec, Path]:
+    """What a Python model finds in its own configuration.
+
+    Args:
+        config_parameters: Member ``parameters`` of the model's configuration as JSON.
+        model_dir: The model's directory.
+
+    Returns:
+        The spec, and the engine directory.
+
+    Raises:
+        EngineError: the repository is of another version.
+    """
+    try:
+        text = config_parameters[PARAMETER_SPEC]["string_value"]
+        relative = config_parameters[PARAMETER_ENGINE]["string_value"]
+    except KeyError:
+        raise EngineError("a model's configuration has no spec", fix="package the engine again") from None
+    return ServingSpec.from_json(text), (model_dir / relative).resolve()

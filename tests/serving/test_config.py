@@ -11,12 +11,12 @@ import pytest
 from nvlm_trt.errors import BuildError, EngineError
 from nvlm_trt.recipe import parse_recipe
 from nvlm_trt.serving import package
-from nvlm_trt.serving.config import configs, from_pbtxt, spec_of, to_pbtxt
+from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
 from nvlm_trt.serving.config_gpu import LOAD_ORDER
-from nvlm_trt.serving.config_parts import FEATURES, PARAMETER_ENGINE, PARAMETER_SPEC, TABLE
+from nvlm_trt.serving.config_parts import FEATURES, TABLE
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.preprocessing import TILES
-from nvlm_trt.serving.spec import ServingSpec
+from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC, ServingSpec, spec_of
 from nvlm_trt.vision import graph
 
 COMMON = {

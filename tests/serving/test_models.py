@@ -16,8 +16,9 @@ import torch
 
 from nvlm_trt.errors import EngineError, ImageRejected
 from nvlm_trt.serving.config import configs
-from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC, ModelConfig
+from nvlm_trt.serving.config_parts import ModelConfig
 from nvlm_trt.serving.orchestrator import Decoded
+from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC
 
 
 @pytest.fixture

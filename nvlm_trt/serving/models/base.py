@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nvlm_trt import logs
-from nvlm_trt.serving.config import spec_of
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, parameters
+from nvlm_trt.serving.spec import spec_of
 from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
 
 

@@ -21,12 +21,11 @@ from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
-from nvlm_trt.serving.config_parts import PARAMETER_ENGINE, PARAMETER_SPEC
 from nvlm_trt.serving.host.environment import Triton
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
-from nvlm_trt.serving.spec import ServingSpec
+from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC, ServingSpec
 from nvlm_trt.vision.build_cpu import build_vision_cpu
 from nvlm_trt.vision.export import export_vision
 
