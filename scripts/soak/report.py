@@ -149,7 +149,8 @@ def markdown(facts: dict[str, Any]) -> str:
         + ".",
         "",
         f"Growth is the median of the last twentieth of the run less that of as long a time after the warm-up "
-        f"({settings['warm_up']:.0f} s). Before the clock starts, every case was asked once at full load. Bounded, and "
+        f"({settings['warm_up']:.0f} s). Before the clock starts, every case was asked at full load, and for a while "
+        f"{settings['most_open']} at once. Bounded, and "
         f"full by then: the KV cache ({settings['kv_cache_mib']} MiB) and the vision cache "
         f"({settings['vision_cache_mib']} MiB); contents were given up "
         f"{_counted(facts, 'nvlm_kv_evicted_blocks_total'):,.0f} "

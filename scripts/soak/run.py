@@ -122,6 +122,8 @@ async def _run(
     warming = Load(asker, material, plan.seed + 1)
     try:
         capacity = await warming.capacity(warm, CALLERS)
+        say(f"filling the server ({warm / 2:.0f} s)")
+        await warming.capacity(warm / 2, MOST_OPEN)  # what it needs for as many as there may be, it needs from now on
     finally:
         await asker.close()
     rate = plan.rate or plan.load * capacity
