@@ -25,7 +25,7 @@ def serve(
     hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life that mean hung.")] = 8.0,
     max_growth: Annotated[
         int | None,
-        typer.Option(min=1, help="MiB by which a process may grow; more is a leak. Default: half of the free memory."),
+        typer.Option(min=1, help="MiB by which a process may grow; more is a leak. Default: 3/4 of the free memory."),
     ] = None,
     start_timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds until the server must be ready; cpu: 180, gpu: 3600.")

@@ -40,7 +40,7 @@ def regions(supervisor: int) -> set[str]:
 @pytest.fixture(scope="module")
 def fragile(engine_dir: Path) -> Iterator[TritonServer]:
     """A server that may be hurt, with little patience."""
-    with TritonServer(engine_dir, ports=FREE, hang_timeout=3.0) as running:
+    with TritonServer(engine_dir, ports=FREE, hang_timeout=5.0) as running:
         yield running
 
 

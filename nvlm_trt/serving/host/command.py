@@ -44,7 +44,7 @@ class ServerOptions:
         hang_timeout: A process without a sign of life, or whose work stands still, for so long is hung.
         grace: From the request to stop to the end by force; requests under way may finish meanwhile.
         max_growth: Bytes by which a process may grow once the server is ready, before it counts as leaking; None for
-            half of the memory that is at hand then.
+            three quarters of the memory that is at hand then.
     """
 
     repository: Path

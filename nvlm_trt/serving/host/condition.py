@@ -27,7 +27,7 @@ class Condition:
         pulse: Asks the server itself.
         hang_timeout: Seconds without a sign of life, or without progress, that mean hung.
         shm_prefix: How the names of its shared memory begin.
-        max_growth: Bytes by which one of its processes may grow; None for half of the memory at hand now.
+        max_growth: Bytes by which one of its processes may grow; None for three quarters of the memory at hand.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Condition:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the machine is about to run out of memory."""
+        """Whether the machine is about to run out of memory because of a process that leaks."""
         return self._leak.is_urgent
 
     @property

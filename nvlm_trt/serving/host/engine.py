@@ -77,7 +77,7 @@ class ServedEngine:
             start_timeout: Seconds to become ready; None for the target's own.
             hang_timeout: Seconds without a sign of life that mean hung.
             grace: Seconds for requests under way when it stops.
-            max_growth: Bytes by which a process may grow; None for half of the memory at hand.
+            max_growth: Bytes by which a process may grow; None for three quarters of the memory at hand.
         """
         return ServerOptions(
             repository=self.directory / REPOSITORY,

@@ -13,9 +13,9 @@ import psutil
 from nvlm_trt.serving.host.shm import region_bytes
 
 MIB: Final = 1 << 20
-SHARE_OF_FREE: Final = 0.5
+SHARE_OF_FREE: Final = 0.75
 """Of the memory that was at hand when the server became ready: growth of one process beyond it is a leak, unless the
-operator says another bound. A KV cache takes no more of it, and takes it as it is used."""
+operator says another bound. A KV cache takes up to half of it, as it is used."""
 
 SCARCE_SHARE: Final = 0.05
 """Of the machine's memory: with less at hand, the process that grew most is ended before the kernel ends another."""
@@ -54,6 +54,7 @@ class Leak:
         self._before = self._sizes()
         self._looked = clock()
         self._looks = 0
+        self._found = False
 
     def found(self) -> str | None:
         """What leaks, in a few words; looks once a second, however often it is asked."""
@@ -63,20 +64,21 @@ class Leak:
         self._looked = now
         grown = {name: size - self._before.get(name, size) for name, size in self._sizes().items()}
         name = max(grown, key=grown.__getitem__, default=None)
-        scarce = self.is_urgent
+        scarce = memory()[1] < self._scarce
         if name is None or (grown[name] <= self._bound and not (scarce and grown[name] > self._scarce)):
             self._looks = 0
             return None
         self._looks += 1
         if self._looks < LOOKS and not scarce:
             return None
+        self._found = True
         what = "leaks" if grown[name] > self._bound else "has grown most, and memory is scarce"
         return f"{name} {what}: {grown[name] // MIB} MiB more than when it was ready (bound {self._bound // MIB})"
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the machine is about to run out of memory."""
-        return memory()[1] < self._scarce
+        """Whether the machine is about to run out of memory because of what was found."""
+        return self._found and memory()[1] < self._scarce
 
     def _sizes(self) -> dict[str, int]:
         sizes = {SHARED: region_bytes(self._prefix)}

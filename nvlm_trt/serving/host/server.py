@@ -49,7 +49,7 @@ class TritonServer:
         hang_timeout: Seconds without a sign of life, or without progress, after which a process is hung.
         grace: Seconds that requests under way have to finish when the server stops, or is replaced because it leaks.
         max_growth: Bytes by which a process may grow once the server is ready, before it counts as leaking; None for
-            half of the memory that is at hand then.
+            three quarters of the memory that is at hand then.
 
     Raises:
         EngineError: the directory is not complete, or tritonserver cannot run in this environment.

@@ -176,6 +176,14 @@ def test_the_process_that_grew_most_goes_at_once_when_memory_is_scarce(child, mo
     assert leak.is_urgent
 
 
+@pytest.mark.usefixtures("looks")
+def test_a_machine_that_is_full_of_something_else_cuts_no_drain_short(child, monkeypatch):
+    monkeypatch.setattr(memory, "memory", lambda: (1 << 30, 32 << 20))
+    leak = Leak({"decoder": psutil.Process(child.pid)}, "nvlm_trt_nobody", 1 << 30)
+    assert leak.found() is None
+    assert not leak.is_urgent
+
+
 def test_a_container_has_as_much_memory_as_its_bound_leaves(tmp_path):
     bound, used, cached = 64 << 20, 40 << 20, 8 << 20
     (tmp_path / "memory.max").write_text(f"{bound}\n")
