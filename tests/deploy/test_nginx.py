@@ -111,7 +111,7 @@ def test_grpc_passes_both_ways_at_once_for_clients_with_a_certificate(tmp_path: 
                     channel.unary_unary(f"{CALL}RepositoryModelUnload")(b"", timeout=30)
                 assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
             with proxy.channel(with_certificate=False) as channel, pytest.raises(grpc.RpcError):
-                channel.unary_unary(f"{CALL}ServerLive")(b"", timeout=30)
+                list(channel.stream_stream(f"{CALL}ModelStreamInfer")(iter([b"let me in"]), timeout=30))
         server.stop(0)
 
 

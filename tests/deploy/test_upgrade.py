@@ -11,10 +11,12 @@ import pytest
 import urllib3
 
 from ..faults.served import Served
-from .proxy import NGINX, Proxy
+from .proxy import NGINX, Proxy, wait_until
 
 CHAT = "/v1/chat/completions"
 STREAMS = 4
+PATIENT = "--limit=queue_time=600"
+"""A machine that is busy otherwise shall refuse nobody."""
 
 
 def port(server: Served) -> int:
@@ -46,8 +48,8 @@ def test_answers_of_the_old_server_come_whole_and_the_new_one_takes_over(tiny_en
                 others.append(proxy.ask("POST", CHAT, body(1, stream=False)).status)
 
     with (
-        Served(tiny_engine, ["--grace", "120"]) as old,
-        Served(tiny_engine) as new,
+        Served(tiny_engine, [PATIENT, "--grace", "120"]) as old,
+        Served(tiny_engine, [PATIENT]) as new,
         Proxy(tmp_path, gateway=port(old)) as proxy,
     ):
         threads = [*(threading.Thread(target=stream) for _ in range(STREAMS)), threading.Thread(target=go_on_asking)]
@@ -56,6 +58,8 @@ def test_answers_of_the_old_server_come_whole_and_the_new_one_takes_over(tiny_en
         begun.wait(60)
         proxy.servers(gateway=port(new))
         proxy.reload()
+        asked = len(others)
+        wait_until(lambda: len(others) >= asked + 2, "the request that was under way is answered, and one after it", 60)
         assert old.stop() == 0
         ended.set()
         for thread in threads:
