@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import openai
 import pytest
+import yaml
 from PIL import Image
 
 from nvlm_trt.gateway.app import Served
@@ -374,18 +376,26 @@ def test_what_the_server_would_not_take_is_told_before_it_is_sent(
     opened.page.get_by_text("the server takes 3 pictures in a conversation").wait_for()
 
 
-def test_a_phones_photograph_is_upright(opened: Opened, tmp_path: Path) -> None:
-    """12 megapixels that lie on their side, as the file says."""
+def photograph(path: Path, width: int, height: int) -> Path:
+    """A photograph that lies on its side, as it says; upright, its upper third has a colour of its own."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    photograph = Image.effect_noise((504, 378), 60).convert("RGB").resize((4032, 3024))
-    photograph.paste(COLOURS[0], (0, 0, 1344, 3024))  # the top, when it is turned
-    path = tmp_path / "IMG_0001.jpg"
-    photograph.save(path, quality=92, exif=exif)
-    opened.add(path)
+    image = Image.effect_noise((width // 8, height // 8), 60).convert("RGB").resize((width, height))
+    image.paste(COLOURS[0], (0, 0, width // 3, height))
+    image.save(path, quality=92, exif=exif)
+    return path
+
+
+def first_tile(page: Any) -> list[int]:
+    colour = middle_colour(page, ".tile:nth-child(1) canvas")
+    return [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+
+
+def test_a_phones_photograph_is_upright(opened: Opened, tmp_path: Path) -> None:
+    """Of 12 megapixels."""
+    opened.add(photograph(tmp_path / "IMG_0001.jpg", 4032, 3024))
     assert f"3,024 {BY} 4,032 pixels  ·  2 {BY} 3 tiles" in opened.page.text_content(".image")
-    top = middle_colour(opened.page, ".tile:nth-child(1) canvas")
-    assert [int(top[place : place + 2], 16) for place in (1, 3, 5)] == pytest.approx([0xD0, 0x30, 0x30], abs=6)
+    assert first_tile(opened.page) == pytest.approx([0xD0, 0x30, 0x30], abs=6)
     assert opened.ask("What is it?").locator(".refusal p").count() == 0
 
 
@@ -526,19 +536,49 @@ def test_colours_follow_the_system_until_one_is_chosen(open_page: Open) -> None:
     assert page.evaluate(ground) == dark
 
 
-@pytest.fixture(scope="module")
-def guarded(server: TritonServer, engine_dir: Path, recipe: BuildRecipe) -> Iterator[str]:
-    """A gateway that asks for keys, before the same server."""
+@contextlib.contextmanager
+def another_gateway(server: TritonServer, engine_dir: Path, settings: GatewaySettings) -> Iterator[str]:
+    """The address of a gateway with other settings, before the same server."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    served = Served(
-        Upstream("127.0.0.1:1", server.grpc_url, server.metrics_url), ("nvlm",), lambda: True, engine_dir=engine_dir
-    )
-    gateway = Gateway("127.0.0.1", port, served, GatewaySettings(Limits.of(recipe), api_keys=(KEY,)), grace=1)
+    upstream = Upstream("127.0.0.1:1", server.grpc_url, server.metrics_url)
+    served = Served(upstream, ("nvlm",), lambda: True, engine_dir=engine_dir)
+    gateway = Gateway("127.0.0.1", port, served, settings, grace=1)
     gateway.start()
     yield f"127.0.0.1:{port}"
     gateway.stop()
+
+
+@pytest.fixture
+def guarded(server: TritonServer, engine_dir: Path, recipe: BuildRecipe) -> Iterator[str]:
+    """A gateway that asks for keys."""
+    with another_gateway(server, engine_dir, GatewaySettings(Limits.of(recipe), api_keys=(KEY,))) as address:
+        yield address
+
+
+@pytest.fixture
+def lying(server: TritonServer, engine_dir: Path, recipe: BuildRecipe, tmp_path: Path) -> Iterator[str]:
+    """A gateway whose recipe leaves photographs as they lie."""
+    changed = recipe.model_copy(update={"exif_orientation": False})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed.model_dump(mode="json")))
+    for name in ("config.json", "tokenizer"):
+        (tmp_path / name).symlink_to(engine_dir / name)
+    with another_gateway(server, tmp_path, GatewaySettings(Limits.of(recipe))) as address:
+        yield address
+
+
+def test_where_photographs_are_left_as_they_lie_the_page_asks_to_turn_them(
+    open_page: Open, lying: str, tmp_path: Path
+) -> None:
+    """It draws them upright: so are they to be seen by the model."""
+    opened = open_page(lying)
+    opened.page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.add(photograph(tmp_path / "IMG_0001.jpg", 360, 240))
+    assert f"240 {BY} 360 pixels" in opened.page.text_content(".image")
+    assert first_tile(opened.page) == pytest.approx([0xD0, 0x30, 0x30], abs=6)
+    opened.ask("What is it?").get_by_role("button", name="Python").click()
+    assert '"exif_orientation": True,' in opened.page.text_content("#code-text")
 
 
 def test_where_keys_are_asked_for_the_page_asks_for_one(open_page: Open, guarded: str) -> None:

@@ -2,6 +2,8 @@
 
 import { Picture } from "./picture.js";
 
+const NOT_OPENAIS = ["max_tiles", "exif_orientation"];
+
 /** A shell command; `inside` puts the pictures into its text, else they are read from files of their names. */
 export function asCurl(body, { address, inside, withKey }) {
   const curl = [
@@ -31,9 +33,11 @@ export function asPython(body, { address, inside, withKey }) {
   const files = !inside && hasPictures(body);
   const picture = ({ type, name, uri }) =>
     files ? `picture(${JSON.stringify(type)}, ${JSON.stringify(name)})` : JSON.stringify(uri);
-  const { max_tiles: tiles, ...fields } = body;
-  const named = tiles === undefined ? fields : { ...fields, extra_body: { max_tiles: tiles } };
-  const call = Object.entries(named).map(([name, value]) => `    ${name}=${literal(value, picture, "    ")},\n`);
+  const given = Object.entries(body);
+  const extra = given.filter(([name]) => NOT_OPENAIS.includes(name));
+  const named = given.filter(([name]) => !NOT_OPENAIS.includes(name));
+  if (extra.length) named.push(["extra_body", Object.fromEntries(extra)]);
+  const call = named.map(([name, value]) => `    ${name}=${literal(value, picture, "    ")},\n`);
   return [
     files ? "import base64\n" : "",
     withKey ? "import os\n" : "",

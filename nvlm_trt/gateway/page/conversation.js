@@ -51,14 +51,15 @@ export class Turn {
 export const picturesOf = (turns) => turns.flatMap((turn) => turn.pictures);
 
 /** A request's body. Pictures stand in it as themselves: JSON.stringify makes data URIs of them. */
-export function requestOf(turns, model, settings) {
+export function requestOf(turns, { model, exif_orientation: isUpright }, settings) {
   const { system, ...fields } = settings;
   const messages = system ? [{ role: "system", content: system }] : [];
   for (const [place, turn] of turns.entries()) {
     messages.push({ role: "user", content: contentOf(turn) });
     if (place < turns.length - 1) messages.push({ role: "assistant", content: turn.answer });
   }
-  return { model, messages, ...fields, stream: true, stream_options: { include_usage: true } };
+  const turned = isUpright ? {} : { exif_orientation: true }; // a browser draws pictures upright, whatever it is told
+  return { model, messages, ...fields, ...turned, stream: true, stream_options: { include_usage: true } };
 }
 
 function contentOf({ text, pictures }) {

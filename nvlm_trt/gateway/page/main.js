@@ -78,7 +78,7 @@ function current() {
   const before = told().filter((turn) => turn !== last || asked !== last);
   return {
     pictures: picturesOf([...before, asked]),
-    body: requestOf([...before, asked], limits.model, settings.fields),
+    body: requestOf([...before, asked], limits, settings.fields),
   };
 }
 
@@ -132,7 +132,7 @@ async function answer(turn) {
   const own = new AbortController();
   answering = own;
   turn.reset();
-  turn.request = requestOf([...told(), turn], limits.model, settings.fields);
+  turn.request = requestOf([...told(), turn], limits, settings.fields);
   thread.show(turns);
   showState();
   look();

@@ -23,7 +23,7 @@ export class Picture {
     }
     let whole;
     try {
-      whole = await createImageBitmap(file, { imageOrientation: limits.exif_orientation ? "from-image" : "none" });
+      whole = await createImageBitmap(file);
     } catch {
       throw new Error(`${name} cannot be read; it may be damaged.`);
     }
