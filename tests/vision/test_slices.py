@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from nvlm_trt.turns import Turns
+from nvlm_trt.vision import slices
 from nvlm_trt.vision.runner import VisionRunner
 
 SHAPE = "five heads and three dummies"
+
+
+@pytest.fixture(autouse=True)
+def as_many_slices_as_can_be(monkeypatch):
+    monkeypatch.setattr(slices, "LEAST_WORK", 0)
 
 
 class Counted(Turns):
@@ -58,3 +64,18 @@ def test_the_turn_is_free_after_a_tile_that_was_cancelled(export_of, checkpoint_
     others.give()
     ended.join()
     assert others.take() < 30
+
+
+def test_a_small_tile_stays_whole_and_a_larger_one_has_slices_of_some_work(
+    export_of, checkpoint_of, tiles_of, monkeypatch
+):
+    config = checkpoint_of(SHAPE).config
+    layers, rows = config.vision.num_layers, config.vision.patches_per_side**2 + 1
+    half_a_layer = 12 * rows * config.vision.hidden_size**2
+    passed = []
+    for least in (1e12, 2 * half_a_layer):
+        monkeypatch.setattr(slices, "LEAST_WORK", least)
+        turns = Counted()
+        VisionRunner(export_of(SHAPE, "fp32") / "cpu", threads=1, turns=turns).encode(tiles_of(1, config.tile_size))
+        passed.append(turns.passed)
+    assert passed == [0, layers]
