@@ -254,13 +254,22 @@ def test_pictures_are_pasted_and_dropped(opened: Opened, square: Path) -> None:
     assert opened.page.is_hidden("#drop")
 
 
+NOTE_TEXTS = """() => new MutationObserver(() => {
+  shown.push(document.querySelector('.answered .text')?.textContent ?? '');
+}).observe(document.getElementById('turns'), {subtree: true, childList: true, characterData: true})"""
+
+
 def test_an_answer_comes_as_to_any_client_with_its_figures(opened: Opened, ask: openai.OpenAI, colours: Path) -> None:
     opened.add(colours)
     opened.set(max_completion_tokens="60")
+    opened.page.evaluate(f"() => {{ window.shown = []; ({NOTE_TEXTS})(); }}")
     turn = opened.ask("What is it?")
     (body,) = opened.bodies("/v1/chat/completions")
     whole = ask.chat.completions.create(**{**body, "stream": False, "stream_options": None})
     assert turn.locator(".answered .text").text_content() == whole.choices[0].message.content
+    shown = opened.page.evaluate("() => shown")
+    assert all(whole.choices[0].message.content.startswith(text) for text in shown)
+    assert len(set(shown)) > 3  # more than nothing, a beginning and the end: it was seen to come
     figures = turn.locator(".answered .figures").text_content()
     assert whole.usage is not None
     assert "TTFT " in figures
