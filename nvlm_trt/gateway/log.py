@@ -10,15 +10,15 @@ from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.logs import fields
 
 QUIET: Final = frozenset({"health", "page"})
-"""Routes that are asked often and tell little: their lines have level debug, unless they fail."""
+"""Routes that are asked often and tell little: their lines have level debug. What becomes of the server, which probes see,
+is an event of its own."""
 
 log = logging.getLogger(__name__)
 
 
 def log_access(exchange: Exchange, route: str) -> None:
     """Write the line of a request that has ended."""
-    failed = exchange.status is None or exchange.status >= 500
-    level = logging.DEBUG if route in QUIET and not failed else logging.INFO
+    level = logging.DEBUG if route in QUIET else logging.INFO
     if not log.isEnabledFor(level):
         return
     facts = fields(

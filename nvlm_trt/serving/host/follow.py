@@ -12,13 +12,16 @@ from typing import Final, TextIO
 
 POLL_SECONDS: Final = 0.25
 MAX_LINE: Final = 64 << 10
-"""Characters of a line that has no end yet."""
+"""Bytes of a line that has no end yet."""
 
 OURS: Final = re.compile(r"\{\"time\": |\d{4}-\d\d-\d\dT[\d:.]+Z ")
 """How lines begin that `nvlm_trt.logs` wrote."""
 
 TRITON: Final = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d")
 """How tritonserver begins its lines."""
+
+TABLE: Final = re.compile(r"[+|]")
+"""How the lines of tritonserver's tables begin, about its models and options."""
 
 LEVELS: Final = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.ERROR}
 
@@ -38,7 +41,7 @@ class LogFollower:
         self._out = out
         self._read: Path | None = None
         self._place = 0
-        self._rest = ""
+        self._rest = b""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nvlm-log", daemon=True)
         self._thread.start()
@@ -57,7 +60,7 @@ class LogFollower:
         file = self._file()
         if file != self._read:
             self._read_on()  # the last words of the one before
-            self._read, self._place, self._rest = file, 0, ""
+            self._read, self._place, self._rest = file, 0, b""
         self._read_on()
 
     def _read_on(self) -> None:
@@ -70,15 +73,21 @@ class LogFollower:
         except OSError:  # it went away with its server
             return
         self._place += len(data)
-        *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
-            lines, self._rest = [*lines, self._rest], ""
+            lines, self._rest = [*lines, self._rest], b""
         for line in lines:
-            self._pass_on(line)
+            self._pass_on(line.decode(errors="replace"))
 
     def _pass_on(self, line: str) -> None:
         if OURS.match(line):
             print(line, file=self._out or sys.stderr, flush=True)  # a line of the log already
         elif line.strip():
-            triton = TRITON.match(line)
-            log.log(LEVELS[triton[1]] if triton else logging.INFO, "%s", line)
+            log.log(_level(line), "%s", line)
+
+
+def _level(line: str) -> int:
+    if TABLE.match(line):
+        return logging.DEBUG
+    triton = TRITON.match(line)
+    return LEVELS[triton[1]] if triton else logging.INFO

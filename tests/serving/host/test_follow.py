@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.serving.host.follow import MAX_LINE, LogFollower
+from nvlm_trt.serving.host.follow import MAX_LINE, POLL_SECONDS, LogFollower
 
 JSON = '{"time": "2026-11-30T07:28:25.382Z", "level": "info", "event": "answered"}'
 TEXT = "2026-11-30T07:28:25.382Z INFO nvlm_trt answered"
@@ -31,14 +31,18 @@ def test_lines_of_ours_pass_as_they_are_and_others_become_events(
     file.write_text(f"{JSON}\nI1130 07:28:25.7 1 a.cc:1] loaded\nE1130 07:28:25.7 1 a.cc:1] bad\nhalf")
     follower = LogFollower(lambda: file, out)
     wait(lambda: len(caplog.records) == 2)
-    with file.open("a") as more:
-        more.write(f" a line\n{TEXT}\n\n")
+    with file.open("ab") as more:
+        more.write(b" \xc3")
+        more.flush()
+        time.sleep(1.5 * POLL_SECONDS)
+        more.write(b"\xa4 line\n%s\n\n| nvlm | 1 | READY |\n" % TEXT.encode())
     follower.stop()
     assert out.getvalue() == f"{JSON}\n{TEXT}\n"
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert told[0] == ("DEBUG", "I1130 07:28:25.7 1 a.cc:1] loaded")
     assert told[1] == ("ERROR", "E1130 07:28:25.7 1 a.cc:1] bad")
-    assert told[2] == ("INFO", "half a line")
+    assert told[2] == ("INFO", "half ä line")
+    assert told[3] == ("DEBUG", "| nvlm | 1 | READY |")
 
 
 def test_a_server_that_is_replaced_has_another_log(tmp_path: Path) -> None:
