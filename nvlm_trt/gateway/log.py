@@ -10,8 +10,8 @@ from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.logs import fields
 
 QUIET: Final = frozenset({"health", "page"})
-"""Routes that are asked often and tell little: their lines have level debug. What becomes of the server, which probes see,
-is an event of its own."""
+"""Routes that are asked often and tell little: their lines have level debug. What becomes of the server, which probes
+see, is an event of its own."""
 
 log = logging.getLogger(__name__)
 
