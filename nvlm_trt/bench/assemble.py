@@ -164,7 +164,7 @@ def peer_figures(columns: Sequence[Column]) -> tuple[PeerFigure, ...]:
 
 def growth_reports(columns: Sequence[Column]) -> tuple[GrowthReport, ...]:
     """How the costs of every subject grow."""
-    return tuple(found for column in columns for found in growth_of(column.subject.name, column.rounds))
+    return tuple(found for column in columns for found in growth_of(column.subject.name, column.rounds, column.work))
 
 
 def definitions() -> dict[str, Definition]:

@@ -10,9 +10,13 @@ from nvlm_trt.bench.fit import fit_power_law
 from nvlm_trt.bench.metrics import Measured, SizeUnit
 from nvlm_trt.bench.metrics.scale import ImageTiles
 from nvlm_trt.bench.record import Frozen, RoundRecord
+from nvlm_trt.bench.work import Work
 
 FEWEST: Final = 3
 """Sizes below which nothing is fitted: a line through two points says nothing."""
+
+
+Cost = Literal["TTFT of a text", "vision of an image", "answers of streams"]
 
 
 class GrowthPoint(Frozen):
@@ -40,25 +44,34 @@ class GrowthReport(Frozen):
         factor: Fitted seconds of size 1.
         exponent: 1 is linear, 0 constant.
         residual: Root mean square of ln(seconds / fitted seconds).
+        operations: The exponent of the arithmetic at the same sizes: seconds need not grow faster. None where it is not
+            known, and of streams, which share the reading of weights.
     """
 
     subject: str
     unit: SizeUnit
-    cost: Literal["TTFT of a text", "vision of an image", "answers of streams"]
+    cost: Cost
     points: tuple[GrowthPoint, ...]
     factor: float
     exponent: float
     residual: float
+    operations: float | None = None
 
 
-def growth_of(subject: str, rounds: Sequence[RoundRecord]) -> Iterator[GrowthReport]:
-    """Every cost of which there are sizes enough."""
-    costs: Sequence[tuple[SizeUnit, Literal["TTFT of a text", "vision of an image", "answers of streams"], _BySize]] = (
-        ("tokens", "TTFT of a text", _texts),
-        ("tiles", "vision of an image", _images),
-        ("streams", "answers of streams", _streams),
+def growth_of(subject: str, rounds: Sequence[RoundRecord], work: Work | None = None) -> Iterator[GrowthReport]:
+    """Every cost of which there are sizes enough.
+
+    Args:
+        subject: Whose.
+        rounds: What was measured.
+        work: What it has to do; None where that is not known.
+    """
+    costs: Sequence[tuple[SizeUnit, Cost, _BySize, Callable[[int], float] | None]] = (
+        ("tokens", "TTFT of a text", _texts, work.prefill_flops if work else None),
+        ("tiles", "vision of an image", _images, work.vision_flops if work else None),
+        ("streams", "answers of streams", _streams, None),
     )
-    for unit, cost, by_size in costs:
+    for unit, cost, by_size, operations in costs:
         samples = {size: seconds for size, seconds in sorted(by_size(rounds).items()) if seconds}
         if len(samples) < FEWEST:
             continue
@@ -76,6 +89,7 @@ def growth_of(subject: str, rounds: Sequence[RoundRecord]) -> Iterator[GrowthRep
             factor=law.factor,
             exponent=law.exponent,
             residual=law.residual,
+            operations=operations and fit_power_law(list(samples), [operations(size) for size in samples]).exponent,
         )
 
 

@@ -194,10 +194,10 @@ def _growth(report: Report) -> str:
     for each in report.growth:
         first, last = each.points[0], each.points[-1]
         ends = [f"{number(point.seconds)} s at {sized(point.size, each.unit)}" for point in (first, last)]
-        rows.append(
-            [each.subject, each.cost, " to ".join(ends), f"{each.exponent:.2f}", number(each.residual), str(first.n)]
-        )
-    return _table(["", "seconds of", "medians", "exponent", "residual", "n"], rows)
+        needed = "-" if each.operations is None else f"{each.operations:.2f}"
+        found = [f"{each.exponent:.2f}", needed, number(each.residual), str(first.n)]
+        rows.append([each.subject, each.cost, " to ".join(ends), *found])
+    return _table(["", "seconds of", "medians", "exponent", "of the arithmetic", "residual", "n"], rows)
 
 
 def _ceilings(report: Report) -> str:
