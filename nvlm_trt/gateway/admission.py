@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -34,12 +33,14 @@ class Place:
 
     Attributes:
         tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
+        answered: Whether the server is done with it: nobody waits for it then, though its answer may be on its way.
     """
 
-    __slots__ = ("tokens",)
+    __slots__ = ("answered", "tokens")
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
+        self.answered = False
 
 
 class Admission:
@@ -100,10 +101,10 @@ class Admission:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
-        if self.present < self._batch or not (rate := self.rate):
+        unanswered = [place.tokens for place in self._places if not place.answered]
+        if len(unanswered) < self._batch or not (rate := self.rate):
             return 0.0
-        before = sum(place.tokens for place in itertools.islice(self._places, self._batch, None))
-        return (before + self._mean) / rate
+        return (sum(unanswered[self._batch :]) + self._mean) / rate
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Place]:
@@ -122,12 +123,12 @@ class Admission:
             raise self._overloaded(late * self.rate)
         place = Place(round(self._mean))
         self._places[place] = None
-        self._drain.changed(self.present)
+        self._note_change()
         try:
             yield place
         finally:
             del self._places[place]
-            self._drain.changed(self.present)
+            self._note_change()
 
     def plan(self, place: Place, tokens: int) -> None:
         """Note what a request will take.
@@ -145,6 +146,8 @@ class Admission:
     def answered(self, place: Place) -> None:
         """Note that a request was answered whole."""
         self._drain.answered(place.tokens)
+        place.answered = True
+        self._note_change()
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -177,6 +180,9 @@ class Admission:
         if size > 0 and self.buffered + size > self._limits.max_buffered:
             raise unavailable("the server holds too many large requests; try again in a moment", "overloaded")
         self.buffered += size
+
+    def _note_change(self) -> None:
+        self._drain.changed(sum(not place.answered for place in self._places))
 
     def _overloaded(self, tokens: float) -> ApiError:
         """The refusal of a request that would have come in after so many tokens."""

@@ -79,6 +79,15 @@ def test_while_the_decoder_has_a_place_nobody_waits() -> None:
             assert admission.wait == pytest.approx(0.5, rel=0.05)
 
 
+def test_nobody_waits_for_a_request_whose_answer_is_only_on_its_way_to_its_client() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=1), batch=2, clock=Clock(), stack=stack)
+    with admission.place() as first, admission.place():
+        assert admission.wait > 0
+        admission.answered(first)
+        assert (admission.wait, admission.present) == (0, 2)
+
+
 def test_planned_tokens_of_all_together_have_a_bound_which_one_alone_may_pass() -> None:
     admission = Admission(Limits(max_planned=1000))
     with admission.place() as alone:
