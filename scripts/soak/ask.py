@@ -166,9 +166,14 @@ class Asker:
             return _streamed_chat(events) if way == "chat stream" else _whole_generate(events)
 
     async def refused(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-        """Status and text of the answer to a bad request."""
-        async with self._session.post(path, data=body, headers=headers) as answer:
-            return answer.status, await answer.text()
+        """Status and text of the answer to a bad request; a server that has no place for it is asked again."""
+        async with asyncio.timeout(self._patience):
+            while True:
+                async with self._session.post(path, data=body, headers=headers) as answer:
+                    if answer.status != 503:
+                        return answer.status, await answer.text()
+                    pause = float(answer.headers.get("Retry-After", "1"))
+                await asyncio.sleep(pause)
 
     async def figures(self) -> str:
         """The metrics of the gateway and the server."""

@@ -17,7 +17,7 @@ async def hang_up(asker: Asker, case: Case, phase: str, chance: random.Random) -
     """Begin a request and end the connection in a phase.
 
     Returns:
-        What became of it: "hung up", or "answered before" where the answer was faster.
+        What became of it: "hung up", "answered before" where the answer was faster, or "turned away".
     """
     if phase == "amid a gRPC stream":
         return await _over_grpc(asker, case, chance)
@@ -33,7 +33,12 @@ async def hang_up(asker: Asker, case: Case, phase: str, chance: random.Random) -
             return "answered before" if reader.at_eof() else "hung up"
         if phase == "amid the stream":
             for _ in range(chance.randint(1, 12)):
-                line = await asyncio.wait_for(reader.readuntil(b"\n\n"), EVENT_WAIT)
+                try:
+                    line = await asyncio.wait_for(reader.readuntil(b"\n\n"), EVENT_WAIT)
+                except asyncio.IncompleteReadError:
+                    return "answered before"
+                if line.startswith(b"HTTP/1.1 503"):
+                    return "turned away"
                 if b"[DONE]" in line:
                     return "answered before"
         return "hung up"
