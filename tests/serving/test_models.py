@@ -94,7 +94,7 @@ class Runner:
 
     tokens_per_tile, hidden_size = 16, 8
 
-    def __init__(self, directory, *, threads):
+    def __init__(self, directory, *, threads, turns):
         assert directory.parts[-2:] == ("vision", "cpu")
 
     def check(self, tiles):
@@ -155,7 +155,7 @@ class Engine:
     heartbeat = 0.0
 
     @classmethod
-    def load(cls, directory, *, threads, cache):
+    def load(cls, directory, *, threads, cache, turns):
         assert (cache.mib, cache.precision, cache.reuse) == (None, "auto", True)
         cls.heartbeat = time.monotonic()
         return cls()
@@ -215,6 +215,9 @@ class Decoder:
     stopped = False
     asked: ClassVar[list] = []
 
+    def __init__(self, tile_size):
+        assert tile_size is not None  # the cpu target's vision encoder can be told to stop
+
     def start(self, inputs, traceparent=None):
         self.asked.append(("tensorrt_llm", inputs))
         return self
@@ -244,7 +247,7 @@ class Prepared:
     def __init__(self, spec, tokenizer):
         """Takes what the real one takes."""
 
-    def run(self, tensors, wanted):
+    def run(self, tensors, wanted, watch):
         if self.error is not None:
             raise self.error
         outputs = {
@@ -358,10 +361,10 @@ def test_nvlm_hides_what_a_broken_part_says(nvlm, backend, request_of, text, cap
 def test_nvlm_prepares_texts_while_photographs_are_prepared(nvlm, monkeypatch, request_of, text):
     held, run = threading.Event(), nvlm.prepared.run
 
-    def slow(self, tensors, wanted):
+    def slow(self, tensors, wanted, watch):
         if "image_bytes" in tensors:
             assert held.wait(timeout=30)
-        return run(self, tensors, wanted)
+        return run(self, tensors, wanted, watch)
 
     monkeypatch.setattr(nvlm.prepared, "run", slow)
     images = [request_of({"text_input": text("x"), "image_bytes": text("f")}) for _ in range(40)]
