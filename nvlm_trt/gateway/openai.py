@@ -81,7 +81,11 @@ class ModelList(BaseModel):
 
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
 STREAMED: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {
+        "content": {
+            "text/event-stream": {"schema": {"description": "Events, each with an object in JSON; then [DONE]."}}
+        }
+    }
 }
 
 
