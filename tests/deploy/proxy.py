@@ -66,7 +66,7 @@ class Proxy:
         """As `nginx -s reload`; returns when the new workers have taken over."""
         before = self._workers()
         self._process.send_signal(signal.SIGHUP)
-        wait_until(lambda: self._workers() - before, "new workers")
+        wait_until(lambda: (now := self._workers()) and not now & before, "new workers alone")
 
     def _workers(self) -> set[str]:
         """Those that take connections: of older ones the title says that they shut down."""
