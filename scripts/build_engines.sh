@@ -27,9 +27,16 @@ engine=$(nvlm-trt build "$recipe" "$@")
 member() { python -c 'import json, sys; print(json.loads(sys.stdin.readline())[sys.argv[1]])' "$1"; }
 
 echo "Starting the server of $engine ..."
-coproc SERVER { exec nvlm-trt serve "$engine" --http-port 0 --grpc-port 0 --metrics-port 0 --json; }
+log=$(mktemp)
+coproc SERVER { exec nvlm-trt serve "$engine" --http-port 0 --grpc-port 0 --metrics-port 0 --json 2>"$log"; }
 server=$SERVER_PID
-trap 'kill -TERM "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
+stop() {
+    local status=$?
+    kill -TERM "$server" 2>/dev/null; wait "$server" 2>/dev/null || true
+    [ "$status" = 0 ] || { echo "The server's log:"; cat "$log"; } >&2
+    rm -f "$log"
+}
+trap stop EXIT
 read -r ready <&"${SERVER[0]}"
 url=$(member grpc <<<"$ready")
 

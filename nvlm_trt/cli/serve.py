@@ -82,7 +82,7 @@ def serve(
     from nvlm_trt.errors import RequestError
     from nvlm_trt.gateway.settings import GatewaySettings, Limits, check_domains, read_keys
     from nvlm_trt.serving.host.engine import ServedEngine
-    from nvlm_trt.serving.host.follow import LogFollower
+    from nvlm_trt.serving.host.follow import NO_GPU, LogFollower
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
@@ -92,9 +92,10 @@ def serve(
     growth = max_growth and max_growth << 20
     if not dry_run and (records := read_records(engine_dir)):
         require_match(records, look())
+    recipe = ServedEngine.open(engine_dir).recipe
     settings = None
     if gateway:
-        limits = Limits.of(ServedEngine.open(engine_dir).recipe).changed(limit or ())
+        limits = Limits.of(recipe).changed(limit or ())
         settings = GatewaySettings(limits, read_keys(api_keys), check_domains(image_domain or ()))
     elif read_keys(api_keys) or image_domain or limit:
         raise RequestError("with --no-gateway nobody heeds API keys, --image-domain and --limit", fix="leave them out")
@@ -127,7 +128,7 @@ def serve(
     )
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
-    follower = LogFollower(lambda: server.log)
+    follower = LogFollower(lambda: server.log, expected=NO_GPU if recipe.target == "cpu" else None)
     try:
         with server:
             while not asked.wait(0.05) and not server.wait(0):

@@ -23,6 +23,9 @@ TRITON: Final = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d")
 TABLE: Final = re.compile(r"[+|]")
 """How the lines of tritonserver's tables begin, about its models and options."""
 
+NO_GPU: Final = re.compile(r"CUDA|CudaDriver|pinned|NVML|DCGM", re.IGNORECASE)
+"""What tritonserver complains of where there is no GPU and none is needed."""
+
 LEVELS: Final = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.ERROR}
 
 log = logging.getLogger("tritonserver")
@@ -34,11 +37,15 @@ class LogFollower:
     Args:
         file: The log as of now: a server that is replaced has a new one; None where there is none yet.
         out: Where our lines go; None for stderr.
+        expected: What is found in lines of tritonserver that mean nothing here: they have level debug.
     """
 
-    def __init__(self, file: Callable[[], Path | None], out: TextIO | None = None) -> None:
+    def __init__(
+        self, file: Callable[[], Path | None], out: TextIO | None = None, expected: re.Pattern[str] | None = None
+    ) -> None:
         self._file = file
         self._out = out
+        self._expected = expected
         self._read: Path | None = None
         self._place = 0
         self._rest = b""
@@ -83,11 +90,10 @@ class LogFollower:
         if OURS.match(line):
             print(line, file=self._out or sys.stderr, flush=True)  # a line of the log already
         elif line.strip():
-            log.log(_level(line), "%s", line)
+            log.log(self._level(line), "%s", line)
 
-
-def _level(line: str) -> int:
-    if TABLE.match(line):
-        return logging.DEBUG
-    triton = TRITON.match(line)
-    return LEVELS[triton[1]] if triton else logging.INFO
+    def _level(self, line: str) -> int:
+        if TABLE.match(line) or (self._expected is not None and self._expected.search(line)):
+            return logging.DEBUG
+        triton = TRITON.match(line)
+        return LEVELS[triton[1]] if triton else logging.INFO

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.serving.host.follow import MAX_LINE, POLL_SECONDS, LogFollower
+from nvlm_trt.serving.host.follow import MAX_LINE, NO_GPU, POLL_SECONDS, LogFollower
 
 JSON = '{"time": "2026-11-30T07:28:25.382Z", "level": "info", "event": "answered"}'
 TEXT = "2026-11-30T07:28:25.382Z INFO nvlm_trt answered"
@@ -43,6 +43,25 @@ def test_lines_of_ours_pass_as_they_are_and_others_become_events(
     assert told[1] == ("ERROR", "E1130 07:28:25.7 1 a.cc:1] bad")
     assert told[2] == ("INFO", "half ä line")
     assert told[3] == ("DEBUG", "| nvlm | 1 | READY |")
+
+
+def test_what_tritonserver_misses_without_a_gpu_is_no_error_where_none_is_needed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "log"
+    caplog.set_level(logging.DEBUG)
+    lines = (
+        'E1130 08:54:50.6 1 server.cc:241] "CudaDriverHelper has not been initialized."',
+        'W1130 08:54:53.9 1 pinned_memory_manager.cc:170] "failed to allocate pinned system memory"',
+        "Error: Failed to initialize NVML",
+        'E1130 08:54:53.2 1 server.cc:1] "failed to load nvlm"',
+    )
+    file.write_text("\n".join(lines) + "\n")
+    LogFollower(lambda: file, expected=NO_GPU).stop()
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "DEBUG", "DEBUG", "ERROR"]
+    caplog.clear()
+    LogFollower(lambda: file).stop()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "INFO", "ERROR"]
 
 
 def test_a_server_that_is_replaced_has_another_log(tmp_path: Path) -> None:
