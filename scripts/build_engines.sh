@@ -38,6 +38,7 @@ stop() {
 }
 trap stop EXIT
 read -r ready <&"${SERVER[0]}"
+[[ $ready == *'"ready"'* ]] || exit 1
 url=$(member grpc <<<"$ready")
 
 picture=examples/cup.png
