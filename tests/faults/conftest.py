@@ -63,7 +63,7 @@ def engine_dir(tiny_engine: Path) -> Path:
     return tiny_engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(engine_dir: Path) -> Iterator[Served]:
     """The server of faults at the door, which must survive all of them."""
     options = [f"--limit={name}={value}" for name, value in LIMITS.items()]
@@ -108,7 +108,7 @@ def internet() -> Iterator[Web]:
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def neighbour(served: Served) -> Iterator[Neighbour]:
     """A client of the shared server that behaves."""
     made = Neighbour(served.http)
