@@ -109,12 +109,19 @@ def internet() -> Iterator[Web]:
 
 
 @pytest.fixture(scope="package")
-def neighbour(served: Served) -> Iterator[Neighbour]:
-    """A client of the shared server that behaves."""
+def client_beside(served: Served) -> Iterator[Neighbour]:
+    """A client of the shared server that behaves; nobody is there yet."""
     made = Neighbour(served.http)
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def neighbour(client_beside: Neighbour) -> Iterator[Neighbour]:
+    """That client, there for as long as a test lasts."""
+    with client_beside.present():
+        yield client_beside
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Seen:
 
 
 class Neighbour:
-    """Streams the same answer again and again from a thread of its own; `open` one before it is needed.
+    """Streams the same answer again and again from a thread of its own, while it is `present`.
 
     Args:
         address: ``host:port`` of the gateway.
@@ -58,7 +58,6 @@ class Neighbour:
         self._ends: list[tuple[float, str]] = []
         self._stopped = threading.Event()
         self._may_ask = threading.Event()
-        self._may_ask.set()
         self._at_rest = threading.Event()
         self.expected = self._stream()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -70,13 +69,22 @@ class Neighbour:
     def stop(self) -> None:
         """End after the stream that runs."""
         self._stopped.set()
+        self._may_ask.set()
         if self._thread.ident is not None:
             self._thread.join(30)
 
     @contextlib.contextmanager
+    def present(self) -> Iterator[None]:
+        """Stream for a while; the last one may end later."""
+        self._may_ask.set()
+        try:
+            yield
+        finally:
+            self._may_ask.clear()
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Let nobody be there for a while."""
-        self._at_rest.clear()
         self._may_ask.clear()
         assert self._thread.ident is None or self._at_rest.wait(30)
         try:
@@ -100,6 +108,8 @@ class Neighbour:
             if not self._may_ask.is_set():
                 self._at_rest.set()
                 self._may_ask.wait()
+                self._at_rest.clear()
+                continue
             try:
                 text = self._stream()
                 said = "" if text == self.expected else f"a wrong answer: {text[:80]!r}"
