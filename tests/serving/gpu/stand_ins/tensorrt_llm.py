@@ -21,11 +21,11 @@ class Channel(tensorrt_llm._Channel):
         super().__init__(sender, pad=0)
         self.note, self.tokens = note, 0
 
-    def send(self, ids, *, final):
+    def send(self, ids, *, final, log_probs=()):
         self.tokens += len(ids)
         if final:
             self.note(self.tokens)
-        super().send(ids, final=final)
+        super().send(ids, final=final, log_probs=log_probs)
 
 
 class TritonPythonModel(tensorrt_llm.TritonPythonModel):
