@@ -8,6 +8,7 @@ import importlib
 import json
 import threading
 import time
+import types
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from nvlm_trt.errors import EngineError, ImageRejected
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.config_parts import ModelConfig
+from nvlm_trt.serving.heartbeat import read_beats
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC
 
@@ -197,6 +199,27 @@ def test_tensorrt_llm_answers_through_the_sender(load, request_of):
     assert response.values()["output_ids"].tolist() == [[[4, 5]]]
     assert response.values()["sequence_length"].tolist() == [[2]]
     assert bad.sender.sent[0][0].error().message() == "input_ids is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "patches"),
+    [
+        ("preprocessing", {}),
+        ("vision_encoder", {"VisionRunner": Runner}),
+        ("tensorrt_llm", {"DecoderEngine": Engine}),
+    ],
+)
+def test_a_model_that_is_unloaded_ends_its_heartbeat_and_sends_its_last_spans(
+    load, tmp_path, monkeypatch, name, patches
+):
+    monkeypatch.setenv("NVLM_TRT_HEARTBEAT_DIR", str(tmp_path))
+    model = load(name, **patches)
+    wait(lambda: [beat.model for beat in read_beats(tmp_path)] == [name])
+    closed = threading.Event()
+    model.tracer = types.SimpleNamespace(close=closed.set)
+    model.finalize()
+    assert read_beats(tmp_path) == []
+    assert closed.is_set()
 
 
 def test_tensorrt_llm_shows_its_cache(load, backend):

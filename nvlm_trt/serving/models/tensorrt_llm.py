@@ -101,3 +101,4 @@ class TritonPythonModel(Model):
         """End the engine and everything that is under way."""
         self.engine.close()
         self.server.close()
+        super().finalize()
