@@ -84,7 +84,7 @@ class Door:
             exchange.error = CANCELLED
             raise
         finally:
-            self._metrics.answered(exchange)
+            self._metrics.answered(exchange, route)
             end_trace(exchange)
             log_access(exchange, route)
 

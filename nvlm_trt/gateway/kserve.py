@@ -155,9 +155,10 @@ class PassThrough:
                 came()
                 *events, rest = (rest + chunk).split(b"\n\n")
                 for event in events:
+                    plain = event
                     if event.startswith(ERROR_EVENT):
-                        exchange.error = "stream_error"
-                    yield (_plain_body(event) if event.startswith(ERROR_EVENT) else event) + b"\n\n"
+                        exchange.error, plain = "stream_error", _plain_body(event)
+                    yield plain + b"\n\n"
             if rest:
                 yield rest
             self._answered(exchange)

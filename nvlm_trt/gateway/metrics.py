@@ -105,9 +105,9 @@ class Metrics:
         registry.register(_Restarts(restarts))
         registry.register(ProcessCollector(processes))
 
-    def answered(self, exchange: Exchange) -> None:
-        """Note the end of a request, and why it was not answered where it was not."""
-        route, error = route_of(exchange.path), exchange.error
+    def answered(self, exchange: Exchange, route: str) -> None:
+        """Note the end of a request of a route, and why it was not answered where it was not."""
+        error = exchange.error
         self._seconds.labels(route).observe(time.monotonic() - exchange.began)
         if exchange.status is not None:
             self._requests.labels(route, str(exchange.status)).inc()

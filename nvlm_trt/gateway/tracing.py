@@ -23,6 +23,5 @@ def end_trace(exchange: Exchange) -> None:
     if exchange.first_text is not None:
         exchange.span.child("stream", began=exchange.first_text).end(exchange.error, at=now)
     status = {} if exchange.status is None else {"http.response.status_code": exchange.status}
-    facts = {name: value for name, value in exchange.facts.items() if isinstance(value, str | int | float)}
-    exchange.span.note({**status, **{f"nvlm.{name}": value for name, value in facts.items()}})
+    exchange.span.note({**status, **{f"nvlm.{name}": value for name, value in exchange.facts.items()}})
     exchange.span.end(exchange.error, at=now)

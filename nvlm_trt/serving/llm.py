@@ -23,6 +23,7 @@ from nvlm_trt.decoder.request_handle import RequestHandle
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import ServerError
+from nvlm_trt.serving.decoder_tensors import STOP
 from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.serving.llm_request import parse_llm_request
 from nvlm_trt.serving.llm_trace import trace_decoding
@@ -139,7 +140,7 @@ class LlmServer:
         """
         job = Job(client_id, channel, span)
         try:
-            if parse_flag(tensors, "stop"):
+            if parse_flag(tensors, STOP):
                 self._outbox.put(lambda: self._stop(client_id, channel))
                 return
             name = str(next(self._numbers))

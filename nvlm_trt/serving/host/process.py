@@ -132,7 +132,7 @@ class TritonProcess:
 
     def models(self) -> dict[str, int]:
         """Process ids by name: of tritonserver, and of the models that gave a sign of life."""
-        return {"tritonserver": self.pid, **{beat.model: beat.pid for beat in read_beats(self._beats)}}
+        return {SERVER: self.pid, **{beat.model: beat.pid for beat in read_beats(self._beats)}}
 
     def active_requests(self) -> int:
         """Requests that the models are working on, as of their last heartbeats; a request counts in each model."""

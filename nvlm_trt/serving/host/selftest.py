@@ -35,8 +35,7 @@ def unload_model(url: str, name: str, headers: dict[str, str]) -> bool:
 
     Those under way go on; when the last one has ended, `loaded_models` says so.
     """
-    address = f"http://{url}/v2/repository/models/{name}/unload"
-    request = urllib.request.Request(address, data=b"{}", headers={"Content-Type": "application/json", **headers})
+    request = _post(url, f"repository/models/{name}/unload", {}, headers)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
             return True
@@ -49,8 +48,7 @@ def loaded_models(url: str, headers: dict[str, str]) -> dict[str, str] | None:
 
     One that is being unloaded is "UNLOADING" while requests are under way, then "UNAVAILABLE".
     """
-    address = f"http://{url}/v2/repository/index"
-    request = urllib.request.Request(address, data=b"{}", headers={"Content-Type": "application/json", **headers})
+    request = _post(url, "repository/index", {}, headers)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             return {model["name"]: model.get("state", "") for model in json.load(answer)}
@@ -64,11 +62,7 @@ def load_model(url: str, name: str, headers: dict[str, str]) -> None:
     Raises:
         ServerError: the server could not load it, or ended meanwhile.
     """
-    request = urllib.request.Request(
-        f"http://{url}/v2/repository/models/{name}/load",
-        data=b"{}",
-        headers={"Content-Type": "application/json", **headers},
-    )
+    request = _post(url, f"repository/models/{name}/load", {}, headers)
     try:
         with urllib.request.urlopen(request):
             return
@@ -86,14 +80,15 @@ def echo_works(url: str) -> bool:
         {"name": f"{dtype.lower()}_in", "datatype": dtype, "shape": [len(values)], "data": values}
         for dtype, values in ECHO.items()
     ]
-    request = urllib.request.Request(
-        f"http://{url}/v2/models/selftest/infer",
-        data=json.dumps({"inputs": tensors}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
+    request = _post(url, "models/selftest/infer", {"inputs": tensors}, {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     except (OSError, ValueError, KeyError):
         return False
     return outputs == {f"{dtype.lower()}_out": values for dtype, values in ECHO.items()}
+
+
+def _post(url: str, path: str, body: dict[str, object], headers: dict[str, str]) -> urllib.request.Request:
+    told = {"Content-Type": "application/json", **headers}
+    return urllib.request.Request(f"http://{url}/v2/{path}", json.dumps(body).encode(), told)
