@@ -10,43 +10,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp import web
 from PIL import Image
 
+from ..web_thread import WebThread
 
-class Web:
+
+class Web(WebThread):
     """A server of images on this machine, standing for one of the internet."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.patience = True
         self.hung_up = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._ready.wait()
+        super().__init__()
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        application = web.Application()
-        application.router.add_get("/{path:.*}", self._answer)
-        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert isinstance(site._server, asyncio.Server)
-        self.port = site._server.sockets[0].getsockname()[1]
-        self._ready.set()
-        return runner
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"]
         self.seen.append(path)
         if path == "missing":

@@ -8,43 +8,18 @@ import threading
 
 from aiohttp import web
 
+from ..web_thread import WebThread
 
-class Upstream:
+
+class Upstream(WebThread):
     """A plain HTTP server that says what reached it; a stream of it can be cut off."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, bytes, str]] = []
         self.hung_up = threading.Event()
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._ready = threading.Event()
-        self._thread.start()
-        self._ready.wait()
+        super().__init__()
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        application = web.Application(client_max_size=1 << 24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        self._ready.set()
-        return runner
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.method, request.raw_path, body, request.headers.get("Content-Type", "")))
         if b"error" in body:

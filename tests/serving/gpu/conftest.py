@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from nvlm_trt.client import NvlmClient
-from nvlm_trt.decoder.build_cpu import build_decoder_cpu
-from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.local import LocalEngine
-from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
 from nvlm_trt.serving.host.environment import Triton
@@ -26,8 +21,8 @@ from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC, ServingSpec
-from nvlm_trt.vision.build_cpu import build_vision_cpu
-from nvlm_trt.vision.export import export_vision
+
+from ...tiny_engine import build_tiny_engine
 
 HERE = Path(__file__).parent
 LIMITS = {"max_batch_size": 8, "max_tiles": 6, "max_images": 2, "max_input_len": 512, "max_output_len": 1500}
@@ -42,25 +37,8 @@ def recipe_of(target: str, **more: object) -> BuildRecipe:
 def engines(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine directory of the cpu target, in float32."""
     out = tmp_path_factory.mktemp("engines") / "cpu"
-    (out / "vision").mkdir(parents=True)
     recipe = recipe_of("cpu", vision_precision="fp32", decoder_precision="fp32", cpu_threads=1)
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    (out / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
-    (out / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        (out / "tokenizer" / name).write_bytes((tiny_checkpoint / name).read_bytes())
-    checkpoint = Checkpoint.open(tiny_checkpoint)
-    export_vision(checkpoint, out / "vision", precision="fp32", output_dtype="fp32")
-    build_vision_cpu(out / "vision" / "vision.onnx", out / "vision" / "cpu", precision="fp32")
-    convert_decoder(checkpoint, out / "decoder" / "checkpoint", tp=1, pp=1, dtype="float32")
-    build_decoder_cpu(
-        out / "decoder" / "checkpoint",
-        out / "decoder" / "cpu",
-        precision="fp32",
-        max_batch_size=recipe.max_batch_size,
-        max_seq_len=recipe.max_input_len + recipe.max_output_len,
-        max_prompt_table_rows=recipe.max_images * (recipe.max_tiles + 1) * 16,
-    )
+    build_tiny_engine(tiny_checkpoint, recipe, out)
     return out
 
 
@@ -68,7 +46,7 @@ def engines(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def gpu_engine(engines: Path) -> Path:
     """The same as an engine directory of the gpu target for two ranks, its engines replaced by stand-ins."""
     out = engines.parent / "gpu"
-    shutil.copytree(engines, out)
+    shutil.copytree(engines, out, ignore=shutil.ignore_patterns("triton_repo"))
     recipe = recipe_of("gpu", tp=2, vision_engine={"max_tiles": 4}, cpu_threads=1)
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     (out / "vision" / "model.plan").touch()
@@ -134,15 +112,3 @@ def local(engines: Path) -> Iterator[LocalEngine]:
     with LocalEngine(engines) as engine:
         engine.vision = Rounded(engine.vision)
         yield engine
-
-
-@pytest.fixture(scope="session")
-def jpeg(photographs: dict[str, Image.Image]) -> Callable[[str], bytes]:
-    """Photographs as JPEG files."""
-
-    def encode(name: str) -> bytes:
-        file = io.BytesIO()
-        photographs[name].save(file, "JPEG", quality=90)
-        return file.getvalue()
-
-    return encode
