@@ -12,7 +12,7 @@ from typing import Final
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from nvlm_trt.serving.host.shm import SHARED_MEMORY
+from nvlm_trt.serving.host.shm import region_bytes
 
 FIGURES: Final = (
     "nvlm_requests_working",
@@ -106,7 +106,7 @@ class Watch:
         return Sample(
             at=time.monotonic() - self._began,
             processes=processes,
-            shm=self._shared_memory(),
+            shm=region_bytes(f"nvlm_trt_{self._server.pid}_"),
             figures=read_figures(metrics),
             load=os.getloadavg()[0],
         )
@@ -118,17 +118,6 @@ class Watch:
         if words and "stub" in Path(words[0]).name:
             return next((Path(word).parts[-3] for word in words[1:] if word.endswith("model.py")), "a model")
         return "tritonserver" if words and "tritonserver" in " ".join(words) else process.name()
-
-    def _shared_memory(self) -> int:
-        mine = f"nvlm_trt_{self._server.pid}_"
-        sizes = 0
-        for file in SHARED_MEMORY.iterdir():
-            if file.name.startswith(mine):
-                try:
-                    sizes += file.stat().st_blocks * 512
-                except FileNotFoundError:
-                    continue
-        return sizes
 
 
 def read_figures(metrics: str) -> dict[str, float]:
