@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
+
+from nvlm_trt.bench.machine import this_machine
 
 ROOT = Path(__file__).parents[1]
 CASES = ROOT / "tests" / "faults" / "cases.yaml"
@@ -157,12 +157,8 @@ def _run(only: Sequence[int], outcomes: Path, duration: int) -> None:
 
 
 def _machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB"
+    machine = this_machine()
+    return f"{machine.cores} cores of {machine.processor}, {machine.memory_bytes / 2**30:.0f} GiB"
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from scripts.soak.run import wait_idle
+from scripts.soak.run import IDLE, wait_idle
 from scripts.soak.server import Running, own_server
 from scripts.soak.watch import Sample
 
@@ -28,14 +28,6 @@ a prompt may be."""
 
 FAULTS: Final = ("Traceback", "a request failed")
 """What the server's log must not hold: each is a request that nobody had thought of."""
-
-BUSY: Final = (
-    "nvlm_requests_working",
-    "nvlm_requests_waiting",
-    "nvlm_buffered_bytes",
-    "nvlm_kv_running_requests",
-    "nvlm_kv_waiting_requests",
-)
 
 
 def fuzz(engine_dir: Path, limit: int, out: Path, seed: int) -> int:
@@ -65,7 +57,7 @@ def _schemathesis(server: Running, limit: int, out: Path, seed: int) -> int:
 
 
 def _faults(before: Sample, after: Sample) -> list[str]:
-    faults = [f"{name} is {after.figures[name]:g}" for name in BUSY if after.figures[name]]
+    faults = [f"{name} is {after.figures[name]:g}" for name in IDLE if after.figures[name]]
     if {one.pid for one in before.processes.values()} != {one.pid for one in after.processes.values()}:
         faults.append("processes came or went")
     if after.restarts:
