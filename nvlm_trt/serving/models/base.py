@@ -9,6 +9,7 @@ from typing import Any
 from nvlm_trt import logs
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
+from nvlm_trt.serving.models.metrics import close_metrics
 from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, parameters
 from nvlm_trt.serving.spec import spec_of
 from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
@@ -50,7 +51,8 @@ class Model:
         return Heartbeat(name, still=still, active=lambda: int(self.working))
 
     def finalize(self) -> None:
-        """Called by Triton before the process ends."""
+        """Called by Triton before the process ends; the model's own threads have ended by now."""
+        close_metrics()
         if self.heartbeat is not None:
             self.heartbeat.stop()
         if self.tracer is not None:

@@ -115,9 +115,11 @@ class TritonPythonModel(Model):
 
     def finalize(self) -> None:
         """End the event loop, and with it the requests under way."""
-        super().finalize()
+        if self.heartbeat is not None:
+            self.heartbeat.stop()  # it asks the loop
         self.loop.call_soon_threadsafe(self.closing.set)
         self.thread.join()
+        super().finalize()
 
     async def _main(self) -> None:
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()

@@ -1,0 +1,69 @@
+"""A model that is unloaded ends in order: with its figures, before its process loses the way to the server."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nvlm_trt.serving.host.command import ADMIN_HEADER
+from nvlm_trt.serving.host.engine import ServedEngine
+from nvlm_trt.serving.host.environment import Triton
+from nvlm_trt.serving.host.nodes import Nodes
+from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+from nvlm_trt.serving.host.process import TritonProcess
+from nvlm_trt.serving.host.selftest import unload_model
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    held = Ports(0, 0, 0).held(LOOPBACK)
+    yield held.ports
+    held.release()
+
+
+@pytest.fixture
+def process(engine_dir: Path, ports: Ports, tmp_path: Path) -> Iterator[TritonProcess]:
+    """A server that nobody replaces when its processes end."""
+    engine = ServedEngine.open(engine_dir)
+    options = engine.options(LOOPBACK, ports, Nodes(), start_timeout=None, hang_timeout=8.0, grace=5.0)
+    running = TritonProcess(Triton.find(), options, tmp_path)
+    try:
+        running.wait_ready(threading.Event())
+        yield running
+    finally:
+        running.kill()
+
+
+def figures(ports: Ports) -> set[str]:
+    """Names of our figures on the metrics port."""
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{ports.metrics}/metrics", timeout=10) as answer:
+        return set(re.findall(r"^(nvlm_\w+)", answer.read().decode(), re.MULTILINE))
+
+
+def ask(ports: Ports) -> None:
+    """A request whose every stage is observed."""
+    body = json.dumps({"text_input": "Hello", "max_tokens": 4}).encode()
+    url = f"http://{LOOPBACK}:{ports.http}/v2/models/nvlm/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as answer:
+        assert answer.status == 200
+
+
+def test_the_figures_of_a_model_end_with_it(process, ports):
+    ask(ports)
+    server = psutil.Process(process.pid)
+    key = next(re.search(f"{ADMIN_HEADER}=(\\w+)", word) for word in server.cmdline() if ADMIN_HEADER in word)
+    assert {"nvlm_preprocessing_seconds_count", "nvlm_kv_blocks", "nvlm_vision_cache_tiles"} <= figures(ports)
+    for model in ("ensemble", "nvlm", "multimodal_decoder", "tensorrt_llm", "vision_encoder"):
+        assert unload_model(f"{LOOPBACK}:{ports.http}", model, {ADMIN_HEADER: key[1]})
+    deadline = time.monotonic() + 30
+    while figures(ports) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert figures(ports) == set()
