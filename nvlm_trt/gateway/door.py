@@ -17,6 +17,7 @@ from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.gateway.log import log_access
 from nvlm_trt.gateway.metrics import Metrics, route_of
+from nvlm_trt.gateway.origin import check_site
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.gateway.tracing import begin_trace, end_trace
 from nvlm_trt.tracing import CANCELLED, Tracer
@@ -98,6 +99,8 @@ class Door:
         if exchange.path not in OPEN and not exchange.path.startswith(PAGE):
             client = self._keys.check(exchange.headers.get(b"authorization"))
             exchange.key = self._keys.shown(client)
+            if exchange.key is None:
+                check_site(exchange.headers)
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.stack.enter_context(self._keys.request(client))
                 exchange.place = exchange.stack.enter_context(self._admission.place())
