@@ -10,6 +10,7 @@ from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.errors import NvlmTrtError, RequestError, ServerError
+from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS
 from nvlm_trt.serving.faults import NOT_LOADED, UnavailableError
 
 CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "404")
@@ -33,6 +34,7 @@ class Answer:
         num_input_tokens: Tokens of the prompt, visual ones included.
         num_output_tokens: Tokens of the answer.
         tokens: They themselves, where `return_log_probs` asked for them.
+        num_cached_tokens: Those of the prompt that the KV cache held already; None where the server does not tell.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Answer:
     num_input_tokens: int
     num_output_tokens: int
     tokens: tuple[Token, ...] = ()
+    num_cached_tokens: int | None = None
 
 
 class AnswerBuilder:
@@ -69,7 +72,9 @@ class AnswerBuilder:
         reason = result.as_numpy("finish_reason")[0].decode()
         if reason:
             read, written = (int(result.as_numpy(name)[0]) for name in ("num_input_tokens", "num_output_tokens"))
-            self.answer = Answer("".join(self._pieces), reason, read, written, tuple(self._tokens))
+            held = result.as_numpy(CACHED_TOKENS[0])
+            cached = None if held is None else int(held[0])
+            self.answer = Answer("".join(self._pieces), reason, read, written, tuple(self._tokens), cached)
         return piece
 
     def new_tokens(self) -> tuple[Token, ...]:

@@ -29,12 +29,19 @@ Choice = dict[str, Any]
 LogProbs = dict[str, Any] | None
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of a prompt that were in the KV cache already."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
-    """Tokens of a request and its answer, visual ones included."""
+    """Tokens of a request and its answer, visual ones included; details where the decoder tells them."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class ErrorBody(BaseModel):
@@ -224,12 +231,14 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _usage(answer: Answer) -> dict[str, Any]:
+    cached = answer.num_cached_tokens
     return Usage(
         prompt_tokens=answer.num_input_tokens,
         completion_tokens=answer.num_output_tokens,
         total_tokens=answer.num_input_tokens + answer.num_output_tokens,
-    ).model_dump()
+        prompt_tokens_details=None if cached is None else PromptTokensDetails(cached_tokens=cached),
+    ).model_dump(exclude_none=True)
 
 
 def require_model(name: str, names: Sequence[str]) -> None:

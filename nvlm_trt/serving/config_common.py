@@ -14,7 +14,7 @@ from nvlm_trt.serving.config_parts import (
     tensor_input,
     tensor_output,
 )
-from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING, LOG_PROBS, OUTPUTS
+from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, DECODER_FROM_PREPROCESSING, LOG_PROBS, OUTPUTS, Tensor
 from nvlm_trt.serving.fields import ANSWER_FIELDS, NVLM_FIELDS, REQUEST_FIELDS
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES
 from nvlm_trt.serving.spec import ServingSpec
@@ -36,6 +36,7 @@ def nvlm(spec: ServingSpec) -> ModelConfig:
     config = python_model("nvlm", spec, decoupled=True)
     config.input.extend(field_input(field) for field in NVLM_FIELDS)
     config.output.extend(tensor_output(field.name, field.dtype, (-1 if field.many else 1,)) for field in ANSWER_FIELDS)
+    config.output.extend(tensor_output(*tensor) for tensor in _cached_tokens(spec))
     return config
 
 
@@ -65,7 +66,7 @@ def multimodal_decoder(spec: ServingSpec, vision: str) -> ModelConfig:
     side = spec.tile_size
     config.input.append(tensor_input(TILES, "UINT8", (-1, side, side, 3)))
     config.input.extend(tensor_input(name, dtype, (1, *dims)) for name, dtype, dims in DECODER_FROM_PREPROCESSING)
-    outputs = (*OUTPUTS, *LOG_PROBS)
+    outputs = (*OUTPUTS, *LOG_PROBS, *_cached_tokens(spec))
     config.output.extend(tensor_output(name, dtype, (-1, *dims)) for name, dtype, dims in outputs)
     inputs = {name: name for name, _, _ in DECODER_FROM_PREPROCESSING}
     answer = {name: name for name, _, _ in outputs}
@@ -107,3 +108,8 @@ def selftest(spec: ServingSpec) -> ModelConfig:
         config.input.append(tensor_input(f"{dtype.lower()}_in", dtype, (-1,)))
         config.output.append(tensor_output(f"{dtype.lower()}_out", dtype, (-1,)))
     return config
+
+
+def _cached_tokens(spec: ServingSpec) -> tuple[Tensor, ...]:
+    """The output with the prompt's cached tokens, where the decoder tells them."""
+    return () if spec.cpu is None else (CACHED_TOKENS,)

@@ -12,6 +12,7 @@ from nvlm_trt.serving.config_common import (
 )
 from nvlm_trt.serving.config_parts import TABLE, ModelConfig, python_model, tensor_input, tensor_output
 from nvlm_trt.serving.decoder_tensors import (
+    CACHED_TOKENS,
     DECODER_FROM_PREPROCESSING,
     DECODER_OTHER,
     DECODER_REQUIRED,
@@ -61,5 +62,5 @@ def tensorrt_llm(spec: ServingSpec) -> ModelConfig:
     for name, dtype, dims in (*DECODER_FROM_PREPROCESSING, *table, *DECODER_OTHER):
         scalar = tuple(dims) == (1,) and name not in SWITCHES
         config.input.append(tensor_input(name, dtype, dims, optional=name not in DECODER_REQUIRED, scalar=scalar))
-    config.output.extend(tensor_output(*tensor) for tensor in (*OUTPUTS, *LOG_PROBS))
+    config.output.extend(tensor_output(*tensor) for tensor in (*OUTPUTS, *LOG_PROBS, CACHED_TOKENS))
     return config

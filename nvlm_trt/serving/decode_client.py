@@ -9,11 +9,12 @@ from 25.04. A gRPC stream has neither fault.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -23,7 +24,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nvlm_trt.errors import NvlmTrtError
-from nvlm_trt.serving.decoder_tensors import LOG_PROBS, OUTPUTS, STOP
+from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS, OUTPUTS, STOP, Tensor
 from nvlm_trt.serving.faults import UnavailableError, error_of
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
@@ -36,11 +37,7 @@ DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 DECODER: Final = "tensorrt_llm"
 VISION: Final = "vision_encoder"
 
-WANTED: Final = {
-    log_probs: [triton.InferRequestedOutput(name) for name, _, _ in (*OUTPUTS, *(LOG_PROBS if log_probs else ()))]
-    for log_probs in (False, True)
-}
-"""Outputs without log-probabilities and with them; the C++ backend has twenty more, which would all be sent."""
+CACHED: Final = CACHED_TOKENS[0]
 
 STOP_AFTER_SECONDS: Final = 0.05
 """From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
@@ -66,14 +63,16 @@ class DecodeClient:
 
     Args:
         tile_size: Side of a tile in pixels, where the vision encoder can be told to stop; None where it cannot.
+        tells_cached: Whether the decoder tells how many tokens of a prompt its cache held.
     """
 
-    def __init__(self, tile_size: int | None = None) -> None:
+    def __init__(self, tile_size: int | None = None, *, tells_cached: bool = False) -> None:
         self._stop_vision: Mapping[str, Array] | None = None
         if tile_size is not None:
             no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
             self._stop_vision = {TILES: no_tiles, STOP: np.ones(1, np.bool_)}
         self._client = triton.InferenceServerClient(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS))
+        self._decoding = functools.partial(GrpcDecoding, self._client, with_cached=tells_cached)
         self._numbers = itertools.count()
         self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it
         self._stops: set[asyncio.Task[None]] = set()
@@ -85,7 +84,7 @@ class DecodeClient:
             inputs: Its inputs, with the batch dimension.
             traceparent: The span that asks.
         """
-        return GrpcDecoding(self._client, DECODER, self._next_id(), inputs, traceparent=traceparent)
+        return self._decoding(DECODER, self._next_id(), inputs, traceparent=traceparent)
 
     def start_ensemble(
         self, ensemble: str, inputs: Mapping[str, Array], traceparent: str | None = None
@@ -107,7 +106,7 @@ class DecodeClient:
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
 
-        return GrpcDecoding(self._client, ensemble, request_id, inputs, on_given_up=stop, traceparent=traceparent)
+        return self._decoding(ensemble, request_id, inputs, on_given_up=stop, traceparent=traceparent)
 
     async def close(self) -> None:
         """Close the connection, once the decoder has been told of all that was given up."""
@@ -137,6 +136,7 @@ class GrpcDecoding:
         model: The model to ask.
         request_id: Its id of the request.
         inputs: Its inputs.
+        with_cached: Whether to ask how many tokens of the prompt the cache held.
         on_given_up: Called where the decoding is stopped before its end.
         traceparent: The span that asks.
     """
@@ -148,15 +148,17 @@ class GrpcDecoding:
         request_id: str,
         inputs: Mapping[str, Array],
         *,
+        with_cached: bool = False,
         on_given_up: Callable[[], None] | None = None,
         traceparent: str | None = None,
     ) -> None:
+        self._with_cached = with_cached
         self._with_log_probs = bool(inputs["return_log_probs"].item()) if "return_log_probs" in inputs else False
         self._request = {
             "model_name": model,
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
-            "outputs": WANTED[self._with_log_probs],
+            "outputs": _wanted(log_probs=self._with_log_probs, cached=with_cached),
             "enable_empty_final_response": True,
             "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
@@ -175,11 +177,13 @@ class GrpcDecoding:
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
                     log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
+                    cached = int(result.as_numpy(CACHED).item()) if self._with_cached else None
                     # Of a stream a backend may give those of all tokens so far: the last ones are of those that came.
                     yield Decoded(
                         ids[0, 0, :length].tolist(),
                         () if log_probs is None else log_probs[0, 0, -length:].tolist(),
                         last=self._complete,
+                        cached=cached,
                     )
                 if self._complete:
                     return
@@ -202,6 +206,13 @@ class GrpcDecoding:
     async def _requests(self) -> AsyncIterator[dict[str, object]]:
         yield self._request
         await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
+
+
+@functools.cache
+def _wanted(*, log_probs: bool, cached: bool) -> Sequence[triton.InferRequestedOutput]:
+    """The outputs to ask for, each by name: the C++ backend has twenty more, which would all be sent."""
+    asked: tuple[Tensor, ...] = (*OUTPUTS, *(LOG_PROBS if log_probs else ()), *((CACHED_TOKENS,) if cached else ()))
+    return [triton.InferRequestedOutput(name) for name, _, _ in asked]
 
 
 def _input(name: str, values: Array) -> triton.InferInput:

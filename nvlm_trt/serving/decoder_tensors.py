@@ -124,6 +124,10 @@ LOG_PROBS: Final[tuple[Tensor, ...]] = (
 )
 """Outputs that both targets give where return_log_probs asks for them: of a stream, those of the tokens that come."""
 
+CACHED_TOKENS: Final[Tensor] = ("num_cached_tokens", "INT32", (1,))
+"""Output of the cpu target alone, in every response where it is asked for: tokens of the prompt that the KV cache held
+already. The C++ backend counts blocks, and where `return_perf_metrics` asks for them only."""
+
 OUTPUTS_GPU: Final[tuple[Tensor, ...]] = (
     ("context_logits", "FP32", (-1, -1)),
     ("generation_logits", "FP32", (-1, -1, -1)),

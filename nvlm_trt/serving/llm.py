@@ -42,8 +42,11 @@ log = logging.getLogger(__name__)
 class Channel(Protocol):
     """The way back to one client; its methods are called from one thread only."""
 
-    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = ()) -> None:
-        """Send tokens, none at all in a last call where none are left; the last call has `final`."""
+    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = (), cached: int = 0) -> None:
+        """Send tokens, none at all in a last call where none are left; the last call has `final`.
+
+        `cached` is the number of the prompt's tokens that the KV cache held already.
+        """
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
@@ -93,6 +96,11 @@ class Job:
     log_probs: list[float] = field(default_factory=list)
     tokens: int = 0
     stages: Stages | None = None
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that the KV cache held; they do not change any more once a token is there."""
+        return 0 if self.stages is None else self.stages.reused_tokens
 
 
 class LlmServer:
@@ -227,7 +235,7 @@ class LlmServer:
         elif event.finish_reason == "cancelled" and not job.cancelled:
             job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
         else:
-            job.channel.send(job.ids, final=True, log_probs=job.log_probs)
+            job.channel.send(job.ids, final=True, log_probs=job.log_probs, cached=job.cached)
 
     def _note_end(self, job: Job, event: TokenEvent) -> None:
         if job.stages is None:
@@ -242,7 +250,7 @@ class LlmServer:
             if job.streaming and job.ids and not job.cancelled:
                 ids, log_probs, job.ids, job.log_probs = job.ids, job.log_probs, [], []
                 try:
-                    job.channel.send(ids, final=False, log_probs=log_probs)
+                    job.channel.send(ids, final=False, log_probs=log_probs, cached=job.cached)
                 except Exception:  # a client that went away must not hold up the tokens of the others
                     log.exception("sending failed")
                     self._cancel(name, job)

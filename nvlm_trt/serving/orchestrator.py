@@ -28,12 +28,14 @@ PREPARED_ONLY: Final = frozenset({TILES, NUM_TILES})
 class Decoded(NamedTuple):
     """New tokens of an answer, and their log-probabilities where they were asked for.
 
-    `last` says that none will follow; where it is not known yet, the end of the iteration says so.
+    `last` says that none will follow; where it is not known yet, the end of the iteration says so. `cached` is the
+    number of the prompt's tokens that the KV cache held already; None where the decoder does not tell.
     """
 
     ids: Sequence[int]
     log_probs: Sequence[float] = ()
     last: bool = False
+    cached: int | None = None
 
 
 NO_TOKENS: Final = Decoded(())
@@ -50,6 +52,7 @@ class Piece:
         num_output_tokens: Tokens of the answer up to here, the end token not counted.
         num_tiles: Tiles of the request's images.
         tokens: Tokens with their log-probabilities that no earlier piece had; empty where nobody asked for them.
+        num_cached_tokens: Those tokens of the prompt that the KV cache held already; None where that is not told.
     """
 
     text: str
@@ -58,6 +61,7 @@ class Piece:
     num_output_tokens: int
     num_tiles: int = 0
     tokens: Decoded = NO_TOKENS
+    num_cached_tokens: int | None = None
 
 
 class Decoding(Protocol):
@@ -148,6 +152,7 @@ class _Answer:
         self._limit = int(inputs["request_output_len"].item())
         self._num_tiles = num_tiles
         self._count = 0
+        self._cached: int | None = None
         self._ids: list[int] = []
         self._log_probs: list[float] = []
         self._ended = False
@@ -161,6 +166,7 @@ class _Answer:
     def push(self, decoded: Decoded) -> str:
         """Text that these tokens add; tokens after a stop are dropped, as if they had never been decoded."""
         fresh = ""
+        self._cached = decoded.cached
         for place, index in enumerate(decoded.ids):
             if index == self._end_id:  # the C++ backend shows the end token, the cpu decoder does not
                 self._ended = True
@@ -188,4 +194,4 @@ class _Answer:
         if last:
             reason = "length" if self._count >= self._limit and not self._ended else "stop"
         tokens, self._ids, self._log_probs = Decoded(self._ids, self._log_probs), [], []
-        return Piece(text, reason, self._num_input, self._count, self._num_tiles, tokens)
+        return Piece(text, reason, self._num_input, self._count, self._num_tiles, tokens, self._cached)

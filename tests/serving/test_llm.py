@@ -43,7 +43,7 @@ class FakeEngine:
     def submit(self, request, sink):
         self.requests[request.request.request_id] = request.request
         self.sinks[request.request.request_id] = sink
-        return RequestHandle(request.request.request_id, lambda: None, Stages(3, queued=1.0, began=2.0, first=4.0))
+        return RequestHandle(request.request.request_id, lambda: None, Stages(3, 2, queued=1.0, began=2.0, first=4.0))
 
     def status(self):
         return EngineStatus(0, 0, 8, 8, 0, 0, 0, self.reused)
@@ -65,16 +65,18 @@ class FakeChannel:
     def __init__(self) -> None:
         self.sent = []
         self.log_probs = []
+        self.cached = []
         self.error = None
         self.gone = False
         self.broken = False
         self.threads = set()
         self.ended = threading.Event()
 
-    def send(self, ids, *, final, log_probs=()):
+    def send(self, ids, *, final, log_probs=(), cached=0):
         self.threads.add(threading.current_thread().name)
         self.sent.append(ids)
         self.log_probs += log_probs
+        self.cached.append(cached)
         if self.broken:
             raise OSError("gone")
         if final:
@@ -135,6 +137,7 @@ def test_streamed_tokens_come_in_order_and_the_last_response_is_marked(server, e
     engine.tokens("0", 5, 6, reason="length")
     assert channel.ended.wait(5)
     assert channel.ids == [4, 5, 6]
+    assert set(channel.cached) == {2}
     wait(lambda: server.active == 0)
 
 
@@ -185,7 +188,7 @@ def test_the_stages_of_each_request_that_ended_are_told(engine):
     with contextlib.closing(LlmServer(engine, vocab_size=10, observe=observed.put)) as server:
         submit(server, engine)
         engine.tokens("0", 4, 5, reason="length")
-        assert observed.get(timeout=30) == Stages(3, queued=1.0, began=2.0, first=4.0)
+        assert observed.get(timeout=30) == Stages(3, 2, queued=1.0, began=2.0, first=4.0)
 
 
 def test_a_client_that_goes_away_frees_its_place(server, engine):

@@ -36,6 +36,7 @@ def load(backend, spec, engine_dir, monkeypatch):
         config = {
             "name": name,
             "input": [{"name": tensor.name} for tensor in made.input],
+            "output": [{"name": tensor.name} for tensor in made.output],
             "parameters": {
                 PARAMETER_SPEC: {"string_value": spec.to_json()},
                 PARAMETER_ENGINE: {"string_value": "../.."},
@@ -172,7 +173,7 @@ class Engine:
 
         sink(TokenEvent(request.request_id, 4))
         sink(TokenEvent(request.request_id, 5, "length"))
-        return RequestHandle(request.request_id, lambda: None, Stages(2, queued=1.0, began=1.5, first=3.5))
+        return RequestHandle(request.request_id, lambda: None, Stages(2, 1, queued=1.0, began=1.5, first=3.5))
 
     def status(self):
         from nvlm_trt.decoder.status import EngineStatus
@@ -198,7 +199,20 @@ def test_tensorrt_llm_answers_through_the_sender(load, request_of):
     (response, _), *_ = request.sender.sent
     assert response.values()["output_ids"].tolist() == [[[4, 5]]]
     assert response.values()["sequence_length"].tolist() == [[2]]
+    assert "num_cached_tokens" not in response.values()
     assert bad.sender.sent[0][0].error().message() == "input_ids is missing"
+
+
+def test_tensorrt_llm_tells_the_cached_tokens_of_a_prompt_where_they_are_asked_for(load, request_of):
+    inputs = {
+        "input_ids": np.array([[1, 2]], np.int32),
+        "input_lengths": np.array([2], np.int32),
+        "request_output_len": np.array([2], np.int32),
+    }
+    request = request_of(inputs, ("output_ids", "sequence_length", "num_cached_tokens"))
+    load("tensorrt_llm", DecoderEngine=Engine).execute([request])
+    wait(lambda: request.sender.final)
+    assert request.sender.sent[0][0].values()["num_cached_tokens"].tolist() == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +252,10 @@ class Decoder:
     stopped = False
     asked: ClassVar[list] = []
 
-    def __init__(self, tile_size):
-        assert tile_size is not None  # the cpu target's vision encoder can be told to stop
+    def __init__(self, tile_size, *, tells_cached):
+        # The cpu target's vision encoder can be told to stop, and its decoder tells of its cache.
+        assert (tile_size is not None) == tells_cached
+        self.cached = 32 if tells_cached else None
 
     def start(self, inputs, traceparent=None):
         self.asked.append(("tensorrt_llm", inputs))
@@ -251,7 +267,7 @@ class Decoder:
 
     async def __aiter__(self):
         for token in self.tokens:
-            yield Decoded([token])
+            yield Decoded([token], cached=self.cached)
         while self.endless:
             await asyncio.sleep(0.01)
 
@@ -305,6 +321,17 @@ def test_nvlm_answers_whole_and_in_pieces(nvlm, request_of, text):
     assert "".join(texts_of(pieces.sender)) == "Hello there"
     assert len(pieces.sender.sent) > 1
     assert whole.sender.sent[0][0].values()["finish_reason"].tolist() == [b"stop"]
+    assert whole.sender.sent[0][0].values()["num_cached_tokens"].tolist() == [32]
+
+
+def test_nvlm_of_a_repository_whose_decoder_does_not_tell_of_cached_tokens_is_silent_about_them(
+    load, gpu_spec, request_of, text, nvlm
+):
+    silent = load("nvlm", spec=gpu_spec, DecodeClient=nvlm.kind, Preprocessor=nvlm.prepared)
+    request = request_of({"text_input": text("x")})
+    silent.execute([request])
+    wait(lambda: request.sender.final)
+    assert "num_cached_tokens" not in request.sender.sent[0][0].values()
 
 
 def test_nvlm_hands_tiles_to_the_ensemble_and_texts_to_the_decoder_itself(nvlm, request_of, text):

@@ -24,12 +24,13 @@ class FakeDecoding:
         self.stopped = False
         self.with_log_probs = False
         self.says_last = False
+        self.cached: int | None = None
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         for group in self.groups:
             self.given += 1
             last = self.says_last and self.given == len(self.groups)
-            yield Decoded(group, [-index / 8 for index in group] if self.with_log_probs else (), last)
+            yield Decoded(group, [-index / 8 for index in group] if self.with_log_probs else (), last, self.cached)
 
     async def stop(self) -> None:
         self.stopped = True
@@ -183,3 +184,11 @@ def test_each_token_comes_once_with_its_log_probability_where_that_is_asked_for(
     assert [value for piece in pieces for value in piece.tokens.log_probs] == [-index / 8 for index in given]
     silent = ask(FakeBackends(one_by_one(ids)), tokenizer, **fields)
     assert not any(piece.tokens.ids for piece in silent)
+
+
+@pytest.mark.parametrize("cached", [None, 0, 64])
+def test_cached_tokens_are_passed_on_as_the_decoder_tells_them(tokenizer, ids, text, cached):
+    backends = FakeBackends(one_by_one(ids))
+    backends.decoding.cached = cached
+    pieces = ask(backends, tokenizer, text_input=text("x"), stream=np.array([True]))
+    assert {piece.num_cached_tokens for piece in pieces} == {cached}

@@ -10,7 +10,7 @@ from nvlm_trt import logs
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.metrics import close_metrics
-from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, parameters
+from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, output_names, parameters
 from nvlm_trt.serving.spec import spec_of
 from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
 
@@ -22,6 +22,7 @@ class Model:
         spec: Shapes and limits.
         engine_dir: The engine directory.
         input_names: Names of the model's inputs.
+        output_names: Those of its outputs.
         tracer: Makes spans; None where nobody asked for traces.
         begun: Requests that `each` has begun.
         working: Whether it is at one.
@@ -38,7 +39,7 @@ class Model:
         config = json.loads(args["model_config"])
         self.tracer = tracer_from_environment(str(config["name"]))
         self.spec, self.engine_dir = spec_of(config["parameters"], model_directory(args))
-        self.input_names = input_names(config)
+        self.input_names, self.output_names = input_names(config), output_names(config)
         self.load()
         self.heartbeat = self.make_heartbeat(str(config["name"]))
 

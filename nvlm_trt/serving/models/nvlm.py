@@ -22,7 +22,7 @@ from nvlm_trt.logs import fields
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
-from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
+from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import CancelledByClientError, UnavailableError
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_ID, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
@@ -47,6 +47,7 @@ POLL_SECONDS_PER_REQUEST: Final = 0.002
 
 log = logging.getLogger(__name__)
 
+CACHED: Final = CACHED_TOKENS[0]
 PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES]
 
 
@@ -123,9 +124,11 @@ class TritonPythonModel(Model):
 
     async def _main(self) -> None:
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
-        backends = _Backends(
-            Preprocessor(self.spec, self.tokenizer), DecodeClient(self.spec.tile_size if self.spec.cpu else None)
+        decoder = DecodeClient(
+            self.spec.tile_size if self.spec.cpu else None,
+            tells_cached=CACHED in self.output_names,  # not on GPUs, nor in a repository that was written before it was
         )
+        backends = _Backends(Preprocessor(self.spec, self.tokenizer), decoder)
         self.orchestrator = Orchestrator(backends, self.tokenizer)
         watcher = self.loop.create_task(self._watch())
         self.turned.set()
@@ -201,6 +204,8 @@ def _response(piece: Piece) -> Any:
         "num_input_tokens": np.array([piece.num_input_tokens], np.int32),
         "num_output_tokens": np.array([piece.num_output_tokens], np.int32),
     }
+    if piece.num_cached_tokens is not None:
+        outputs[CACHED] = np.array([piece.num_cached_tokens], np.int32)
     if piece.tokens.ids:
         outputs["output_ids"] = np.array(piece.tokens.ids, np.int32)
         outputs["output_log_probs"] = np.array(piece.tokens.log_probs, np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.stages import Stages
 from nvlm_trt.errors import EngineError
-from nvlm_trt.serving.decoder_tensors import LOG_PROBS
+from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
@@ -20,18 +20,26 @@ from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
 from nvlm_trt.turns import Turns
 
 LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
+CACHED: Final = CACHED_TOKENS[0]
 
 
 class _Channel:
-    """The way back to one client."""
+    """The way back to one client.
 
-    def __init__(self, sender: Any, pad: int, *, with_log_probs: bool = False) -> None:
+    Args:
+        sender: Triton's.
+        pad: The id in place of no id.
+        wanted: Names of the outputs that the request asks for.
+    """
+
+    def __init__(self, sender: Any, pad: int, wanted: Collection[str] = ()) -> None:
         self._sender = sender
         self._pad = pad
-        self._with_log_probs = with_log_probs
+        self._with_log_probs = LOG_PROB_NAMES.issubset(wanted)
+        self._with_cached = CACHED in wanted
         self._sum = 0.0
 
-    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = ()) -> None:
+    def send(self, ids: list[int], *, final: bool, log_probs: Sequence[float] = (), cached: int = 0) -> None:
         """Send tokens. The last response carries tensors too: 2.51 does not deliver a bare final flag from here."""
         output_ids, length = padded(ids, self._pad)
         outputs = {"output_ids": output_ids, "sequence_length": np.array([[length]], np.int32)}
@@ -39,6 +47,8 @@ class _Channel:
             self._sum += sum(log_probs)
             outputs["output_log_probs"] = np.array([[list(log_probs) or [0.0]]], np.float32)
             outputs["cum_log_probs"] = np.array([[self._sum]], np.float32)
+        if self._with_cached:
+            outputs[CACHED] = np.array([[cached]], np.int32)
         self._sender.send(response(outputs), flags=FINAL if final else 0)
 
     def fail(self, error: Exception) -> None:
@@ -92,8 +102,7 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue requests."""
         for request in requests:
-            wanted = LOG_PROB_NAMES.issubset(request.requested_output_names())
-            channel = _Channel(request.get_response_sender(), pad=0, with_log_probs=wanted)
+            channel = _Channel(request.get_response_sender(), pad=0, wanted=request.requested_output_names())
             tensors = inputs_of(request, self.input_names)
             self.server.submit(tensors, request.request_id(), channel, self.span_of(request))
 

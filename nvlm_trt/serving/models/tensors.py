@@ -61,6 +61,11 @@ def input_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(tensor["name"] for tensor in config["input"])
 
 
+def output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a model's outputs, from its configuration."""
+    return tuple(tensor["name"] for tensor in config["output"])
+
+
 def parameters(request: Any) -> dict[str, Any]:
     """A request's parameters: among them are the fields of a client's JSON that the model does not have."""
     return dict(json.loads(request.parameters() or "{}"))

@@ -21,7 +21,7 @@ class Channel(tensorrt_llm._Channel):
         super().__init__(sender, pad=0)
         self.note, self.tokens = note, 0
 
-    def send(self, ids, *, final, log_probs=()):
+    def send(self, ids, *, final, log_probs=(), cached=0):
         self.tokens += len(ids)
         if final:
             self.note(self.tokens)
