@@ -44,6 +44,7 @@ class VisionArithmetic:
         precision: "fp32", the reference itself; "bf16", as released; "fp8" or "int8".
         calibration: What the stage vision-calibrate leaves; fp8 and int8 alone look at it.
         linears: Names in the graph of the only linear layers that are quantised; None for all.
+        weight_limit: The largest code of a weight; None for the precision's own.
 
     Raises:
         CheckpointError: the calibration cannot be read.
@@ -57,13 +58,14 @@ class VisionArithmetic:
         calibration: Path | None = None,
         *,
         linears: Collection[str] | None = None,
+        weight_limit: float | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._observe: Observe | None = None
         if precision in ("fp8", "int8"):
             assert calibration is not None
-            scales = VisionScales.load(calibration, precision, checkpoint.config)
+            scales = VisionScales.load(calibration, precision, checkpoint.config, weight_limit=weight_limit)
             chosen = frozenset(linear_names(checkpoint.config) if linears is None else linears)
             self._checkpoint = _QuantisedWeights(checkpoint, scales, {weight_of(name) for name in chosen})
             self._observe = _rounds_inputs(scales, chosen)
@@ -117,7 +119,7 @@ class _QuantisedWeights(Checkpoint):
         """One tensor, quantised if it is one of those, then cast to `dtype` if given."""
         tensor = super().read(name)
         if name in self._names:
-            kind = self._scales.quantization
+            kind = self._scales.weights
             rows = tensor.abs().float()
             scale = scale_of(rows.amax(dim=1, keepdim=True) if kind.per_row else rows.amax(), kind, BF16)
             tensor = encode(tensor, scale, kind).float() * scale.float()

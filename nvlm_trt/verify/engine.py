@@ -55,6 +55,7 @@ from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
 from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
 from nvlm_trt.verify.yardstick import layer_roundings, reduced_decoder
 from nvlm_trt.vision.runner import VisionRunner
+from nvlm_trt.vision.scales import CPU_WEIGHT_LIMIT
 
 Figures = dict[str, float]
 Log = Callable[[str], None]
@@ -160,7 +161,8 @@ class _Run:
         reduced: list[Floats | None] = [None] * len(blocks)
         if precision != "fp32":
             calibration = self.engine / VISION_CALIBRATION
-            reduced = VisionArithmetic(self.checkpoint, precision, calibration).tables(blocks)
+            rounding = VisionArithmetic(self.checkpoint, precision, calibration, weight_limit=CPU_WEIGHT_LIMIT)
+            reduced = rounding.tables(blocks)
         figures, yardsticks = [], []
         for theirs, ours, rounded in zip(expected, seen, reduced, strict=False):
             if theirs is not None and ours is not None:
@@ -191,6 +193,7 @@ class _Run:
             calibration=self.engine / VISION_CALIBRATION,
             roundings=layer_roundings(self.recipe.decoder_precision),
             exclude=self.recipe.exclude_layers,
+            weight_limit=CPU_WEIGHT_LIMIT,
         )
 
     def session(self, goldens: Sequence[Golden]) -> DecoderSession:

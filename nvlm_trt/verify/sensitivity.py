@@ -33,6 +33,7 @@ def layer_costs(
     calibration: Path,
     roundings: Roundings | None,
     exclude: Collection[int] = (),
+    weight_limit: float | None = None,
 ) -> list[LayerCost]:
     """What each layer of both parts costs when it is quantised alone, on the requests with images.
 
@@ -45,13 +46,14 @@ def layer_costs(
         calibration: What the stage vision-calibrate leaves; of fp8 and int8 only.
         roundings: Those of the decoder's precision; None where it is not quantised.
         exclude: Layers of the decoder that are not quantised.
+        weight_limit: Vision's largest code of a weight; None for the precision's own.
     """
     asked = [
         (golden.case, Forced(golden.ids, golden.table, golden.said(stop_id)))
         for golden in goldens
         if golden.table is not None
     ]
-    costs = list(vision_costs(checkpoint, vision, calibration, reference, asked))
+    costs = list(vision_costs(checkpoint, vision, calibration, reference, asked, weight_limit))
     if roundings is not None:
         costs += decoder_costs(reference, roundings, [request for _, request in asked], exclude)
     return costs
@@ -82,6 +84,7 @@ def vision_costs(
     calibration: Path,
     reference: DecoderReference,
     requests: Sequence[tuple[Case, Forced]],
+    weight_limit: float | None,
 ) -> Iterator[LayerCost]:
     """One a ViT block and one for the projector, as they are measured; none in a precision that is not quantised.
 
@@ -91,14 +94,14 @@ def vision_costs(
         calibration: What the stage vision-calibrate leaves.
         reference: The decoder in float32, through which rows become logits.
         requests: At least one case with images, and its request.
+        weight_limit: The largest code of a weight; None for the precision's own.
     """
     if precision not in ("fp8", "int8"):
         return
 
     def logits(linears: Sequence[str]) -> torch.Tensor:
-        tables = VisionArithmetic(checkpoint, precision, calibration, linears=linears).tables(
-            [case.tiles for case, _ in requests]
-        )
+        vision = VisionArithmetic(checkpoint, precision, calibration, linears=linears, weight_limit=weight_limit)
+        tables = vision.tables([case.tiles for case, _ in requests])
         asked = [Forced(each.ids, rows, each.answer) for (_, each), rows in zip(requests, tables, strict=True)]
         return torch.cat(ReferenceSubject(reference).logits(asked))
 

@@ -240,7 +240,7 @@ class _Writer:
         else:
             scale = scales.input_scale(name, builder.dtype)
             value = builder.quantized_value(f"{name}/input", value, scale, scales.quantization)
-            weight = builder.quantized_weight(f"{name}/weight", source, shape, scales.quantization)
+            weight = builder.quantized_weight(f"{name}/weight", source, shape, scales.weights)
         return builder.op(f"{name}/matmul", "Gemm", value, weight, attributes={"transB": 1})
 
     def _add_scaled(self, name: str, value: str, change: str, source: str) -> str:

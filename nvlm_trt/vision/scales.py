@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import torch
 
@@ -20,6 +20,15 @@ from nvlm_trt.model.safetensors_read import opened
 from nvlm_trt.vision.dtypes import DType, Quantization, quantization
 
 CALIBRATION = "the vision encoder's calibration"
+
+CPU_WEIGHT_LIMIT: Final = 64.0
+"""The largest int8 code of a weight on the cpu target.
+
+A processor without 8-bit dot products (VNNI, AMX) adds two products, of an input of 8 bits and a weight each, in
+16 bits that saturate: with weights up to 127 the rows of an encoder were seen five times as far from the reference.
+2 x 255 x 64 fits, so that every processor computes the same. NNCF keeps weights so by default (its `overflow_fix`).
+By rounding alone the miniature's rows are 1.3 times as far from the reference as with 127.
+"""
 
 VISION_LINEARS = ("attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2")
 PROJECTOR_LINEARS = ("projector/fc1", "projector/fc2")
@@ -38,19 +47,31 @@ class VisionScales:
     Attributes:
         kind: "int8" or "fp8".
         amax: The largest magnitude of each linear layer's input, by the layer's name in the graph.
+        weight_limit: The largest code of a weight; None for the kind's own.
     """
 
     kind: str
     amax: Mapping[str, float]
+    weight_limit: float | None = None
 
     @property
     def quantization(self) -> Quantization:
-        """Types and granularity.
+        """Types and granularity, and the limit of inputs.
 
         Raises:
             RecipeError: unknown kind.
         """
         return quantization(self.kind)
+
+    @property
+    def weights(self) -> Quantization:
+        """The same for weights.
+
+        Raises:
+            RecipeError: unknown kind.
+        """
+        kind = self.quantization
+        return kind if self.weight_limit is None else replace(kind, limit=self.weight_limit)
 
     def input_scale(self, linear: str, dtype: DType) -> float:
         """The scale of a linear layer's input, a value of `dtype`.
@@ -63,7 +84,7 @@ class VisionScales:
         return float(scale_of(torch.tensor(self.amax[linear]), self.quantization, dtype))
 
     @classmethod
-    def load(cls, path: Path, kind: str, config: NvlmConfig) -> Self:
+    def load(cls, path: Path, kind: str, config: NvlmConfig, *, weight_limit: float | None = None) -> Self:
         """Read what `calibrate_vision` wrote; the same file serves every kind.
 
         Raises:
@@ -79,7 +100,7 @@ class VisionScales:
         faults += [f"not a magnitude: {name} {value}" for name, value in amax.items() if not 0 <= value < math.inf]
         if faults:
             raise EngineError(f"{CALIBRATION} is not of this model{listed(faults)}", seen=path, fix="calibrate again")
-        return cls(kind, amax)
+        return cls(kind, amax, weight_limit)
 
 
 def scale_of(amax: torch.Tensor, kind: Quantization, dtype: DType) -> torch.Tensor:

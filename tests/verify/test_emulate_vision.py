@@ -42,6 +42,19 @@ def test_every_linear_layer_of_the_graph_has_a_weight_in_the_checkpoint(opened: 
     assert len(names) == len(set(names))
 
 
+def test_weights_keep_within_another_limit_where_one_is_given(
+    opened: Checkpoint, tiles: np.ndarray, calibration: Path
+) -> None:
+    narrow, whole = (VisionArithmetic(opened, "int8", calibration, weight_limit=limit) for limit in (7, None))
+    weight = opened.read(weight_of("projector/fc1"), torch.float32)
+    step = (weight.abs().amax(dim=1, keepdim=True) / 7).to(torch.bfloat16).float()
+    codes = narrow._checkpoint.read(weight_of("projector/fc1"), torch.float32) / step
+    assert sorted(set(codes.round().flatten().tolist())) == list(range(-7, 8))
+    exact = rows(VisionArithmetic(opened, "fp32"), tiles)
+    distances = [closeness(rows(each, tiles), exact)["mean_cosine_distance"] for each in (narrow, whole)]
+    assert distances[0] > 5 * distances[1]
+
+
 @pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-4, 2e-3), ("fp8", 1e-3, 1e-2)])
 def test_rounding_costs_what_its_bits_let_expect(
     opened: Checkpoint, tiles: np.ndarray, calibration: Path, kind: str, least: float, most: float

@@ -55,6 +55,7 @@ class FakeQuantised:
             "int8": (to_int8, np.float32(127), True),
             "fp8": (to_fp8, np.float32(448), False),
         }[scales.kind]
+        self.weight_limit = self.limit if scales.weight_limit is None else np.float32(scales.weight_limit)
         self.real = checkpoint.config.vision.hidden_size
 
     def weight(self, linear: str) -> Floats:
@@ -70,7 +71,8 @@ class FakeQuantised:
         """The product of dequantised codes, summed in float64."""
         weight = self.weight(linear)
         largest = np.abs(weight).max(axis=1, keepdims=True) if self.by_row else np.abs(weight).max(keepdims=True)
-        step, input_step = self.settle(largest / self.limit), self.settle(np.float32(self.amax[linear]) / self.limit)
+        step = self.settle(largest / self.weight_limit)
+        input_step = self.settle(np.float32(self.amax[linear]) / self.limit)
         left = self.settle(self.code(x / input_step) * input_step).astype(np.float64)
         return left @ self.settle(self.code(weight / step) * step).astype(np.float64).T
 

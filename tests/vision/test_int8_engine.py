@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -14,7 +16,7 @@ from nvlm_trt.vision.description import CpuEngineDescription
 from nvlm_trt.vision.export import export_vision
 from nvlm_trt.vision.quantize import calibrate_vision
 from nvlm_trt.vision.runner import VisionRunner
-from nvlm_trt.vision.scales import VisionScales
+from nvlm_trt.vision.scales import CPU_WEIGHT_LIMIT, VisionScales
 
 from .fake_quantised import FakeQuantised, Floats, rms
 
@@ -36,7 +38,7 @@ def tiles(checkpoint, tiles_of):
 def scales(checkpoint, tiles, tmp_path_factory) -> VisionScales:
     out = tmp_path_factory.mktemp("calibration") / "scales.safetensors"
     calibrate_vision(checkpoint, tiles[:3], out, work_dir=out.parent / "work")
-    return VisionScales.load(out, "int8", checkpoint.config)
+    return VisionScales.load(out, "int8", checkpoint.config, weight_limit=CPU_WEIGHT_LIMIT)
 
 
 def build(checkpoint: Checkpoint, scales: VisionScales, out: Path) -> Path:
@@ -78,8 +80,16 @@ def test_the_engine_computes_what_the_fake_quantised_model_computes(checkpoint, 
     assert 0.5 * error < rms(table - exact) < 1.2 * error
 
 
+def test_codes_of_weights_leave_room_for_processors_that_add_products_in_16_bits(engine, scales):
+    (graph, data) = (engine.parent / name for name in ("vision.onnx", "vision.onnx.data"))
+    weights = [each for each in onnx.load(graph).graph.initializer if each.data_type == onnx.TensorProto.INT8]
+    codes = [onnx.numpy_helper.to_array(each, str(data.parent)) for each in weights if each.name.endswith("/weight")]
+    assert len(codes) == len(scales.amax)
+    assert {int(abs(rows.astype(int)).max()) for rows in codes} == {64}
+
+
 def test_inputs_cut_off_at_a_twentieth_of_their_range_are_noticed(checkpoint, scales, runner, tiles, exact, tmp_path):
-    narrow = VisionScales("int8", {name: amax / 20 for name, amax in scales.amax.items()})
+    narrow = replace(scales, amax={name: amax / 20 for name, amax in scales.amax.items()})
     cut = VisionRunner(build(checkpoint, narrow, tmp_path), threads=1).encode(tiles)
     assert rms(cut - exact) > 3 * rms(runner.encode(tiles) - exact)
 

@@ -33,16 +33,18 @@ def vision_export(sources: Sources) -> Stage:
 
     def run(context: StageContext) -> None:
         from nvlm_trt.vision.export import export_vision
-        from nvlm_trt.vision.scales import VisionScales
+        from nvlm_trt.vision.scales import CPU_WEIGHT_LIMIT, VisionScales
 
         checkpoint = Checkpoint.open(sources.checkpoint.path)
         calibration = context.engine / VISION_CALIBRATION
+        limit = CPU_WEIGHT_LIMIT if sources.recipe.target == "cpu" else None
+        scales = VisionScales.load(calibration, kind, checkpoint.config, weight_limit=limit) if kind else None
         export_vision(
             checkpoint,
             folder(context, "vision"),
             precision=precision,
             output_dtype=table,
-            quantization=None if kind is None else VisionScales.load(calibration, kind, checkpoint.config),
+            quantization=scales,
             progress=context.progress,
             digested=context.digested,
         )
