@@ -37,10 +37,10 @@ def test_a_recipe_in_few_bits_is_calibrated_built_verified_and_packaged(small: P
     assert "vision-calibrate" in manifest.stages["verify"].basis["inputs"]
     report = json.loads((engine / "verify.json").read_text())
     assert report["ok"]
-    # Rounding as torch rounds in these precisions, neither worse nor much better: what was asked for is what runs. Of
-    # the decoder OpenVINO rounds the inputs too, but only for processors that multiply 8 bits faster; weights always.
-    assert 0.7 < report["figures"]["vision"]["excess"] < 1.4
-    assert 0.3 < report["figures"]["decoder"]["excess"] < 1.4
+    # Rounding as torch rounds in these precisions, neither worse nor much better: what was asked for is what runs. An
+    # engine of bf16 measures 0.15 at most; a decoder of which the processor rounds weights alone 0.4.
+    for part in ("vision", "decoder"):
+        assert 0.3 < report["figures"][part]["excess"] < 1.4
     assert (engine / "triton_repo").is_dir()
 
 
