@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def doctor(
     checkpoint: Annotated[Path | None, typer.Option(help="An NVLM-D directory whose headers are read.")] = None,
+    engine: Annotated[Path | None, typer.Option(help="An engine directory: was it packaged by this version?")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what this machine can build and serve, and why not.
@@ -26,7 +27,7 @@ def doctor(
     from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
     from nvlm_trt.pipeline.finding import EVERYTHING
 
-    found = findings(checkpoint=checkpoint)
+    found = findings(checkpoint=checkpoint, engine=engine)
     hindered_by: dict[str, list[str]] = {goal: hindrances(found, goal) for goal in EVERYTHING}
     works = usable(found)
     if json:

@@ -92,7 +92,8 @@ def serve(
     growth = max_growth and max_growth << 20
     if not dry_run and (records := read_records(engine_dir)):
         require_match(records, look())
-    recipe = ServedEngine.open(engine_dir).recipe
+    engine = ServedEngine.open(engine_dir)
+    recipe = engine.recipe
     settings = None
     if gateway:
         limits = Limits.of(recipe).changed(limit or ())
@@ -107,6 +108,7 @@ def serve(
     if otlp_endpoint is not None:
         os.environ[tracing.ENDPOINT] = tracing.check_endpoint(otlp_endpoint)
     logs.set_up()
+    engine.check_repository()
     asked = threading.Event()
 
     def stop(*_: object) -> None:

@@ -14,9 +14,9 @@ from typing import Final
 import psutil
 
 from nvlm_trt.environment.seen import installed, look
-from nvlm_trt.errors import CheckpointError
+from nvlm_trt.errors import CheckpointError, UserError
 from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
-from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, Finding, Goal
+from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, SERVE, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words
 
 LEAST_MEMORY_BYTES = 2 << 30
@@ -28,17 +28,18 @@ LIBRARIES: Final[tuple[tuple[str, tuple[Goal, ...]], ...]] = (
     ("torch", BUILD),
     ("onnx", BUILD),
     ("tokenizers", EVERYTHING),
-    ("tritonclient", ("serve_cpu", "serve_gpu")),
+    ("tritonclient", SERVE),
     ("openvino", CPU),
 )
 
 
-def findings(place: Path = Path(), checkpoint: Path | None = None) -> list[Finding]:
+def findings(place: Path = Path(), checkpoint: Path | None = None, engine: Path | None = None) -> list[Finding]:
     """Look at everything that a build or a server needs.
 
     Args:
         place: Where an engine would be built.
         checkpoint: A checkpoint whose headers are read; None for none.
+        engine: An engine directory whose model repository is looked at; None for none.
     """
     return [
         _python(),
@@ -50,6 +51,7 @@ def findings(place: Path = Path(), checkpoint: Path | None = None) -> list[Findi
         _numa(),
         _disk(place),
         *([] if checkpoint is None else [_checkpoint(checkpoint)]),
+        *([] if engine is None else [_engine(engine)]),
         *gpu_findings(look()),
     ]
 
@@ -134,3 +136,17 @@ def _checkpoint(directory: Path) -> Finding:
         return Finding("checkpoint", str(directory), False, BUILD, str(error).splitlines()[0])
     seen = f"{in_words(checkpoint.nbytes)}, {checkpoint.config.decoder.num_layers} decoder layers"
     return Finding("checkpoint", seen, True, BUILD, "nvlm-trt build --dry-run tells what a recipe needs for it")
+
+
+def _engine(directory: Path) -> Finding:
+    """Whether an engine directory was packaged by this version; its engines are not read."""
+    try:
+        from nvlm_trt.serving.host.engine import ServedEngine
+
+        engine = ServedEngine.open(directory)
+        engine.check_repository()
+    except ImportError as error:
+        return Finding("engine", "not looked at", False, SERVE, f"it is read with {error.name}, which is absent")
+    except UserError as error:
+        return Finding("engine", str(directory), False, SERVE, str(error).splitlines()[0])
+    return Finding("engine", f"{engine.recipe.name}, target {engine.recipe.target}", True, SERVE)

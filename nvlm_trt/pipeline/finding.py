@@ -9,6 +9,7 @@ Goal = Literal["build_cpu", "serve_cpu", "build_gpu", "serve_gpu"]
 
 EVERYTHING: Final[tuple[Goal, ...]] = ("build_cpu", "serve_cpu", "build_gpu", "serve_gpu")
 BUILD: Final[tuple[Goal, ...]] = ("build_cpu", "build_gpu")
+SERVE: Final[tuple[Goal, ...]] = ("serve_cpu", "serve_gpu")
 CPU: Final[tuple[Goal, ...]] = ("build_cpu", "serve_cpu")
 GPU: Final[tuple[Goal, ...]] = ("build_gpu", "serve_gpu")
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvlm_trt.errors import BuildError
+from nvlm_trt.errors import BuildError, EngineError
 from nvlm_trt.recipe import BuildRecipe
 
 if TYPE_CHECKING:  # a build asks where the sources lie, and protobuf with tritonclient takes half a second to load
@@ -47,6 +47,37 @@ def write_repository(engine_dir: Path, out_dir: Path, recipe: BuildRecipe) -> No
             shutil.copyfile(model_source(name), version_dir / "model.py")
         elif config.backend == "tensorrt":
             _link_plan(version_dir, config)
+
+
+def outdated_models(engine_dir: Path, repository: Path, recipe: BuildRecipe) -> list[str]:
+    """Models whose configuration is not what this version would write, or missing: their names, sorted.
+
+    Such a repository may load and answer, and fail on requests that take a tensor's new name or another way. What the
+    text of a configuration looks like does not count.
+
+    Args:
+        engine_dir: The engine directory.
+        repository: Its model repository.
+        recipe: What the engines were built with.
+
+    Raises:
+        CheckpointError: the engine directory's config.json is missing or damaged.
+    """
+    from nvlm_trt.serving.config import configs
+    from nvlm_trt.serving.spec import ServingSpec
+
+    wanted = configs(ServingSpec.of(engine_dir, recipe))
+    return sorted(name for name, config in wanted.items() if _written(repository / name / "config.pbtxt") != config)
+
+
+def _written(file: Path) -> ModelConfig | None:
+    """A model's configuration; None where this version cannot read it."""
+    from nvlm_trt.serving.config import from_pbtxt
+
+    try:
+        return from_pbtxt(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, EngineError):
+        return None
 
 
 def model_source(name: str) -> Path:

@@ -11,6 +11,8 @@ import pytest
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.pipeline import diagnosis
+from nvlm_trt.recipe import load_recipe
+from nvlm_trt.serving.package import write_repository
 
 Run = Callable[..., Any]
 
@@ -84,3 +86,27 @@ def test_a_checkpoint_that_cannot_be_built_from_is_told(nvlm_trt: Run, tiny_chec
     assert shown.code == 1
     assert "build the cpu target: no: checkpoint\n" in shown.out
     assert "serve the cpu target: yes" in shown.out
+
+
+def test_an_engine_that_another_version_packaged_is_a_finding(
+    nvlm_trt: Run, small_recipe: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "triton_repo").mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(small_recipe.read_text())
+    (tmp_path / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    shown = nvlm_trt("doctor", "--engine", tmp_path)
+    assert shown.code == 1
+    assert "packaged by another version" in shown.out
+    assert "serve the cpu target: no: engine" in shown.out
+    assert "build the cpu target: yes" in shown.out
+    write_repository(tmp_path, tmp_path / "triton_repo", load_recipe(recipe))
+    shown = nvlm_trt("doctor", "--engine", tmp_path)
+    assert shown.code == 0
+    assert rows(shown.out)["engine"][1:3] == ["recipe, target cpu", "ok"]
+
+
+def test_what_is_no_engine_is_a_finding(nvlm_trt: Run, tmp_path: Path) -> None:
+    shown = nvlm_trt("doctor", "--engine", tmp_path)
+    assert shown.code == 1
+    assert "there is no packaged engine" in shown.out

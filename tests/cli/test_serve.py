@@ -58,6 +58,16 @@ def test_a_limit_that_is_none_is_the_users_mistake(nvlm_trt: Run, packaged: Path
     assert "did you mean max_queue?" in shown.err
 
 
+def test_an_engine_that_another_version_packaged_is_refused(
+    nvlm_trt: Run, packaged: Path, tiny_checkpoint: Path
+) -> None:
+    (packaged / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    shown = nvlm_trt("serve", packaged)  # its repository lacks every model
+    assert shown.code == 2
+    assert "packaged by another version of nvlm-trt" in shown.err
+    assert f"package it again: nvlm-trt build RECIPE --output {packaged}" in shown.err
+
+
 def test_an_endpoint_that_is_no_url_is_the_users_mistake(nvlm_trt: Run, packaged: Path) -> None:
     shown = nvlm_trt("serve", packaged, "--otlp-endpoint", "collector:4318")
     assert shown.code == 2

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.errors import EngineError, listed
+from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
 from nvlm_trt.serving.host.command import ServerOptions
 from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
+from nvlm_trt.serving.package import outdated_models
 
 REPOSITORY: Final = "triton_repo"
+PACKAGE_STAGE: Final = "package"
 TEXT_ROOM: Final = 16 << 20
 """Bytes of a request besides its images."""
 
@@ -92,6 +95,24 @@ class ServedEngine:
             grace=grace,
             max_growth=max_growth,
         )
+
+    def check_repository(self) -> None:
+        """Look whether the model repository is what this version of nvlm-trt packages.
+
+        Raises:
+            EngineError: naming the models that it configures otherwise, and the command that packages them again.
+            CheckpointError: the directory's config.json is missing or damaged.
+        """
+        models = outdated_models(self.directory, self.directory / REPOSITORY, self.recipe)
+        if models:
+            packaged = load_manifest(self.directory).stages.get(PACKAGE_STAGE)
+            command = packaged.command if packaged else f"nvlm-trt build RECIPE --output {self.directory}"
+            raise EngineError(
+                "the engine was packaged by another version of nvlm-trt, or its recipe was changed",
+                seen=f"other configurations of {', '.join(models)}",
+                expected="those of this version",
+                fix=f"package it again: {command}",
+            )
 
     def check_engines(self) -> None:
         """Look whether the engines of the gpu target are all there; those of the cpu target say so themselves.
