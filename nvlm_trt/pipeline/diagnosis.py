@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from nvlm_trt.environment.processor import processor
 from nvlm_trt.environment.seen import installed, look
 from nvlm_trt.errors import CheckpointError, UserError
 from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
@@ -21,6 +22,9 @@ from nvlm_trt.pipeline.preflight import in_words
 
 LEAST_MEMORY_BYTES = 2 << 30
 LEAST_DISK_BYTES = 1 << 30
+
+WITHOUT: Final = {"bf16": "bf16 engines compute in fp32", "int8": "int8 saves memory, not arithmetic"}
+"""What it means that a processor has no instructions for a type."""
 
 NUMA_FOLDER = Path("/sys/devices/system/node")
 
@@ -46,6 +50,7 @@ def findings(place: Path = Path(), checkpoint: Path | None = None, engine: Path 
         _numpy(),
         *(_library(name, needed_for) for name, needed_for in LIBRARIES),
         _tritonserver(),
+        _processor(),
         _resizing(),
         _memory(),
         _numa(),
@@ -95,6 +100,12 @@ def _tritonserver() -> Finding:
     runs = binary is not None and os.access(binary, os.X_OK) and platform.machine() in ("x86_64", "aarch64")
     seen = f"in nvidia-pytriton {installed('nvidia-pytriton')}" if binary else "absent"
     return Finding("tritonserver", seen, runs, ("serve_cpu",), "" if runs else "pip install 'nvlm-trt[cpu]' brings it")
+
+
+def _processor() -> Finding:
+    """Every processor computes every precision; what it has no instructions for gains no speed."""
+    seen = processor()
+    return Finding("processor", str(seen), True, (), "; ".join(WITHOUT[name] for name in seen.lacks))
 
 
 def _resizing() -> Finding:

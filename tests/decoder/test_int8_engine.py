@@ -21,6 +21,7 @@ from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.graph_constants import matrix_constant
 from nvlm_trt.decoder.session_cpu import DecoderSession, compile_properties
 from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.environment.processor import processor
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
@@ -28,8 +29,8 @@ from nvlm_trt.verify.yardstick import reduced_decoder
 
 BLOCKS = 8
 GROUP = 128
-DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}
-"""What a processor calls its 8-bit dot products: without one OpenVINO leaves inputs as they are."""
+DOT_PRODUCTS = "int8" in processor().types
+"""Without them OpenVINO leaves inputs as they are."""
 
 
 def in_codes(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -117,11 +118,10 @@ def test_inputs_of_a_product_are_rounded_in_groups_unless_they_are_shorter(width
     properties = compile_properties(core, "int8", 1) | {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     compiled = core.compile_model(ov.Model([product], [parameter], "product"), "CPU", properties)
     seen = torch.from_numpy(compiled([inputs.numpy()])[0])
-    has_dot_products = DOT_PRODUCTS & set(Path("/proc/cpuinfo").read_text().split())
-    taken = in_codes(inputs, GROUP) if rounds and has_dot_products else inputs.double()
+    taken = in_codes(inputs, GROUP) if rounds and DOT_PRODUCTS else inputs.double()
     expected = taken @ in_codes(weight, width).T
     # Integers are summed exactly within a group; a thousand float32 products are not.
-    bound = 1e-6 if has_dot_products else 3e-6
+    bound = 1e-6 if DOT_PRODUCTS else 3e-6
     assert float((seen - expected).abs().max() / expected.abs().max()) < bound
 
 

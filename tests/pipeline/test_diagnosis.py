@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nvlm_trt.environment.gpus import Gpu, GpuReport
+from nvlm_trt.environment.processor import Processor
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model import resize_kernel
@@ -194,3 +195,10 @@ def test_what_resizes_images_is_told_and_stops_nothing(machine, monkeypatch):
     row = by_name(found)["resizing"]
     assert (row.seen, row.remark, row.ok) == ("Pillow", "no AVX2", True)
     assert reachable(found) == {"build_cpu", "serve_cpu"}
+
+
+def test_types_that_the_processor_has_no_instructions_for_are_told(machine, monkeypatch):
+    monkeypatch.setattr(diagnosis, "processor", lambda: Processor("Lake", frozenset({"int8"})))
+    row = by_name(machine(LAPTOP))["processor"]
+    expected = ("Lake, without instructions for bf16", "bf16 engines compute in fp32", True)
+    assert (row.seen, row.remark, row.ok) == expected
