@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, ImageOps
 
 from nvlm_trt.errors import ImageRejected
+from nvlm_trt.model.gif import first_frame, is_gif
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -72,7 +73,7 @@ def read_image(
     Raises:
         ImageRejected: with one sentence that holds no text of the decoding library.
     """
-    _check_size(data, limits)
+    _check_file(data, limits)
     image = _open(io.BytesIO(data) if watch is None else _Watched(data, watch), limits)
     _check_header(image, data, limits)
     try:
@@ -97,7 +98,7 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
     Raises:
         ImageRejected: the file's header is damaged, or beyond the limits.
     """
-    _check_size(data, limits)
+    _check_file(data, limits)
     image = _open(io.BytesIO(data), limits)
     _check_header(image, data, limits)
     if not exif_orientation:
@@ -117,11 +118,24 @@ def _may_turn_late(data: bytes) -> bool:
     return any(data.find(name, pixels) >= 0 for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
 
 
-def _check_size(data: bytes, limits: ImageLimits) -> None:
+def _check_file(data: bytes, limits: ImageLimits) -> None:
     if not data:
         raise ImageRejected("the image is empty", seen="0 bytes")
     if len(data) > limits.max_bytes:
         raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
+    if is_gif(data) and (size := first_frame(data)) is not None:
+        _check_size(size, limits)
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    seen = f"{width} x {height}"
+    if width * height > limits.max_pixels:
+        raise ImageRejected("the image has too many pixels", seen=seen, expected=f"at most {limits.max_pixels}")
+    if max(size) > limits.max_side:
+        raise ImageRejected("the image is too long", seen=seen, expected=f"sides of at most {limits.max_side}")
+    if min(size) < limits.min_side:
+        raise ImageRejected("the image is too small", seen=seen, expected=f"sides of at least {limits.min_side}")
 
 
 def _open(file: io.BytesIO, limits: ImageLimits) -> Image.Image:
@@ -145,14 +159,7 @@ def _is_animated(image: Image.Image) -> bool:
 
 
 def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
-    width, height = image.size
-    size = f"{width} x {height}"
-    if width * height > limits.max_pixels:
-        raise ImageRejected("the image has too many pixels", seen=size, expected=f"at most {limits.max_pixels}")
-    if max(width, height) > limits.max_side:
-        raise ImageRejected("the image is too long", seen=size, expected=f"sides of at most {limits.max_side}")
-    if min(width, height) < limits.min_side:
-        raise ImageRejected("the image is too small", seen=size, expected=f"sides of at least {limits.min_side}")
+    _check_size(image.size, limits)
     # A phone's JPEG may carry further pictures (format MPO); its first one is the photograph.
     if image.format != "MPO" and _is_animated(image):
         raise ImageRejected("the image is animated", fix="send the one frame that is meant")
