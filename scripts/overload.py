@@ -5,6 +5,15 @@ out how many requests a second it can answer (closed loop), offers four times as
 by chance), and then looks how soon a lone client is answered as fast as before. The objective of who comes in: the
 first token within the operator's `queue_time` and what it takes on a server that is full but has no queue. Ends with 1
 where an aim is missed.
+
+How soon the excess is refused is told by a client of its own, `overload_probe.py`: a few of the requests that are
+offered come from there, each over a connection of its own, and its p99 is what is judged. The program that offers the
+others reads all the streams on the server's own cores and is late by itself (`own_lag_p99_ms`); the refusals that it
+saw are among the figures, too (`crowd_refused_*`). The server runs in a session of its own, as a service does: Linux
+shares the cores between sessions, and clients are not part of a service.
+
+What the server holds is looked at from when it has all that it keeps for good: long questions are asked first, until
+its KV cache was written once and it grows no more (`filled_mb`).
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ import json
 import math
 import random
 import statistics
+import string
 import subprocess
 import sys
 import time
@@ -31,10 +41,11 @@ from typing import Any, Final
 import aiohttp
 import psutil
 import skimage.data
+from overload_probe import Probed, Report
 from PIL import Image
 
 from nvlm_trt.gateway.settings import Limits
-from nvlm_trt.recipe import load_recipe
+from nvlm_trt.recipe import BuildRecipe, load_recipe
 
 REFUSED_MS: Final = 50.0
 RECOVERED_SECONDS: Final = 5.0
@@ -44,7 +55,25 @@ SLOWER: Final = 2.0
 first: that much varies on an idle machine."""
 
 IDLE_ROUNDS: Final = 20
+FILL_ROUNDS: Final = 40
+FILL_QUESTIONS: Final = 16
+SETTLED_MB: Final = 2.0
+"""A round of so many long questions that takes no more than that has found the KV cache full. One that is not quite
+full then makes the growth that is judged no smaller."""
+
+PROBES_PER_SECOND: Final = 10.0
+PROBE_SHARE: Final = 0.5
+"""Of the requests that are offered, at most."""
+
+PROBE: Final = Path(__file__).with_name("overload_probe.py")
 SHORT: Final = 8
+LONG: Final = 1000
+"""Characters of a question that fills the KV cache, where a prompt may have as many tokens."""
+
+LONG_ROOM: Final = 200
+"""Tokens that are left for its template."""
+
+REFUSALS: Final = (429, 503)
 LAG_SECONDS: Final = 0.02
 IMAGE_SHARE: Final = 0.25
 CHAT: Final = "/v1/chat/completions"
@@ -58,7 +87,7 @@ class Outcome:
     head: float
     first: float | None
     total: float
-    retry_after: str | None
+    retry_after: int | None
     complete: bool
 
 
@@ -76,7 +105,7 @@ def main() -> int:
     recipe = load_recipe(asked.engine_dir / "recipe.yaml")
     limits = Limits.of(recipe).changed(asked.limit)
     with serving(asked.engine_dir, asked.limit) as (address, server):
-        figures = asyncio.run(measure(f"http://{address}", server, recipe.max_batch_size, limits, asked))
+        figures = asyncio.run(measure(address, server, recipe, limits, asked))
     checks = judged(figures, limits)
     for name, value in figures.items():
         print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
@@ -106,7 +135,7 @@ def serving(engine_dir: Path, limits: Sequence[str]) -> Iterator[tuple[str, psut
     """The server as a process of its own: ``host:port`` and the process."""
     command = [sys.executable, "-m", "nvlm_trt.cli.main", "serve", str(engine_dir), "--json"]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *(f"--limit={one}" for one in limits)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     try:
         event = json.loads(process.stdout.readline() or "{}")
@@ -119,12 +148,14 @@ def serving(engine_dir: Path, limits: Sequence[str]) -> Iterator[tuple[str, psut
 
 
 async def measure(
-    url: str, server: psutil.Process, batch: int, limits: Limits, asked: argparse.Namespace
+    address: str, server: psutil.Process, recipe: BuildRecipe, limits: Limits, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """All figures."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=10)
-    async with aiohttp.ClientSession(url, connector=connector) as session:
-        bodies = Bodies(asked.answer_tokens)
+    async with aiohttp.ClientSession(f"http://{address}", connector=connector) as session:
+        bodies, batch = Bodies(asked.answer_tokens), recipe.max_batch_size
+        started = memory(server)
+        await fill(session, bodies, server, recipe)
         await closed_loop(session, bodies, batch, 2.0)  # warm
         idle = [one.first for one in [await ask(session, bodies.short()) for _ in range(IDLE_ROUNDS)] if one.first]
         full = await closed_loop(session, bodies, batch, asked.capacity_seconds)
@@ -132,40 +163,87 @@ async def measure(
             raise SystemExit("nothing was answered while the capacity was measured; give it more --capacity-seconds")
         before = memory(server)
         rate = len(full) / asked.capacity_seconds * asked.times
+        probes = min(PROBES_PER_SECOND, rate * PROBE_SHARE)
         async with peak_memory(server) as peak, own_lag() as lag:
-            tasks = await open_loop(session, bodies, rate, asked.seconds)
+            probing = asyncio.create_task(probe(address, probes, asked))
+            tasks = await open_loop(session, bodies, rate - probes, asked.seconds)
             recovery, recovered_ttft = await recovered(session, bodies.short(), quantile(idle, 90))
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            report = await probing
         outcomes = [one for one in ended if isinstance(one, Outcome)]
         taken = [one for one in outcomes if one.status == 200 and one.complete and one.first is not None]
-        refused = [one for one in outcomes if one.status in (429, 503)]
+        refused = [one for one in outcomes if one.status in REFUSALS]
+        probed_refused = [one for one in report.probed if one.status in REFUSALS]
+        probed_taken = [one for one in report.probed if one.status == 200 and one.complete]
+        hints = [one.retry_after for one in refused] + [one.retry_after for one in probed_refused]
+        offered = len(tasks) + len(report.probed)
+        accepted = len(taken) + len(probed_taken)
         await asyncio.sleep(1)
         firsts = [one.first for one in taken if one.first is not None]
         return {
             "capacity_per_s": len(full) / asked.capacity_seconds,
-            "offered_per_s": len(tasks) / asked.seconds,
+            "offered_per_s": offered / asked.seconds,
             "idle_ttft_p50_s": statistics.median(idle),
             "full_ttft_p99_s": quantile([one.first for one in full if one.first], 99),
             "full_total_p50_s": quantile([one.total for one in full], 50),
             "queue_time_s": limits.queue_time,
-            "accepted": len(taken),
-            "accepted_per_s": len(taken) / asked.seconds,
+            "accepted": accepted,
+            "accepted_per_s": accepted / asked.seconds,
             "accepted_ttft_p50_s": quantile(firsts, 50),
             "accepted_ttft_p99_s": quantile(firsts, 99),
             "accepted_total_p50_s": quantile([one.total for one in taken], 50),
             "accepted_total_p99_s": quantile([one.total for one in taken], 99),
-            "refused": len(refused),
-            "refused_p50_ms": quantile([one.head for one in refused], 50) * 1000,
-            "refused_p99_ms": quantile([one.head for one in refused], 99) * 1000,
+            "refused": len(hints),
+            "probed_refused": len(probed_refused),
+            "refused_p50_ms": quantile([one.head for one in probed_refused], 50) * 1000,
+            "refused_p99_ms": quantile([one.head for one in probed_refused], 99) * 1000,
+            "probe_lag_p99_ms": quantile(report.lag, 99) * 1000,
+            "crowd_refused_p50_ms": quantile([one.head for one in refused], 50) * 1000,
+            "crowd_refused_p99_ms": quantile([one.head for one in refused], 99) * 1000,
             "own_lag_p99_ms": quantile(lag, 99) * 1000,
-            "refused_without_retry_after": sum(not one.retry_after for one in refused),
-            "retry_after_s": sorted({int(one.retry_after) for one in refused if one.retry_after}),
-            "other": len(tasks) - len(taken) - len(refused),
+            "refused_without_retry_after": sum(hint is None for hint in hints),
+            "retry_after_s": sorted({hint for hint in hints if hint is not None}),
+            "other": offered - accepted - len(hints),
             "recovery_s": recovery,
             "recovered_ttft_s": recovered_ttft,
+            "filled_mb": before - started,
             "peak_growth_mb": peak[0] - before,
             "growth_mb": memory(server) - before,
         }
+
+
+async def fill(session: aiohttp.ClientSession, bodies: Bodies, server: psutil.Process, recipe: BuildRecipe) -> None:
+    """Ask long questions until the server grows no more: what it keeps for good it takes when it is first used.
+
+    Never a whole batch of them, which would tell the server (`nvlm_trt.gateway.drain`) a speed that holds for long
+    questions with short answers alone.
+    """
+    places = asyncio.Semaphore(max(1, recipe.max_batch_size // 2))
+
+    async def question() -> int:
+        async with places:
+            return (await ask(session, bodies.long(recipe.max_input_len))).status
+
+    for _ in range(FILL_ROUNDS):
+        before = memory(server)
+        refused = set(await asyncio.gather(*(question() for _ in range(FILL_QUESTIONS)))) - {200}
+        if refused:
+            raise SystemExit(f"a long question was answered with {refused.pop()}, so that the KV cache is not filled")
+        if memory(server) - before < SETTLED_MB:
+            return
+
+
+async def probe(address: str, rate: float, asked: argparse.Namespace) -> Report:
+    """What the client saw that is a program, and for the scheduler a session, of its own."""
+    options = [f"--rate={rate}", f"--seconds={asked.seconds}", f"--answer-tokens={asked.answer_tokens}"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(PROBE), address, *options, stdout=subprocess.PIPE, start_new_session=True
+    )
+    said, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{PROBE.name} ended with {process.returncode}")
+    report = json.loads(said)
+    return Report([Probed(**one) for one in report["probed"]], report["lag"])
 
 
 async def open_loop(
@@ -218,7 +296,8 @@ async def ask(session: aiohttp.ClientSession, body: bytes) -> Outcome:
                 first = time.perf_counter() - began
             complete = complete or line.startswith(b"data: [DONE]")
         total = time.perf_counter() - began
-        return Outcome(answer.status, head, first, total, answer.headers.get("Retry-After"), complete)
+        hint = answer.headers.get("Retry-After")
+        return Outcome(answer.status, head, first, total, int(hint) if hint else None, complete)
 
 
 class Bodies:
@@ -238,6 +317,11 @@ class Bodies:
     def short(self) -> bytes:
         """One that is answered by a few tokens."""
         return self._body(f"Question {next(self._numbers)}: what is it?", SHORT)
+
+    def long(self, length: int) -> bytes:
+        """One of fewer characters, which take a token each at most, than so many; answered by one token."""
+        letters = "".join(self._chance.choices(string.ascii_letters, k=max(1, min(LONG, length - LONG_ROOM))))
+        return self._body(f"Question {next(self._numbers)}: what is {letters}?", 1)
 
     def next(self) -> bytes:
         """A question, or one about a picture."""
