@@ -24,6 +24,10 @@ PNG_BIT_DEPTH_OFFSET = 24
 """Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
 
 
+WATCHED_BYTES = 8192
+"""What Pillow decodes of a watched file at a time, in place of 64 kB, which of a plain picture are five megapixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """What an image may be at most; `min_side` refuses images without content.
@@ -41,7 +45,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class _Watched(io.BytesIO):
-    """A file that calls back whenever a part of it is read; Pillow's decoders read files in parts of 64 kB."""
+    """A file that calls back whenever a part of it is read."""
 
     def __init__(self, data: bytes, watch: Callable[[], None]) -> None:
         super().__init__(data)
@@ -76,6 +80,8 @@ def read_image(
     _check_file(data, limits)
     image = _open(io.BytesIO(data) if watch is None else _Watched(data, watch), limits)
     _check_header(image, data, limits)
+    if watch is not None:
+        image.decodermaxblock = WATCHED_BYTES  # type: ignore[attr-defined] # of every file that Pillow opens
     try:
         image.load()
         if exif_orientation:

@@ -173,3 +173,10 @@ def test_decoding_ends_when_the_watcher_says_so(kind):
     with pytest.raises(ImageRejected):
         read_image(file.getvalue(), watch=watch)
     assert calls == whole // 2 + 1
+
+
+def test_the_watcher_is_asked_often_even_where_a_small_file_is_a_large_plain_picture():
+    file, calls = io.BytesIO(), []
+    Image.new("RGB", (4000, 2000), "red").save(file, "PNG", compress_level=1)
+    read_image(file.getvalue(), watch=lambda: calls.append(None))
+    assert len(calls) >= 10 + 8, "ten times for the header, then once a megapixel"
