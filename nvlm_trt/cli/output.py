@@ -9,8 +9,13 @@ import typer
 
 
 def print_json(value: object) -> None:
-    """Write one JSON value on one line, non-ASCII text as it is."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    """Write one JSON value on one line."""
+    typer.echo(json_line(value))
+
+
+def json_line(value: object) -> str:
+    """One JSON value on one line, non-ASCII text as it is."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -186,9 +186,8 @@ def _print_plan(
 
 def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
     import logging
-    import sys
 
-    from nvlm_trt.cli.output import print_json
+    from nvlm_trt.cli.output import json_line
     from nvlm_trt.logs import fields
 
     level = logging.INFO if event.kind in ("ready", "draining", "stopped") else logging.ERROR
@@ -196,9 +195,20 @@ def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
     logging.getLogger(__name__).log(level, "server %s", event.kind, extra=fields(**facts))
     where = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     if json:
-        print_json({"event": event.kind, **(where if event.kind == "ready" else {}), **facts})
+        _tell(json_line({"event": event.kind, **(where if event.kind == "ready" else {}), **facts}))
     elif event.kind == "ready":
-        typer.echo("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
+        _tell("ready: " + ", ".join(f"{name} {url}" for name, url in where.items()))
     else:
-        typer.echo(": ".join(filter(None, (event.kind, event.reason, event.detail))))
-    sys.stdout.flush()
+        _tell(": ".join(filter(None, (event.kind, event.reason, event.detail))))
+
+
+def _tell(line: str) -> None:
+    """Write a line to who reads the events; once nobody does, to nobody: the server goes on, and the log has them."""
+    import os
+    import sys
+
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +75,13 @@ def test_an_endpoint_that_is_no_url_is_the_users_mistake(nvlm_trt: Run, packaged
     shown = nvlm_trt("serve", packaged, "--otlp-endpoint", "collector:4318")
     assert shown.code == 2
     assert "the OTLP endpoint is no URL" in shown.err
+
+
+def test_events_that_nobody_reads_any_more_do_not_end_the_server() -> None:
+    """Supervision tells them from its own thread, which has to go on."""
+    program = "from nvlm_trt.cli.serve import _tell\nfor _ in range(3): _tell('ready')\nprint('done')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
