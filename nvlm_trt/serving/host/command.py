@@ -45,6 +45,7 @@ class ServerOptions:
         grace: From the request to stop to the end by force; requests under way may finish meanwhile.
         max_growth: Bytes by which a process may grow once the server is ready, before it counts as leaking; None for
             three quarters of the memory that is at hand then.
+        niceness: By how much tritonserver and its models stand back where cores are short.
     """
 
     repository: Path
@@ -58,6 +59,7 @@ class ServerOptions:
     hang_timeout: float = 8.0
     grace: float = 15.0
     max_growth: int | None = None
+    niceness: int = 0
 
 
 def require_launcher(options: ServerOptions) -> None:

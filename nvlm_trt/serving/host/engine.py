@@ -24,6 +24,10 @@ TEXT_ROOM: Final = 16 << 20
 START_TIMEOUT: Final = {"cpu": 180.0, "gpu": 3600.0}
 """Seconds that a server has to become ready: engines of many gigabytes may come over a network file system."""
 
+NICENESS: Final = {"cpu": 7, "gpu": 0}
+"""Of tritonserver and the models. On the cpu target these have as many threads as there are cores, and the gateway,
+which works in short turns, waited behind them for up to a second, and a refusal with it (docs/reliability.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedEngine:
@@ -94,6 +98,7 @@ class ServedEngine:
             hang_timeout=hang_timeout,
             grace=grace,
             max_growth=max_growth,
+            niceness=NICENESS[self.recipe.target],
         )
 
     def check_repository(self) -> None:

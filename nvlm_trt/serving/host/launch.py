@@ -1,10 +1,11 @@
 """Become tritonserver: set what a process can only set for itself, then go on as a guarded command.
 
-Run as ``python launch.py PARENT_PID COMMAND...`` in a session of its own (see nvlm_trt/guarded.py).
+Run as ``python launch.py NICENESS PARENT_PID COMMAND...`` in a session of its own (see nvlm_trt/guarded.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -18,8 +19,16 @@ STACK_BYTES: Final = 64 * 1024 * 1024
 """tritonserver 2.51 parses some bodies on the stack: with the usual 8 MiB a 4 MB body ends it."""
 
 
-def main(arguments: list[str]) -> None:
-    """Become ``guarded.py`` with the same arguments and a larger stack."""
+AUTOGROUP: Final = Path("/proc/self/autogroup")
+"""Linux may share the cores between sessions first, and niceness counts inside a session alone: this is a session's."""
+
+
+def main(niceness: int, arguments: list[str]) -> None:
+    """Become ``guarded.py`` with these arguments, a larger stack, and behind other programs where cores are short."""
+    if niceness:
+        os.nice(niceness)
+        with contextlib.suppress(OSError):  # not every kernel has them, and not every container shows them
+            AUTOGROUP.write_text(str(niceness))
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     size = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (size, hard))
@@ -27,4 +36,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(int(sys.argv[1]), sys.argv[2:])

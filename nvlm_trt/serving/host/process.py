@@ -70,7 +70,8 @@ class TritonProcess:
         own = LOOPBACK if options.host in ("0.0.0.0", "") else options.host
         self._grpc = f"{own}:{options.ports.grpc}"
         environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: self._grpc})
-        command = [sys.executable, "-I", launch.__file__, str(os.getpid()), *serving]
+        niceness = str(options.niceness)
+        command = [sys.executable, "-I", launch.__file__, niceness, str(os.getpid()), *serving]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -270,7 +270,7 @@ def test_the_guard_ends_processes_of_other_groups_when_the_server_is_gone(tmp_pa
         "import subprocess, sys, time\nsubprocess.Popen([sys.executable, *sys.argv[1:]])\ntime.sleep(60)\n"
     )
     server = [sys.executable, str(tmp_path / "mpirun.py"), str(tmp_path / "rank.py"), str(note)]
-    command = [sys.executable, "-I", launch.__file__, str(os.getpid()), *server]
+    command = [sys.executable, "-I", launch.__file__, "0", str(os.getpid()), *server]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 10
     while not (note.exists() and note.read_text().strip()) and time.monotonic() < deadline:
