@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
-import psutil
 import torch
 
 from nvlm_trt.bench.record import Device, Rate, RateName
+from nvlm_trt.environment.memory import memory
 
 READ_BYTES: Final = 1 << 30
 """Of the buffer that is read: beyond the caches of any processor."""
@@ -37,7 +37,7 @@ def measure_ceilings(device: Device = "cpu", *, side: int = SIDE, read_bytes: in
         side: Rows and columns of the matrices.
         read_bytes: Of the buffer that is read; no more than a quarter of the free memory of the machine is taken.
     """
-    room = psutil.virtual_memory().available // 4 if device == "cpu" else read_bytes
+    room = memory().available // 4 if device == "cpu" else read_bytes
     rates = [Rate(name="read", by="torch", per_s=_read_rate(device, min(read_bytes, room)))]
     for name, dtype in TORCH_DTYPES.items():
         rates.append(Rate(name=name, by="torch", per_s=_product_rate(_torch_product(dtype, side, device), side)))

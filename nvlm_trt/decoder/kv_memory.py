@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import psutil
-
 from nvlm_trt.decoder.engine_config import MODEL_NAME, DecoderEngineConfig
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import DoesNotFitError
 
 MIB: Final = 2**20
@@ -85,4 +84,4 @@ def memory_at_hand(directory: Path) -> int:
     """Bytes of memory that are left once the decoder in this directory has been loaded."""
     weights = (directory / MODEL_NAME).with_suffix(".bin")
     taken = weights.stat().st_size if weights.exists() else 0
-    return max(0, int(psutil.virtual_memory().available) - taken)
+    return max(0, memory().available - taken)

@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.environment.processor import processor
 from nvlm_trt.environment.seen import installed, look
 from nvlm_trt.errors import CheckpointError, UserError
@@ -117,7 +118,7 @@ def _resizing() -> Finding:
 
 
 def _memory() -> Finding:
-    available = psutil.virtual_memory().available
+    available = memory().available
     fits = available >= LEAST_MEMORY_BYTES
     cores = len(psutil.Process().cpu_affinity())
     seen = f"{in_words(available)} available, {cores} cores"

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import DoesNotFitError
 from nvlm_trt.pipeline.stage import Stage
 
@@ -62,7 +61,7 @@ def check_fits(required: Needs, engine: Path) -> None:
             expected=f"{in_words(disk_needed)}",
             fix=f"free {in_words(disk_needed - disk_free)} or give --output on another disk",
         )
-    available = psutil.virtual_memory().available
+    available = memory().available
     if required.memory_bytes > available:
         raise DoesNotFitError(
             f"stage {required.memory_stage} does not fit in memory",

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.precision import Precision, decoder_precision
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig
@@ -204,7 +203,7 @@ def _too_large(checkpoint: Checkpoint, converted: TrtllmCheckpoint) -> str | Non
     files = (converted.path / rank_file(index) for index in range(converted.config.world_size))
     decoder = (info for name, info in checkpoint.tensors.items() if name.startswith(DECODER_PREFIX))
     needed = max(sum(file.stat().st_size for file in files), 4 * sum(math.prod(info.shape) for info in decoder))
-    free = psutil.virtual_memory().available
+    free = memory().available
     if needed > MOST_BYTES:
         return f"they take {_gib(needed)} GiB, at most {_gib(MOST_BYTES)} GiB are run on a CPU"
     if needed > MEMORY_SHARE * free:

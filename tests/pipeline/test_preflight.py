@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
+from nvlm_trt.environment.memory import Memory
 from nvlm_trt.errors import DoesNotFitError
+from nvlm_trt.pipeline import preflight
 from nvlm_trt.pipeline.preflight import Needs, check_fits, in_words, needs
 from nvlm_trt.pipeline.stage import Estimate, Stage
 
@@ -33,7 +34,7 @@ def test_a_full_disk_is_told_with_figures_and_place(tmp_path: Path, monkeypatch:
 
 
 def test_too_little_memory_names_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 10**9))
+    monkeypatch.setattr(preflight, "memory", lambda: Memory(2 * 10**9, 2 * 10**9))
     with pytest.raises(DoesNotFitError, match=r"stage vision-compile does not fit in memory; seen: 2\.0 GB available"):
         check_fits(Needs(0, 24 * 10**9, "vision-compile"), tmp_path)
 

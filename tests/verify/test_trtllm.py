@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
 from nvlm_trt.decoder.calibrate import calibrate_decoder
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
+from nvlm_trt.environment.memory import Memory
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.tasks import read_tasks
@@ -109,7 +109,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that cannot run the ranks."""
-    monkeypatch.setattr(trtllm, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=0)))
+    monkeypatch.setattr(trtllm, "memory", lambda: Memory(0, 0))
 
 
 def test_a_sound_engine_passes_every_gate_with_a_process_a_rank(

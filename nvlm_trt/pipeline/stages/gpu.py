@@ -12,10 +12,9 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
 from nvlm_trt.decoder.trtllm_build_command import HOST_COPIES, PROGRAM, engine_settings, refuse, workers_that_fit
 from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.environment.seen import look
 from nvlm_trt.environment.versions import PINNED_IMAGE, check_versions
 from nvlm_trt.errors import EngineError, RecipeError, listed
@@ -87,7 +86,7 @@ def decoder_compile(sources: Sources) -> Stage:
 
         _check_machine(sources)
         gpus = len(look().gpus.gpus)
-        available = psutil.virtual_memory().available
+        available = memory().available
         workers = recipe.decoder_engine.workers or workers_that_fit(rank_bytes, available, ranks, gpus)
         build_decoder_tensorrt_llm(
             context.engine / "decoder" / "checkpoint",

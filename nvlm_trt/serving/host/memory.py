@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 import psutil
 
+from nvlm_trt.environment.memory import memory
 from nvlm_trt.serving.host.shm import region_bytes
 
 MIB: Final = 1 << 20
@@ -24,7 +24,6 @@ LOOK_SECONDS: Final = 1.0
 LOOKS: Final = 3
 """So many looks in a row have to show it: a request with large images comes and goes."""
 
-CGROUP: Final = Path("/sys/fs/cgroup")
 SHARED: Final = "shared memory"
 
 
@@ -64,7 +63,7 @@ class Leak:
         self._looked = now
         grown = {name: size - self._before.get(name, size) for name, size in self._sizes().items()}
         name = max(grown, key=grown.__getitem__, default=None)
-        scarce = memory()[1] < self._scarce
+        scarce = memory().available < self._scarce
         if name is None or (grown[name] <= self._bound and not (scarce and grown[name] > self._scarce)):
             self._looks = 0
             return None
@@ -78,7 +77,7 @@ class Leak:
     @property
     def is_urgent(self) -> bool:
         """Whether the machine is about to run out of memory because of what was found."""
-        return self._found and memory()[1] < self._scarce
+        return self._found and memory().available < self._scarce
 
     def _sizes(self) -> dict[str, int]:
         sizes = {SHARED: region_bytes(self._prefix)}
@@ -87,19 +86,3 @@ class Leak:
                 held = process.memory_info()
                 sizes[name] = held.rss - held.shared
         return sizes
-
-
-def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Bytes of memory in all, and at hand, of the machine or of the container (cgroup 2), whichever has less."""
-    seen = psutil.virtual_memory()
-    total, free = int(seen.total), int(seen.available)
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no bound
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        cached = next(
-            int(line.split()[1])
-            for line in (cgroup / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-        total, free = min(total, limit), min(free, limit - used + cached)
-    return total, free

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from nvlm_trt.environment.memory import Memory
 from nvlm_trt.serving.host import memory
 from nvlm_trt.serving.host.condition import Condition
 from nvlm_trt.serving.host.memory import Leak
@@ -164,12 +165,12 @@ def test_growth_beyond_the_bound_is_a_leak_when_it_lasts(child):
 
 @pytest.mark.usefixtures("looks")
 def test_the_process_that_grew_most_goes_at_once_when_memory_is_scarce(child, monkeypatch):
-    monkeypatch.setattr(memory, "memory", lambda: (1 << 30, 512 << 20))
+    monkeypatch.setattr(memory, "memory", lambda: Memory(1 << 30, 512 << 20))
     leak = Leak({"decoder": psutil.Process(child.pid)}, "nvlm_trt_nobody", 1 << 30)
     take(child, 64)
     assert leak.found() is None
     assert not leak.is_urgent
-    monkeypatch.setattr(memory, "memory", lambda: (1 << 30, 32 << 20))
+    monkeypatch.setattr(memory, "memory", lambda: Memory(1 << 30, 32 << 20))
     found = leak.found()
     assert found is not None
     assert "memory is scarce" in found
@@ -178,20 +179,10 @@ def test_the_process_that_grew_most_goes_at_once_when_memory_is_scarce(child, mo
 
 @pytest.mark.usefixtures("looks")
 def test_a_machine_that_is_full_of_something_else_cuts_no_drain_short(child, monkeypatch):
-    monkeypatch.setattr(memory, "memory", lambda: (1 << 30, 32 << 20))
+    monkeypatch.setattr(memory, "memory", lambda: Memory(1 << 30, 32 << 20))
     leak = Leak({"decoder": psutil.Process(child.pid)}, "nvlm_trt_nobody", 1 << 30)
     assert leak.found() is None
     assert not leak.is_urgent
-
-
-def test_a_container_has_as_much_memory_as_its_bound_leaves(tmp_path):
-    bound, used, cached = 64 << 20, 40 << 20, 8 << 20
-    (tmp_path / "memory.max").write_text(f"{bound}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
-    assert memory.memory(tmp_path) == (bound, bound - used + cached)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.memory(tmp_path)[0] == psutil.virtual_memory().total
 
 
 def test_regions_are_as_large_as_what_was_written(tmp_path):
