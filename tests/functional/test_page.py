@@ -261,7 +261,7 @@ NOTE_TEXTS = """() => new MutationObserver(() => {
 
 def test_an_answer_comes_as_to_any_client_with_its_figures(opened: Opened, ask: openai.OpenAI, colours: Path) -> None:
     opened.add(colours)
-    opened.set(max_completion_tokens="60")
+    opened.set(max_completion_tokens="120")
     opened.page.evaluate(f"() => {{ window.shown = []; ({NOTE_TEXTS})(); }}")
     turn = opened.ask("What is it?")
     (body,) = opened.bodies("/v1/chat/completions")
@@ -269,7 +269,7 @@ def test_an_answer_comes_as_to_any_client_with_its_figures(opened: Opened, ask: 
     assert turn.locator(".answered .text").text_content() == whole.choices[0].message.content
     shown = opened.page.evaluate("() => shown")
     assert all(whole.choices[0].message.content.startswith(text) for text in shown)
-    assert len(set(shown)) > 3  # more than nothing, a beginning and the end: it was seen to come
+    assert any(text not in ("", whole.choices[0].message.content) for text in shown), "it was not seen to come"
     figures = turn.locator(".answered .figures").text_content()
     assert whole.usage is not None
     assert "TTFT " in figures
