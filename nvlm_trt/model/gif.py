@@ -21,33 +21,42 @@ def is_gif(data: bytes) -> bool:
     return data.startswith(SIGNATURES)
 
 
-def first_frame(data: bytes) -> tuple[int, int] | None:
+def first_frame(data: bytes, most_parts: int) -> tuple[int, int] | None:
     """Width and height of the screen and the first frame together; None where there is no whole frame header.
 
     Args:
         data: The bytes of a GIF file.
+        most_parts: Blocks, and bytes between them, that are looked at before the frame; None beyond that, too.
     """
     if len(data) < SCREEN.size:
         return None
     _, width, height, flags, _, _ = SCREEN.unpack_from(data)
     place = SCREEN.size + ((6 << (flags & 7)) if flags & 0x80 else 0)
-    while place < len(data) and data[place] != TRAILER:
-        kind, place = data[place], place + 1
-        if kind == EXTENSION:
-            place = _after_extension(data, place)
-        elif kind == SEPARATOR:
-            if place + FRAME.size > len(data):
+    in_extension = False
+    for _ in range(most_parts):
+        if place >= len(data):
+            return None
+        if in_extension:
+            in_extension = data[place] > 0
+            place += 1 + data[place]
+        elif data[place] == EXTENSION:
+            place, in_extension = _first_block(data, place + 1), True
+        elif data[place] == SEPARATOR:
+            if place + 1 + FRAME.size > len(data):
                 return None
-            left, top, frame_width, frame_height = FRAME.unpack_from(data, place)
+            left, top, frame_width, frame_height = FRAME.unpack_from(data, place + 1)
             return max(width, left + frame_width), max(height, top + frame_height)
+        elif data[place] == TRAILER:
+            return None
+        else:
+            place += 1
     return None
 
 
-def _after_extension(data: bytes, place: int) -> int:
-    """Where the blocks of an extension end; `place` is that of its label."""
-    label, place = data[place : place + 1], place + 1
-    if data[place : place + 1] == b"\0" and label != bytes([COMMENT]):
-        place += 1  # Pillow reads the first block by itself, and the others behind it even where it is the empty one
-    while place < len(data) and data[place]:
-        place += 1 + data[place]
-    return place + 1
+def _first_block(data: bytes, label: int) -> int:
+    """Where the blocks of an extension begin that are read until one is empty; `label` is the place of its label.
+
+    Pillow reads the first block by itself, and those behind it even where that is the empty one; not those of comments.
+    """
+    is_passed = data[label + 1 : label + 2] == b"\0" and data[label] != COMMENT
+    return label + 2 if is_passed else label + 1

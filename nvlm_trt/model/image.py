@@ -28,6 +28,15 @@ WATCHED_BYTES = 8192
 """What Pillow decodes of a watched file at a time, in place of 64 kB, which of a plain picture are five megapixels."""
 
 
+MOST_PARTS = 10_000
+BYTES_A_PART = 120
+"""A file is read in so many parts at most, and one more for so many of its bytes: those of a GIF with whole blocks of
+255 bytes, which take two each, come nearest."""
+
+TOO_MANY_PARTS = "the image file consists of too many small parts"
+ENCODE_AGAIN = "save the picture anew"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """What an image may be at most; `min_side` refuses images without content.
@@ -44,15 +53,32 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-class _Watched(io.BytesIO):
-    """A file that calls back whenever a part of it is read."""
+def _most_parts(data: bytes) -> int:
+    return MOST_PARTS + len(data) // BYTES_A_PART
 
-    def __init__(self, data: bytes, watch: Callable[[], None]) -> None:
+
+class _TooManyPartsError(Exception):
+    """A file is read in more parts than one of its size may have."""
+
+
+class _File(io.BytesIO):
+    """A file that is read in a bounded number of parts, and calls back at each.
+
+    Pillow reads headers part by part, in Python, and keeps what it read: 2 MB of empty JPEG segments are a second of
+    work and 70 MB of objects.
+    """
+
+    def __init__(self, data: bytes, watch: Callable[[], None] | None) -> None:
         super().__init__(data)
         self._watch = watch
+        self._parts = _most_parts(data)
 
     def read(self, size: int | None = -1) -> bytes:
-        self._watch()
+        self._parts -= 1
+        if self._parts < 0:
+            raise _TooManyPartsError
+        if self._watch is not None:
+            self._watch()
         return super().read(size)
 
 
@@ -78,7 +104,7 @@ def read_image(
         ImageRejected: with one sentence that holds no text of the decoding library.
     """
     _check_file(data, limits)
-    image = _open(io.BytesIO(data) if watch is None else _Watched(data, watch), limits)
+    image = _open(_File(data, watch), limits)
     _check_header(image, data, limits)
     if watch is not None:
         image.decodermaxblock = WATCHED_BYTES  # type: ignore[attr-defined] # of every file that Pillow opens
@@ -105,7 +131,7 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
         ImageRejected: the file's header is damaged, or beyond the limits.
     """
     _check_file(data, limits)
-    image = _open(io.BytesIO(data), limits)
+    image = _open(_File(data, None), limits)
     _check_header(image, data, limits)
     if not exif_orientation:
         return image.size
@@ -129,7 +155,7 @@ def _check_file(data: bytes, limits: ImageLimits) -> None:
         raise ImageRejected("the image is empty", seen="0 bytes")
     if len(data) > limits.max_bytes:
         raise ImageRejected("the image file is too large", seen=f"{len(data)} bytes", expected=limits.max_bytes)
-    if is_gif(data) and (size := first_frame(data)) is not None:
+    if is_gif(data) and (size := first_frame(data, _most_parts(data))) is not None:
         _check_size(size, limits)
 
 
@@ -149,6 +175,8 @@ def _open(file: io.BytesIO, limits: ImageLimits) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageRejected("the image has too many pixels", expected=f"at most {limits.max_pixels}") from None
+    except _TooManyPartsError:
+        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
     except Exception:  # as above
         expected = ", ".join(FORMATS)
         raise ImageRejected(
@@ -160,6 +188,8 @@ def _is_animated(image: Image.Image) -> bool:
     """Whether there is more than one frame; of a GIF the second one's header is read."""
     try:
         return bool(getattr(image, "is_animated", False))
+    except _TooManyPartsError:
+        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
     except Exception:  # as above
         raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
 

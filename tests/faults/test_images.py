@@ -35,12 +35,17 @@ def png(side: int, *chunks: bytes) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Files of a few kB that claim, or unpack to, gigabytes."""
-    jpeg = bytearray(file_of(Image.new("RGB", (64, 64)), "JPEG"))
+    """Files of a few kB that claim, or unpack to, gigabytes, or that a reader makes much of."""
+    small = file_of(Image.new("RGB", (64, 64)), "JPEG")
+    jpeg = bytearray(small)
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", SIDE, SIDE)
     gif = bytearray(file_of(Image.new("P", (64, 64)), "GIF"))
     gif[6:10] = struct.pack("<HH", SIDE, SIDE)
+    disposed, frame = b"!\xf9\x04\x08\x00\x00\x00\x00", struct.pack("<HHHH", 0, 0, 15_000, 9_500)
+    far_gif = (
+        b"GIF89a" + struct.pack("<HHBBB", 64, 64, 0, 0, 0) + disposed + b"," + frame + b"\x00\x02\x02\x4c\x01\x00;"
+    )
     bmp = bytearray(file_of(Image.new("RGB", (64, 64)), "BMP"))
     bmp[18:26] = struct.pack("<ii", SIDE, SIDE)
     canvas = struct.pack("<I", 16382)[:3] * 2
@@ -57,6 +62,8 @@ def bombs() -> dict[str, bytes]:
         "PNG with a colour profile of 100 MB": png(
             64, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000))), rows
         ),
+        "GIF whose frame reaches far beyond its screen": far_gif,
+        "JPEG of 25,000 empty segments": small[:2] + b"\xff\xef\x00\x02" * 25_000 + small[2:],
     }
 
 

@@ -47,7 +47,7 @@ def test_it_is_what_pillow_makes_of_the_header(screen, frame, before, palette):
     except Exception:
         return
     assert is_gif(data)
-    assert first_frame(data) == opened
+    assert first_frame(data, len(data)) == opened
 
 
 def test_a_frame_that_is_disposed_of_is_refused_before_pillow_makes_room_for_it(monkeypatch):
@@ -60,6 +60,6 @@ def test_a_frame_that_is_disposed_of_is_refused_before_pillow_makes_room_for_it(
 
 @pytest.mark.parametrize("data", [b"GIF89a", gif((5, 5), (0, 0, 5, 5))[:24], gif((5, 5), (0, 0, 5, 5))[:19] + b";"])
 def test_without_a_whole_header_there_is_no_size(data):
-    assert first_frame(data) is None
+    assert first_frame(data, len(data)) is None
     with pytest.raises(ImageRejected):
         read_size(data)

@@ -180,3 +180,33 @@ def test_the_watcher_is_asked_often_even_where_a_small_file_is_a_large_plain_pic
     Image.new("RGB", (4000, 2000), "red").save(file, "PNG", compress_level=1)
     read_image(file.getvalue(), watch=lambda: calls.append(None))
     assert len(calls) >= 10 + 8, "ten times for the header, then once a megapixel"
+
+
+def in_parts(kind: str, count: int) -> bytes:
+    """A small picture, and so many parts without content."""
+    file = io.BytesIO()
+    Image.new("P" if kind == "GIF" else "RGB", (64, 64)).save(file, kind)
+    data = file.getvalue()
+    if kind == "JPEG":
+        return data[:2] + b"\xff\xfe\x00\x02" * count + data[2:]
+    if kind == "PNG":
+        empty = b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4)
+        return data[:33] + empty * count + data[33:]
+    return data[:-2] + b"\x01a" * count + b"\0;"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_a_file_of_very_many_parts_is_refused_and_one_of_many_is_read(kind):
+    for read in (read_image, read_size):
+        with pytest.raises(ImageRejected, match="too many small parts; save the picture anew"):
+            read(in_parts(kind, 100_000))
+    assert read_size(in_parts(kind, 1_000)) == (64, 64)
+
+
+def test_a_gif_of_megabytes_is_read():
+    """Its blocks are 255 bytes each: of all files that programs write it has the most parts."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 1600), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert("P").save(file, "GIF")
+    assert len(file.getvalue()) > 2_000_000
+    assert read_image(file.getvalue()).size == (1600, 1200)
