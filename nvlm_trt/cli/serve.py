@@ -97,7 +97,7 @@ def serve(
     settings = None
     if gateway:
         limits = Limits.of(recipe).changed(limit or ())
-        settings = GatewaySettings(limits, read_keys(api_keys), check_domains(image_domain or ()))
+        settings = GatewaySettings(limits, read_keys(api_keys), check_domains(image_domain or ()), api_keys)
     elif read_keys(api_keys) or image_domain or limit:
         raise RequestError("with --no-gateway nobody heeds API keys, --image-domain and --limit", fix="leave them out")
     if dry_run:

@@ -18,13 +18,14 @@ from starlette.types import ASGIApp
 
 from nvlm_trt import __version__
 from nvlm_trt.errors import NvlmTrtError
-from nvlm_trt.gateway.admission import Admission, KeyRing
+from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.door import Door
 from nvlm_trt.gateway.errors import ApiError, api_error, unavailable
 from nvlm_trt.gateway.exchange import exchange_of
 from nvlm_trt.gateway.fetch import Fetcher
 from nvlm_trt.gateway.health import Health, Probe, health_routes
 from nvlm_trt.gateway.images import Images
+from nvlm_trt.gateway.keys import KeyFile, KeyRing
 from nvlm_trt.gateway.kserve import PassThrough
 from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.gateway.model import Model
@@ -139,4 +140,5 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
 
     for path in ("/v2", "/v2/{path:path}"):
         app.add_route(path, passing.handle, methods=METHODS, include_in_schema=False)
-    return Door(app, limits, KeyRing(settings.api_keys, limits), admission, metrics, tracer)
+    file = None if settings.key_file is None else KeyFile(settings.key_file)
+    return Door(app, limits, KeyRing(settings.api_keys, limits, file), admission, metrics, tracer)

@@ -11,10 +11,11 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nvlm_trt.gateway.admission import Admission, KeyRing
+from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.body import ClientGoneError, read_body
 from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.exchange import Exchange
+from nvlm_trt.gateway.keys import KeyRing
 from nvlm_trt.gateway.log import log_access
 from nvlm_trt.gateway.metrics import Metrics, route_of
 from nvlm_trt.gateway.origin import check_site
@@ -98,11 +99,11 @@ class Door:
     async def _let_in(self, exchange: Exchange) -> None:
         if exchange.path not in OPEN and not exchange.path.startswith(PAGE):
             client = self._keys.check(exchange.headers.get(b"authorization"))
-            exchange.key = self._keys.shown(client)
+            exchange.key = client.name
             if exchange.key is None:
                 check_site(exchange.headers)
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
-                exchange.stack.enter_context(self._keys.request(client))
+                exchange.stack.enter_context(client.request())
                 exchange.place = exchange.stack.enter_context(self._admission.place())
         exchange.has_body(await self._read(exchange))
         await self._run(exchange)

@@ -126,11 +126,13 @@ class GatewaySettings:
         limits: What a request may take.
         api_keys: Keys of which a client must show one; none lets everybody in.
         image_domains: Domains that images are fetched from: ``host``, ``host:port`` or ``*.host``.
+        key_file: Where `api_keys` were read, to be read anew when it changes; None for a file that is not looked at.
     """
 
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     image_domains: tuple[str, ...] = ()
+    key_file: Path | None = None
 
     def inner_host(self, host: str) -> str:
         """Where tritonserver's gRPC and metrics listen: on loopback where keys are asked for, which they know not."""

@@ -1,4 +1,4 @@
-"""Who may come in, and how many at once."""
+"""How many may come in, and how long the others are told to wait."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import contextlib
 
 import pytest
 
-from nvlm_trt.gateway.admission import Admission, KeyRing
+from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.settings import Limits
-
-KEYS = ("first-key-of-this-test", "second-key-of-this-test")
 
 
 def test_more_requests_than_places_are_told_to_come_back() -> None:
@@ -141,54 +139,6 @@ def test_bodies_are_held_within_a_limit_for_all_together() -> None:
     assert refusal.value.status == 503
     admission.buffer(-8)
     admission.buffer(10)
-
-
-@pytest.mark.parametrize("header", [None, b"", b"Bearer ", b"Bearer wrong", b"Basic " + KEYS[0].encode()])
-def test_without_a_key_nobody_comes_in(header: bytes | None) -> None:
-    with pytest.raises(ApiError) as refusal:
-        KeyRing(KEYS, Limits()).check(header)
-    assert (refusal.value.status, refusal.value.code) == (401, "invalid_api_key")
-    assert refusal.value.headers == {"WWW-Authenticate": "Bearer"}
-    assert not any(key in refusal.value.sentence for key in KEYS)
-
-
-def test_each_key_is_a_client_and_where_there_are_none_everybody_is_one() -> None:
-    ring = KeyRing(KEYS, Limits())
-    assert [ring.check(f"Bearer {key}".encode()) for key in KEYS] == [0, 1]
-    assert ring.check(b"bearer  " + KEYS[1].encode()) == 1
-    assert KeyRing((), Limits()).check(None) == 0
-
-
-def test_a_key_has_a_number_of_requests_at_once_of_its_own() -> None:
-    ring = KeyRing(KEYS, Limits(key_concurrent=1))
-    with ring.request(0):
-        with pytest.raises(ApiError) as refusal, ring.request(0):
-            pass
-        assert (refusal.value.status, refusal.value.code) == (429, "concurrency_limit_exceeded")
-        with ring.request(1):
-            pass
-    with ring.request(0):
-        pass
-
-
-def test_a_key_has_a_rate_of_its_own_and_is_told_when_to_come_back() -> None:
-    now = 100.0
-    ring = KeyRing(KEYS, Limits(key_per_minute=2), now=lambda: now)
-
-    def ask(client: int) -> None:
-        with ring.request(client):
-            pass
-
-    ask(0)
-    ask(0)
-    with pytest.raises(ApiError) as refusal:
-        ask(0)
-    assert (refusal.value.status, refusal.value.headers) == (429, {"Retry-After": "30"})
-    ask(1)
-    now += 30
-    ask(0)
-    with pytest.raises(ApiError):
-        ask(0)
 
 
 def test_whoever_waits_is_refused_when_the_server_ends_and_waits_on_while_it_is_replaced() -> None:
