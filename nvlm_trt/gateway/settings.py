@@ -141,7 +141,12 @@ class GatewaySettings:
     def shown(self) -> dict[str, object]:
         """The settings for people; of the keys their number alone."""
         limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
-        return {"api_keys": len(self.api_keys), "image_domains": " ".join(self.image_domains) or None, **limits}
+        return {
+            "api_keys": len(self.api_keys),
+            "api_key_file": self.key_file and str(self.key_file),
+            "image_domains": " ".join(self.image_domains) or None,
+            **limits,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def test_a_dry_run_shows_the_gateway_and_its_limits(nvlm_trt: Run, packaged: Pat
     facts = nvlm_trt("serve", packaged, "--dry-run", "--json", *words).json
     shown = facts["gateway"]
     assert (shown["api_keys"], shown["image_domains"], shown["max_queue"]) == (1, "*.a.example", 3)
+    assert shown["api_key_file"] == str(keys)
     assert "--grpc-address=127.0.0.1" in facts["command"]
     assert "a-key-that-is-long-enough" not in str(facts)
 
