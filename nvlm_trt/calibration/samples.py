@@ -7,7 +7,6 @@ user and assistant as usual), and optionally `images`: names of files beneath th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nvlm_trt.errors import UserError, listed
+from nvlm_trt.jsonl import FieldError, local_files, parsed_line
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, Turn
 
 SHIPPED_SAMPLES = Path(__file__).parent / "data" / "samples.jsonl"
@@ -64,20 +64,16 @@ def read_samples(path: Path, count: int | None = None) -> list[Sample]:
             continue
         where = f"{path.name} line {number}"
         try:
-            samples.append(_sample(where, path.parent, _Line.model_validate(_parsed(line))))
+            samples.append(_sample(where, path.parent, _Line.model_validate(parsed_line(line))))
         except ValidationError as error:
             faults += [f"{where}: {_fault(dict(fault))}" for fault in error.errors()]
-        except _FieldError as error:
+        except FieldError as error:
             faults.append(f"{where}: {error}")
     if faults:
         raise UserError(f"{len(faults)} faults in the calibration samples{listed(faults)}")
     if not samples:
         raise UserError("there are no calibration samples", seen=path, expected="a JSON object on each line")
     return samples
-
-
-class _FieldError(Exception):
-    """A field of a line and what is wrong with it."""
 
 
 class _Message(BaseModel):
@@ -123,16 +119,6 @@ class _Line(BaseModel):
         return self.everything[1:] if self.everything[0].role == "system" else self.everything
 
 
-def _parsed(line: str) -> dict[str, object]:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _FieldError(f"this is not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise _FieldError(f"a sample is an object, seen: {type(raw).__name__}")
-    return raw
-
-
 def _sample(where: str, folder: Path, line: _Line) -> Sample:
     texts = [message.content for message in line.dialogue]
     answer = texts.pop() if len(texts) % 2 == 0 else None
@@ -147,19 +133,12 @@ def _sample(where: str, folder: Path, line: _Line) -> Sample:
 
 
 def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """The files, which must lie beneath the folder: by their names and where links lead."""
-    root = folder.resolve()
+    """The files, all beneath the folder, so that a set can be moved."""
     for index, name in enumerate(names):
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "://" in name:
-            raise _FieldError(f"images.{index}: seen {name!r}, expected a file name relative to the JSONL's folder")
-        try:
-            file = (root / pure).resolve(strict=True)
-        except (OSError, ValueError, RuntimeError):
-            raise _FieldError(f"images.{index}: there is no file {name!r}") from None
-        if not file.is_relative_to(root) or not file.is_file():
-            raise _FieldError(f"images.{index}: {name!r} is not a file beneath the JSONL's folder")
-        yield file
+            raise FieldError(f"images.{index}: seen {name!r}, expected a file name relative to the JSONL's folder")
+    return local_files(folder, names)
 
 
 def _fault(fault: dict[str, object]) -> str:

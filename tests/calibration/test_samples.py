@@ -56,7 +56,7 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(folder: Path) -> N
 
 
 def test_a_count_takes_the_first_ones_and_does_not_look_at_others(folder: Path) -> None:
-    path = written(folder, {"text": "a"}, {"text": "b"}, "not JSON")
+    path = written(folder, {"text": "a"}, {"text": "b"}, "seen no JSON")
     assert [sample.question for sample in read_samples(path, 2)] == ["a", "b"]
     assert len(read_samples(written(folder, {"text": "a"}), 5)) == 1
 
@@ -64,8 +64,8 @@ def test_a_count_takes_the_first_ones_and_does_not_look_at_others(folder: Path) 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "not JSON"),
-        ("[1]", "a sample is an object, seen: list"),
+        ("{", "seen no JSON"),
+        ("[1]", "seen list, expected an object"),
         ('{"text": "a", "txet": 1}', "txet: Extra inputs"),
         ('{"text": 7}', "text: Input should be a valid string, seen: '7'"),
         ('{"text": ""}', "text: String should have at least 1 character"),
@@ -79,8 +79,11 @@ def test_a_count_takes_the_first_ones_and_does_not_look_at_others(folder: Path) 
         ('{"messages": [{"role": "assistant", "content": "b"}]}', "seen role assistant, expected user at place 0"),
         ('{"messages": [{"role": "system", "content": "b"}]}', "there is no question"),
         ('{"text": "a", "images": "images/grey.png"}', "images: Input should be a valid list"),
-        ('{"text": "a", "images": ["images/none.png"]}', "images.0: there is no file 'images/none.png'"),
-        ('{"text": "a", "images": ["images"]}', "images.0: 'images' is not a file"),
+        (
+            '{"text": "a", "images": ["images/none.png"]}',
+            "images.0: seen 'images/none.png', expected a file that exists",
+        ),
+        ('{"text": "a", "images": ["images"]}', "images.0: seen 'images', expected a file that exists"),
         ('{"text": "a", "images": ["../secret.png"]}', "images.0: seen '../secret.png', expected a file name relative"),
         ('{"text": "a", "images": ["/etc/hostname"]}', "images.0: seen '/etc/hostname', expected a file name relative"),
         ('{"text": "a", "images": ["https://example.org/a.png"]}', "expected a file name relative"),
@@ -109,7 +112,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pyt
     outside = tmp_path_factory.mktemp("outside") / "grey.png"
     Image.new("RGB", (8, 8)).save(outside)
     (folder / "images" / "link.png").symlink_to(outside)
-    with pytest.raises(UserError, match="not a file beneath"):
+    with pytest.raises(UserError, match="leads out of the JSONL's folder"):
         read_samples(written(folder, {"text": "a", "images": ["images/link.png"]}))
 
 
