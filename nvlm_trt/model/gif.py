@@ -13,7 +13,9 @@ from typing import Final
 SIGNATURES: Final = (b"GIF87a", b"GIF89a")
 SCREEN: Final = struct.Struct("<6sHHBBB")
 FRAME: Final = struct.Struct("<HHHH")
-EXTENSION, SEPARATOR, TRAILER, COMMENT = 0x21, 0x2C, 0x3B, 0xFE
+EXTENSION, SEPARATOR, TRAILER = 0x21, 0x2C, 0x3B
+APPLICATION, COMMENT = b"\xff", b"\xfe"
+LOOP: Final = b"NETSCAPE2.0"
 
 
 def is_gif(data: bytes) -> bool:
@@ -56,7 +58,11 @@ def first_frame(data: bytes, most_parts: int) -> tuple[int, int] | None:
 def _first_block(data: bytes, label: int) -> int:
     """Where the blocks of an extension begin that are read until one is empty; `label` is the place of its label.
 
-    Pillow reads the first block by itself, and those behind it even where that is the empty one; not those of comments.
+    Pillow reads some blocks by themselves, and those behind them even where these are the empty ones: the first of all
+    extensions but comments, and the one behind the name of a loop.
     """
-    is_passed = data[label + 1 : label + 2] == b"\0" and data[label] != COMMENT
-    return label + 2 if is_passed else label + 1
+    kind, place = data[label : label + 1], label + 1
+    first = data[place + 1 : place + 1 + data[place]] if place < len(data) else b""
+    if kind == APPLICATION and first.startswith(LOOP):
+        place += 1 + data[place]
+    return place + 1 if kind != COMMENT and data[place : place + 1] == b"\0" else place

@@ -30,8 +30,9 @@ WATCHED_BYTES = 8192
 
 MOST_PARTS = 10_000
 BYTES_A_PART = 120
-"""A file is read in so many parts at most, and one more for so many of its bytes: those of a GIF with whole blocks of
-255 bytes, which take two each, come nearest."""
+"""A file is read in so many parts at most, and one more for so many of its bytes. Of common files a GIF with whole
+blocks of 255 bytes comes nearest, two parts each; a BMP with run lengths, which Pillow reads byte by byte, goes beyond
+from about 10 kB on."""
 
 TOO_MANY_PARTS = "the image file consists of too many small parts"
 ENCODE_AGAIN = "save the picture anew"
@@ -113,6 +114,8 @@ def read_image(
         if exif_orientation:
             ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
         return image if image.mode == "RGB" else image.convert("RGB")
+    except _TooManyPartsError:
+        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
     except Exception:  # decoders raise many types on damaged data; their texts may carry addresses or paths
         raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
 

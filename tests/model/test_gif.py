@@ -26,7 +26,9 @@ def gif(
     return head + before + b"," + struct.pack("<HHHH", *frame) + b"\x00\x02\x02\x4c\x01\x00;"
 
 
-BLOCKS = st.lists(st.binary(min_size=1, max_size=255).map(lambda block: bytes([len(block)]) + block)).map(b"".join)
+LOOP = b"NETSCAPE2.0"
+BLOCK = (st.binary(min_size=1, max_size=255) | st.just(LOOP)).map(lambda block: bytes([len(block)]) + block)
+BLOCKS = st.lists(BLOCK).map(b"".join)
 EXTENSIONS = st.builds(
     lambda label, blocks: b"!" + label + blocks + b"\0", st.sampled_from([b"\xf9", b"\xfe", b"\xff", b"\x01"]), BLOCKS
 )
@@ -63,3 +65,10 @@ def test_without_a_whole_header_there_is_no_size(data):
     assert first_frame(data, len(data)) is None
     with pytest.raises(ImageRejected):
         read_size(data)
+
+
+def test_a_loop_without_a_count_hides_no_frame():
+    """Behind its name Pillow reads a block by itself, an empty one too, and those behind that one."""
+    hidden = b"!\xff\x0b" + LOOP + b"\0" + b";" + bytes([59]) * 59 + b"\0"
+    data = gif((37, 23), (0, 0, 1500, 1400), before=DISPOSED + hidden)
+    assert first_frame(data, len(data)) == Image.open(io.BytesIO(data)).size == (1500, 1400)

@@ -210,3 +210,17 @@ def test_a_gif_of_megabytes_is_read():
     Image.fromarray(pixels).convert("P").save(file, "GIF")
     assert len(file.getvalue()) > 2_000_000
     assert read_image(file.getvalue()).size == (1600, 1200)
+
+
+def run_length_bmp(width: int, height: int) -> bytes:
+    """A BMP whose rows are runs of two pixels."""
+    rows = (b"\x02\x01" * (width // 2) + b"\0\0") * height + b"\0\1"
+    at = 14 + 40 + 1024
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 256)
+    return b"BM" + struct.pack("<IHHI", at + len(rows), 0, 0, at) + header + bytes(1024) + rows
+
+
+def test_a_small_bmp_with_run_lengths_is_read_and_a_larger_one_is_refused_for_what_it_is():
+    assert read_image(run_length_bmp(60, 50)).size == (60, 50)
+    with pytest.raises(ImageRejected, match="too many small parts; save the picture anew"):
+        read_image(run_length_bmp(200, 100))
