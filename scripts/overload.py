@@ -41,7 +41,7 @@ from typing import Any, Final
 import aiohttp
 import psutil
 import skimage.data
-from overload_probe import Probed, Report
+from overload_probe import Probed, Report, note_lag
 from PIL import Image
 
 from nvlm_trt.gateway.settings import Limits
@@ -74,7 +74,6 @@ LONG_ROOM: Final = 200
 """Tokens that are left for its template."""
 
 REFUSALS: Final = (429, 503)
-LAG_SECONDS: Final = 0.02
 IMAGE_SHARE: Final = 0.25
 CHAT: Final = "/v1/chat/completions"
 
@@ -373,14 +372,7 @@ async def peak_memory(server: psutil.Process) -> AsyncIterator[list[float]]:
 async def own_lag() -> AsyncIterator[list[float]]:
     """Seconds by which this process itself is late, which no time that it measures can be better than."""
     late: list[float] = []
-
-    async def watch() -> None:
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(LAG_SECONDS)
-            late.append(time.perf_counter() - began - LAG_SECONDS)
-
-    watching = asyncio.create_task(watch())
+    watching = asyncio.create_task(note_lag(late))
     try:
         yield late
     finally:

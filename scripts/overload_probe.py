@@ -20,6 +20,9 @@ from typing import Final
 PRIORITY: Final = -10
 """Niceness, where it may be had: a client's machine is another than the server's, and has cores of its own."""
 
+PATIENCE_SECONDS: Final = 120.0
+"""For an answer; one that takes longer counts as none."""
+
 LAG_SECONDS: Final = 0.02
 RETRY_AFTER: Final = re.compile(rb"\r\nretry-after: *(\d+)\r\n", re.IGNORECASE)
 REQUEST: Final = (
@@ -74,7 +77,7 @@ def main() -> None:
 async def probe(address: str, rate: float, seconds: float, answer_tokens: int) -> Report:
     """Ask at a steady pace, whether the others are answered or not."""
     lag: list[float] = []
-    watching = asyncio.create_task(_note_lag(lag))
+    watching = asyncio.create_task(note_lag(lag))
     begin = time.perf_counter()
     tasks = []
     for number in range(int(rate * seconds)):
@@ -92,29 +95,31 @@ async def _ask(address: str, number: int, answer_tokens: int) -> Probed:
     host, _, port = address.rpartition(":")
     began = time.perf_counter()
     head, rest = b"", b""
-    writer = None
+    writer, passed = None, None
     try:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(REQUEST.format(host=address, length=len(body), body=body).encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        passed = time.perf_counter() - began
-        while piece := await reader.read(1 << 16):
-            rest = (rest + piece)[-64:]
-    except (OSError, asyncio.IncompleteReadError):
-        passed = time.perf_counter() - began
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(REQUEST.format(host=address, length=len(body), body=body).encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            passed = time.perf_counter() - began
+            while piece := await reader.read(1 << 16):
+                rest = (rest + piece)[-64:]
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        pass
     finally:
         if writer is not None:
             writer.close()
     retry_after = RETRY_AFTER.search(head)
     return Probed(
         status=int(head.split(b" ", 2)[1]) if head else 0,
-        head=passed,
+        head=time.perf_counter() - began if passed is None else passed,
         retry_after=int(retry_after[1]) if retry_after else None,
         complete=b"data: [DONE]" in rest,
     )
 
 
-async def _note_lag(late: list[float]) -> None:
+async def note_lag(late: list[float]) -> None:
+    """Add the seconds by which this process is late, until it is cancelled."""
     while True:
         began = time.perf_counter()
         await asyncio.sleep(LAG_SECONDS)

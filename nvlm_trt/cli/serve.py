@@ -203,12 +203,12 @@ def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    """Write a line to who reads the events; once nobody does, to nobody: the server goes on, and the log has them."""
+    """Write a line to who reads the events; once nobody can, to nobody: the server goes on, and the log has them."""
     import os
     import sys
 
     try:
         typer.echo(line)
-    except BrokenPipeError:
+    except OSError:  # a closed pipe, a full disk, a terminal that went away
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

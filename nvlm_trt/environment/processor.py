@@ -11,7 +11,7 @@ CPUINFO: Final = Path("/proc/cpuinfo")
 
 INSTRUCTIONS: Final = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
-    "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"},
+    "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
 }
 """What Linux calls the instructions that multiply a type and add the products, on x86-64 and aarch64."""
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ BEARER: Final = b"bearer "
 LOOK_SECONDS: Final = 1.0
 """How often the file of keys is looked at, at most, and only when a client comes."""
 
+State = tuple[int, ...]
+
 log = logging.getLogger(__name__)
 
 
@@ -29,7 +32,7 @@ class KeyFile:
     """A file of keys that is read anew whenever it has changed; one that is at fault changes nothing.
 
     Args:
-        file: As for `read_keys`; it was read once.
+        file: As for `read_keys`. The first client has it read: it may have changed since the server read it.
         environment: As for `read_keys`.
         now: The clock, in seconds.
     """
@@ -40,32 +43,35 @@ class KeyFile:
         self._file = file
         self._environment = environment
         self._now = now
-        self._looked = now()
-        self._seen = self._state()
+        self._looked = -math.inf
+        self._taken: State | None = None
+        self._told: State | None = None
 
     def changed(self) -> tuple[str, ...] | None:
-        """All keys if they are others than before, else None; looks once in `LOOK_SECONDS` at most."""
+        """All keys if the file is another than before, else None; looks once in `LOOK_SECONDS` at most."""
         if self._now() - self._looked < LOOK_SECONDS:
             return None
         self._looked = self._now()
         state = self._state()
-        if state == self._seen:
+        if state == self._taken:
             return None
-        self._seen = state
         try:
             keys = read_keys(self._file, self._environment)
-        except RequestError as error:
-            log.error("the API keys were not changed", extra=fields(reason=str(error)))
+        except RequestError as error:  # what keeps it from being read may pass: it is tried again
+            if state != self._told:
+                log.error("the API keys were not changed", extra=fields(reason=str(error)))
+            self._told = state
             return None
-        log.info("the API keys were read anew", extra=fields(api_keys=len(keys)))
+        self._taken, self._told = state, None
+        log.info("the API keys were read", extra=fields(api_keys=len(keys)))
         return keys
 
-    def _state(self) -> tuple[int, int, int] | None:
+    def _state(self) -> State:
         """What differs when the file was written or another took its place."""
         try:
             seen = self._file.stat()
         except OSError:
-            return None
+            return ()
         return seen.st_ino, seen.st_mtime_ns, seen.st_size
 
 

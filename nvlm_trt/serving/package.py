@@ -67,7 +67,9 @@ def outdated_models(engine_dir: Path, repository: Path, recipe: BuildRecipe) -> 
     from nvlm_trt.serving.spec import ServingSpec
 
     wanted = configs(ServingSpec.of(engine_dir, recipe))
-    return sorted(name for name, config in wanted.items() if _written(repository / name / "config.pbtxt") != config)
+    found = {folder.name for folder in repository.iterdir() if folder.is_dir()}  # tritonserver loads them all
+    outdated = (name for name, config in wanted.items() if _written(repository / name / "config.pbtxt") != config)
+    return sorted({*outdated, *(found - wanted.keys())})
 
 
 def _written(file: Path) -> ModelConfig | None:

@@ -83,6 +83,8 @@ def test_events_that_nobody_reads_any_more_do_not_end_the_server() -> None:
     program = "from nvlm_trt.cli.serve import _tell\nfor _ in range(3): _tell('ready')\nprint('done')"
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, check=False)
-    os.close(writing)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    full = os.open("/dev/full", os.O_WRONLY)
+    for nobody in (writing, full):
+        ended = subprocess.run([sys.executable, "-c", program], stdout=nobody, stderr=subprocess.PIPE, check=False)
+        os.close(nobody)
+        assert (ended.returncode, ended.stderr) == (0, b"")

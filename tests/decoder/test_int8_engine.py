@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from nvlm_trt.verify.yardstick import reduced_decoder
 
 BLOCKS = 8
 GROUP = 128
-DOT_PRODUCTS = "int8" in processor().types
+DOT_PRODUCTS = platform.machine() == "x86_64" and "int8" in processor().types
 """Without them OpenVINO leaves inputs as they are."""
 
 
@@ -149,8 +150,8 @@ def test_the_yardstick_of_verify_is_as_far_from_fp32_as_the_engine(engines, chec
         exact = reference.logits(ids)[-1].numpy()
         seen.append(rms(last(session, ids) - exact))
         expected.append(rms(yardstick.logits(ids)[-1].numpy() - exact))
-    # Weights alone where the processor has no 8-bit dot products.
-    assert 0.3 < np.mean(seen) / np.mean(expected) < 1.4
+    least = 0.7 if DOT_PRODUCTS else 0.3  # weights alone
+    assert least < np.mean(seen) / np.mean(expected) < 1.4
 
 
 def test_what_a_sequence_gets_hangs_on_its_batch_no_more_than_bf16_rounds(engines):

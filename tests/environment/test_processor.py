@@ -18,7 +18,7 @@ XEON = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: avx512_vnni amx_bf16\n\np
         (XEON, {"bf16", "int8"}, "Xeon"),
         ("model name : Lake\nflags : avx2 avx_vnni\n", {"int8"}, "Lake, without instructions for bf16"),
         ("model name : Milan\nflags : avx2\n", set(), "Milan, without instructions for bf16 and int8"),
-        ("Features : fp asimd i8mm bf16\n", {"bf16", "int8"}, platform.machine()),
+        ("Features : fp asimd asimddp bf16\n", {"bf16", "int8"}, platform.machine()),
     ],
 )
 def test_types_are_those_of_the_flags(tmp_path: Path, cpuinfo: str, types: set[str], words: str) -> None:

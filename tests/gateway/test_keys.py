@@ -117,7 +117,7 @@ def replace(file: Path, text: str) -> None:
 
 
 def test_a_key_that_is_taken_away_is_refused_and_a_new_one_is_taken(ring: KeyRing, file: Path, clock: Clock) -> None:
-    kept = ring.check(shown(KEYS[1]))
+    kept = ring.check(shown(KEYS[1]))  # looks at the file
     with kept.request():
         replace(file, "\n".join(KEYS[1:]))
         assert [is_taken(ring, key) for key in KEYS] == [True, True, False]  # it was looked at just now
@@ -126,6 +126,23 @@ def test_a_key_that_is_taken_away_is_refused_and_a_new_one_is_taken(ring: KeyRin
         with pytest.raises(ApiError) as refusal, ring.check(shown(KEYS[1])).request():
             pass
         assert refusal.value.code == "concurrency_limit_exceeded"  # what a kept key has under way still counts
+
+
+def test_keys_that_changed_before_the_first_client_came_are_seen(file: Path) -> None:
+    replace(file, KEYS[2])
+    ring = KeyRing(KEYS[:2], Limits(), KeyFile(file, {}))
+    assert [is_taken(ring, key) for key in KEYS] == [False, False, True]
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(
+    ring: KeyRing, file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace(file, KEYS[2])
+    with monkeypatch.context() as moment:
+        moment.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError("too many open files")))
+        assert [is_taken(ring, key) for key in KEYS] == [True, True, False]
+    clock.now += LOOK_SECONDS
+    assert [is_taken(ring, key) for key in KEYS] == [False, False, True]
 
 
 @pytest.mark.parametrize("text", ["", "short\n", None])

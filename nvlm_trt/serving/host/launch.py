@@ -5,10 +5,10 @@ Run as ``python launch.py NICENESS PARENT_PID COMMAND...`` in a session of its o
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +22,31 @@ STACK_BYTES: Final = 64 * 1024 * 1024
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 """Linux may share the cores between sessions first, and niceness counts inside a session alone: this is a session's."""
 
+AUTOGROUP_TRIES: Final = 5
+
 
 def main(niceness: int, arguments: list[str]) -> None:
     """Become ``guarded.py`` with these arguments, a larger stack, and behind other programs where cores are short."""
     if niceness:
         os.nice(niceness)
-        with contextlib.suppress(OSError):  # not every kernel has them, and not every container shows them
-            AUTOGROUP.write_text(str(niceness))
+        stand_back(niceness)
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     size = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (size, hard))
     os.execv(sys.executable, [sys.executable, "-I", str(GUARDED), *arguments])
+
+
+def stand_back(niceness: int) -> None:
+    """Set the niceness of this session, where the kernel shares the cores between sessions."""
+    for _ in range(AUTOGROUP_TRIES):
+        try:
+            AUTOGROUP.write_text(str(niceness))
+        except BlockingIOError:  # one such change in 0.1 s for the whole machine, unless privileged
+            time.sleep(0.1)
+        except OSError:  # not every kernel has them, and not every container shows them
+            return
+        else:
+            return
 
 
 if __name__ == "__main__":

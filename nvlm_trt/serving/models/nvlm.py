@@ -126,7 +126,7 @@ class TritonPythonModel(Model):
         self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
         decoder = DecodeClient(
             self.spec.tile_size if self.spec.cpu else None,
-            tells_cached=CACHED in self.output_names,  # not on GPUs, nor in a repository that was written before it was
+            tells_cached=CACHED in self.output_names,  # not on GPUs
         )
         backends = _Backends(Preprocessor(self.spec, self.tokenizer), decoder)
         self.orchestrator = Orchestrator(backends, self.tokenizer)
