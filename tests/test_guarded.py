@@ -36,7 +36,7 @@ def noted(note: Path) -> list[psutil.Process]:
 
 def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     note = tmp_path / "note"
-    command = [sys.executable, "-c", LEAVES_ONE_BEHIND, str(note), "0.2"]
+    command = [sys.executable, "-c", LEAVES_ONE_BEHIND, str(note), "2"]
     whole = [sys.executable, "-I", guarded.__file__, str(os.getpid()), *command]
     process = subprocess.Popen(whole, start_new_session=True)
     running, left = noted(note)

@@ -68,7 +68,7 @@ def test_the_turn_of_a_process_that_died_is_free(tmp_path):
 def test_the_seconds_that_were_waited_are_told(tmp_path):
     first, second = Turns(tmp_path), Turns(tmp_path)
     first.take()
-    threading.Timer(0.05, first.give).start()
+    threading.Timer(0.5, first.give).start()
     with second.taken() as waited:
         assert waited > 0.03
 

@@ -37,7 +37,7 @@ LIMITS = {"max_body": 16 << 20, "max_image": 8 << 20, "queue_time": 60}
 LISTED = ("localhost", "127.0.0.1", "*.example.com")
 """Domains that it fetches from; listing the machine itself must not open it."""
 
-WORDY = "a-model-of-a-long-name-" * 50
+WORDY = "a-model-of-a-long-name-" * 500
 """Another name of the model at further gateways: every event of a stream repeats it, so that streams are large."""
 
 FaultRecord = Callable[..., None]

@@ -150,6 +150,7 @@ def test_sigterm_under_load_drains(fragile, fault_record):
         streams = [make(fragile) for make in (sse_stream, grpc_stream) for _ in range(2)]
         began = time.monotonic()
         fragile.process.send_signal(signal.SIGTERM)
+        assert eyes.wait(lambda: "/health/ready" in eyes.unready_after(began), DEAD_SECONDS)
         refused = newcomer(fragile)
         for stream in streams:
             assert stream.join(30).outcome == "done"
@@ -189,7 +190,6 @@ def test_a_second_signal_ends_it_at_once(engine_dir, fault_record):
 def newcomer(served: Served) -> tuple[int, str | None, str | None] | None:
     """What a request is told that comes after the signal; None where nobody listens any more."""
     host, _, port = served.http.partition(":")
-    time.sleep(0.1)
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
         with contextlib.closing(connection):

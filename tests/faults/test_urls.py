@@ -173,7 +173,7 @@ def test_a_server_that_is_slow_endless_or_has_no_image_holds_nobody_up(
     growth, seen = began.end()
     assert (answer.status, answer.error["code"]) == (status, code)
     assert_clear(answer.sentence)
-    assert answer.ms < 3000
+    assert answer.ms < 15_000
     assert good.status == 200
     fault_record(time_ms=answer.ms, memory_mb=growth, others=seen, variant=name)
 

@@ -13,6 +13,7 @@ from nvlm_trt.decoder.request import SamplingParams
 
 TWO = "Compare <image> with <image>, please."
 GREEDY = Options(max_tokens=24)
+LONG = Options(max_tokens=200)
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def test_sampling_with_a_seed_is_repeatable(client, expected):
 
 def test_streamed_pieces_join_to_the_unary_answer(client, jpeg):
     image = jpeg("coffee")
-    whole = client.generate("What is it?", images=[image], options=GREEDY)
-    stream = client.stream("What is it?", images=[image], options=GREEDY)
+    whole = client.generate("What is it?", images=[image], options=LONG)
+    stream = client.stream("What is it?", images=[image], options=LONG)
     pieces = list(stream)
-    assert len(pieces) > 3
+    assert len(pieces) > 1  # of tokens that have come meanwhile several go together
     assert "".join(pieces) == whole.text
     # The second one finds the prompt of the first in the cache.
     assert replace(stream.answer, num_cached_tokens=whole.num_cached_tokens) == whole
@@ -118,10 +119,10 @@ def test_http_takes_several_images_and_data_uris(post, client, jpeg):
 
 
 def test_http_generate_stream_gives_pieces_and_a_finish_reason(post, client):
-    answer = post("models/nvlm/generate_stream", {"text_input": "Hello", "max_tokens": 24, "stream": True})
-    whole = client.generate("Hello", options=GREEDY)
+    answer = post("models/nvlm/generate_stream", {"text_input": "Hello", "max_tokens": 200, "stream": True})
+    whole = client.generate("Hello", options=LONG)
     assert answer.status == 200
-    assert len(answer.events) > 3
+    assert len(answer.events) > 2  # pieces, and the end
     assert "".join(str(event["text_output"]) for event in answer.events) == whole.text
     assert [event["finish_reason"] for event in answer.events[:-1]] == [""] * (len(answer.events) - 1)
     assert answer.events[-1]["finish_reason"] == whole.finish_reason

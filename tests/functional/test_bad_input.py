@@ -103,7 +103,7 @@ def test_a_huge_image_is_refused_from_its_header(client, server):
     for _ in range(5):
         with pytest.raises(RequestError, match="too many pixels"):
             client.generate("x", images=[IMAGES["huge"]])
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 20  # decoding it would take as long for each, and fill the memory
     assert sum(process.memory_info().rss for process in processes) - before < 64 << 20
 
 

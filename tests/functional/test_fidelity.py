@@ -30,6 +30,9 @@ from nvlm_trt.pipeline.progress import reporter_for
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 
+pytestmark = pytest.mark.timeout(900)
+"""With a build and the reference's answers in its setup, which a busy machine draws out."""
+
 STEPS = 64
 TIE = 1e-3
 RECIPE = Path(__file__).parents[2] / "build" / "recipes" / "nvlm-d-mini-cpu-fp32.yaml"

@@ -103,8 +103,9 @@ def test_a_client_of_a_whole_answer_that_hangs_up_ends_the_decoding_too(server: 
 
 def wait_working(server: TritonServer) -> None:
     """Wait until the gateway has a request in work."""
+    deadline = time.monotonic() + 60
     while "nvlm_requests_working 1.0" not in get(server.http_url, "/metrics")[1]:
-        continue
+        assert time.monotonic() < deadline, "it was never seen at work"
 
 
 def wait_idle(server: TritonServer) -> None:

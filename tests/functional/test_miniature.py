@@ -37,6 +37,9 @@ RIGHT = {
 }
 ANSWER = Options(max_tokens=16)
 
+pytestmark = pytest.mark.timeout(900)
+"""With the build in its setup, which a busy machine draws out."""
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:

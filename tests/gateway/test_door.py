@@ -48,7 +48,7 @@ def read_all(connection: socket.socket) -> bytes:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Door]:
     """Little patience and small limits, nothing behind."""
-    limits = Limits(max_body=1000, max_headers=10, max_header_bytes=2000, header_time=0.3, body_time=0.3)
+    limits = Limits(max_body=1000, max_headers=10, max_header_bytes=2000, header_time=1.0, body_time=1.0)
     with Door(limits) as one:
         yield one
 
@@ -160,7 +160,7 @@ def test_the_deadline_ends_a_request_that_waits(upstream: Upstream) -> None:
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error_event(upstream: Upstream) -> None:
-    with Door(Limits(deadline=0.4), http=upstream.port) as door:
+    with Door(Limits(deadline=2.0), http=upstream.port) as door:
         answer = door.call(GENERATE + "_stream", LONG)
     assert answer.data == b'data: 1\n\ndata: {"error": "the request took longer than it may"}\n\n'
 

@@ -81,7 +81,7 @@ def test_a_stream_that_ends_ends_the_drain(door: Door) -> None:
     asking.join(5)
     began = time.monotonic()
     drain(door).join(5)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert answers[0].status == 200
     assert answers[0].data.endswith(b"data: 2\n\n")
 

@@ -76,7 +76,7 @@ def fetch(
         async with a_server() as port:
             listed = [domain.format(port=port) for domain in domains]
             fetcher = Fetcher(listed, LIMIT, resolve=names or Names(["127.0.0.1"]), allowed=allowed)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(20):
                 return await fetcher.fetch(f"http://{host}:{port}{path}".replace("PORT", str(port)))
 
     return asyncio.run(run())

@@ -103,10 +103,10 @@ def test_a_bad_image_is_refused_in_one_sentence(photo: Image.Image, name: str) -
 def test_a_bomb_is_refused_from_its_header(photo: Image.Image) -> None:
     data = png_header(60_000, 60_000)
     assert len(data) < 4000
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(ImageRejected, match="too many pixels"):
         read_image(data)
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_the_limits_are_settings(photo: Image.Image) -> None:

@@ -37,7 +37,7 @@ verify_prompts: 1
 verify_tokens: 4
 """
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(900)
 
 
 def outputs_of(engine: Path) -> dict[str, dict[str, str]]:
