@@ -43,7 +43,7 @@ class Limits:
         max_concurrent: Requests that the server works on at once.
         max_queue: Requests that wait for one of those to end; more are refused.
         max_planned: Tokens of their prompts and answers, all together.
-        queue_time: Expected wait for the decoder; a request that would wait for longer is refused.
+        queue_time: Wait for the decoder; a request that would have to expect a longer one is refused.
         deadline: From a request's first byte to its answer's last.
         header_time: For the headers of a request.
         body_time: For its body.

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from nvlm_trt.gateway.admission import Admission
+from nvlm_trt.gateway.admission import SPREAD, Admission
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.settings import Limits
 
@@ -48,7 +48,7 @@ def busy(limits: Limits, *, batch: int, clock: Clock, stack: contextlib.ExitStac
 
 def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> None:
     with contextlib.ExitStack() as stack:
-        admission = busy(Limits(queue_time=5), batch=2, clock=Clock(), stack=stack)
+        admission = busy(Limits(queue_time=5 * SPREAD), batch=2, clock=Clock(), stack=stack)
         assert admission.wait == pytest.approx(0.5, rel=0.05)  # nobody is before a newcomer but those that are served
         waiting = stack.enter_context(admission.place())
         admission.plan(waiting, 400)
