@@ -21,8 +21,8 @@ MEAN_SHARE: Final = 0.1
 """Of a newly planned request in what requests take on average."""
 
 SPREAD: Final = 1.4
-"""A wait is told by means, and depends on chance and on which requests come with images: under four times the capacity
-one in a hundred waited so many times as long as was told (measured with the miniature)."""
+"""So many times the expected wait has to be allowed. It is told by means, and depends on chance and on which requests
+come with images: with the miniature, under four times the capacity, one in a hundred waited 1.3 times as long."""
 
 MAX_RETRY_SECONDS: Final = 60
 """What is told of a wait beyond that holds no longer by then."""

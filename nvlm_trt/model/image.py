@@ -23,19 +23,14 @@ TURNED_BY_90 = (5, 6, 7, 8)
 PNG_BIT_DEPTH_OFFSET = 24
 """Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
 
-
 WATCHED_BYTES = 8192
 """What Pillow decodes of a watched file at a time, in place of 64 kB, which of a plain picture are five megapixels."""
-
 
 MOST_PARTS = 10_000
 BYTES_A_PART = 120
 """A file is read in so many parts at most, and one more for so many of its bytes. Of common files a GIF with whole
 blocks of 255 bytes comes nearest, two parts each; a BMP with run lengths, which Pillow reads byte by byte, goes beyond
 from about 10 kB on."""
-
-TOO_MANY_PARTS = "the image file consists of too many small parts"
-ENCODE_AGAIN = "save the picture anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +109,8 @@ def read_image(
         if exif_orientation:
             ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
         return image if image.mode == "RGB" else image.convert("RGB")
-    except _TooManyPartsError:
-        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
-    except Exception:  # decoders raise many types on damaged data; their texts may carry addresses or paths
-        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+    except Exception as error:
+        raise _refusal(error) from None
 
 
 def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orientation: bool = True) -> tuple[int, int]:
@@ -142,8 +135,8 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
         return read_image(data, limits).size
     try:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode
-    except Exception:  # as above
-        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+    except Exception as error:
+        raise _refusal(error) from None
     return image.size[::-1] if orientation in TURNED_BY_90 else image.size
 
 
@@ -178,9 +171,9 @@ def _open(file: io.BytesIO, limits: ImageLimits) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageRejected("the image has too many pixels", expected=f"at most {limits.max_pixels}") from None
-    except _TooManyPartsError:
-        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
-    except Exception:  # as above
+    except _TooManyPartsError as error:
+        raise _refusal(error) from None
+    except Exception:  # as in `_refusal`
         expected = ", ".join(FORMATS)
         raise ImageRejected(
             "this is not an image of a known format, or its header is damaged", expected=expected
@@ -191,10 +184,18 @@ def _is_animated(image: Image.Image) -> bool:
     """Whether there is more than one frame; of a GIF the second one's header is read."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except _TooManyPartsError:
-        raise ImageRejected(TOO_MANY_PARTS, fix=ENCODE_AGAIN) from None
-    except Exception:  # as above
-        raise ImageRejected("the image is damaged or truncated", fix="send a complete file") from None
+    except Exception as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> ImageRejected:
+    """What is told of an image that could not be read to its end.
+
+    Decoders raise many types on damaged data, and their texts may carry addresses or paths.
+    """
+    if isinstance(error, _TooManyPartsError):
+        return ImageRejected("the image file consists of too many small parts", fix="save the picture anew")
+    return ImageRejected("the image is damaged or truncated", fix="send a complete file")
 
 
 def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:

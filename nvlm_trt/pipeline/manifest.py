@@ -18,6 +18,8 @@ from nvlm_trt.pipeline.digest import FileDigest, combined
 from nvlm_trt.pipeline.durable import write_atomic
 
 MANIFEST_NAME: Final = "manifest.json"
+PACKAGE_STAGE: Final = "package"
+"""The stage that writes the model repository; whoever serves it asks for its record."""
 CHECKPOINT_FOLDER: Final = "checkpoint"
 """Where in the engine directory a synthetic checkpoint lies."""
 FORMAT: Final = 1

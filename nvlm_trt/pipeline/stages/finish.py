@@ -6,6 +6,7 @@ import json
 from hashlib import sha256
 
 from nvlm_trt.pipeline.durable import write_atomic
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
@@ -60,7 +61,7 @@ def package(sources: Sources) -> Stage:
         write_repository(context.engine, folder(context, REPOSITORY_FOLDER), recipe)
 
     return Stage(
-        name="package",
+        name=PACKAGE_STAGE,
         inputs=("inspect", "vision-compile", "decoder-compile", "verify"),
         outputs=(REPOSITORY_FOLDER,),
         parts={},

@@ -18,7 +18,6 @@ GUARDED: Final = Path(__file__).parents[2] / "guarded.py"
 STACK_BYTES: Final = 64 * 1024 * 1024
 """tritonserver 2.51 parses some bodies on the stack: with the usual 8 MiB a 4 MB body ends it."""
 
-
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 """Linux may share the cores between sessions first, and niceness counts inside a session alone: this is a session's."""
 

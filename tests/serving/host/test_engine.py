@@ -60,6 +60,11 @@ def test_what_cannot_be_read_is_of_another_version(packaged: Path, text: str) ->
     assert "other configurations of nvlm;" in refusal(packaged)
 
 
+def test_a_model_that_this_version_does_not_have_is_of_another_version(packaged: Path) -> None:
+    (packaged / "triton_repo" / "captioner").mkdir()
+    assert "other configurations of captioner;" in refusal(packaged)
+
+
 def test_a_recipe_that_was_changed_after_the_build_is_noticed(packaged: Path) -> None:
     recipe = packaged / "recipe.yaml"
     changed = {**yaml.safe_load(recipe.read_text()), "max_images": 1}
