@@ -33,14 +33,22 @@ class Place:
 
     Attributes:
         tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
+        prompt_tokens: Those of its prompt; 0 until it is planned.
+        worked_off: Of a stream, what its client has seen done: the prompt and the texts that came.
         answered: Whether the server is done with it: nobody waits for it then, though its answer may be on its way.
     """
 
-    __slots__ = ("answered", "tokens")
+    __slots__ = ("answered", "prompt_tokens", "tokens", "worked_off")
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
+        self.prompt_tokens = 0
+        self.worked_off = 0
         self.answered = False
+
+    def text_came(self) -> None:
+        """Note that a text of its stream came: about a token."""
+        self.worked_off = (self.worked_off or self.prompt_tokens) + 1
 
 
 class Admission:
@@ -127,16 +135,20 @@ class Admission:
         try:
             yield place
         finally:
+            if place.worked_off and not place.answered:
+                # given up half-way: without this, clients that hang up would make the server look slow
+                self._drain.answered(place.worked_off)
             del self._places[place]
             self._note_change()
 
-    def plan(self, place: Place, tokens: int) -> None:
+    def plan(self, place: Place, prompt_tokens: int, answer_tokens: int) -> None:
         """Note what a request will take.
 
         Raises:
             ApiError: 503, together with the others it takes more than there may be.
         """
-        place.tokens = tokens
+        place.prompt_tokens = prompt_tokens
+        place.tokens = tokens = prompt_tokens + answer_tokens
         self._plans += 1
         self._mean += (tokens - self._mean) * max(MEAN_SHARE, 1 / self._plans)
         excess = self.planned - self._limits.max_planned

@@ -36,10 +36,10 @@ def busy(limits: Limits, *, batch: int, clock: Clock, stack: contextlib.ExitStac
     """An admission whose decoder works off 100 tokens a second, with requests of 50 tokens in its whole batch."""
     admission = Admission(limits, batch, clock)
     for _ in range(batch):
-        admission.plan(stack.enter_context(admission.place()), 50)
+        admission.plan(stack.enter_context(admission.place()), 50, 0)
     for _ in range(200):
         with admission.place() as place:
-            admission.plan(place, 50)
+            admission.plan(place, 50, 0)
             clock.now += 0.5
             admission.answered(place)
     assert admission.rate == pytest.approx(100, rel=0.02)
@@ -51,7 +51,7 @@ def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> 
         admission = busy(Limits(queue_time=5 * SPREAD), batch=2, clock=Clock(), stack=stack)
         assert admission.wait == pytest.approx(0.5, rel=0.05)  # nobody is before a newcomer but those that are served
         waiting = stack.enter_context(admission.place())
-        admission.plan(waiting, 400)
+        admission.plan(waiting, 400, 0)
         assert admission.wait < 5
         stack.enter_context(admission.place())
         with pytest.raises(ApiError) as refusal, admission.place():
@@ -65,6 +65,24 @@ def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> 
         with pytest.raises(ApiError) as refusal, admission.place():
             pass
         assert 7 <= int(refusal.value.headers["Retry-After"]) <= 9
+
+
+def test_what_was_done_for_those_who_hang_up_counts() -> None:
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=1e6), batch=2, clock=clock, stack=stack)
+        for _ in range(200):
+            with admission.place() as place:
+                admission.plan(place, 40, 1000)
+                clock.now += 0.5
+                for _ in range(10):
+                    place.text_came()
+        assert admission.rate == pytest.approx(100, rel=0.02)
+        for _ in range(200):  # but nothing that no text shows
+            with admission.place() as place:
+                admission.plan(place, 40, 1000)
+                clock.now += 0.5
+        assert admission.rate < 5
 
 
 def test_while_the_decoder_has_a_place_nobody_waits() -> None:
@@ -89,13 +107,13 @@ def test_nobody_waits_for_a_request_whose_answer_is_only_on_its_way_to_its_clien
 def test_planned_tokens_of_all_together_have_a_bound_which_one_alone_may_pass() -> None:
     admission = Admission(Limits(max_planned=1000))
     with admission.place() as alone:
-        admission.plan(alone, 5000)
+        admission.plan(alone, 5000, 0)
         with admission.place() as second, pytest.raises(ApiError) as refusal:
-            admission.plan(second, 1)
+            admission.plan(second, 1, 0)
         assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
-        admission.plan(alone, 900)
+        admission.plan(alone, 900, 0)
         with admission.place() as second:
-            admission.plan(second, 100)
+            admission.plan(second, 100, 0)
             assert admission.planned == 1000
     assert admission.planned == 0
 
@@ -104,7 +122,7 @@ def test_a_request_counts_as_what_requests_take_until_it_is_planned() -> None:
     admission = Admission(Limits())
     for tokens, mean in ((300, 300), (100, 200)):
         with admission.place() as place:
-            admission.plan(place, tokens)
+            admission.plan(place, tokens, 0)
         with admission.place():
             assert admission.planned == mean
 
