@@ -41,7 +41,7 @@ class ChunkLimits:
 
     alone: int = 1024
     least: int = 8
-    stall: float = 2.2
+    stall: float = 1.8
 
 
 class StepCosts:
