@@ -50,8 +50,8 @@ case " $* " in *grpc* | *http*) # a server reads a model repository, which a who
     python - "${engines[@]}" <<'PYTHON'
 import sys
 from pathlib import Path
+from nvlm_trt.pipeline.manifest import REPOSITORY
 from nvlm_trt.recipe import load_recipe
-from nvlm_trt.serving.host.engine import REPOSITORY
 from nvlm_trt.serving.package import write_repository
 for engine in map(Path, sys.argv[1:]):
     write_repository(engine, engine / REPOSITORY, load_recipe(engine / "recipe.yaml"))

@@ -9,10 +9,11 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from nvlm_trt.gateway.conversation import Conversation, conversation_of
+from nvlm_trt.gateway.conversation import conversation_of
 from nvlm_trt.gateway.exchange import exchange_of
 from nvlm_trt.gateway.images import Images
 from nvlm_trt.gateway.json_route import JsonRoute
+from nvlm_trt.gateway.model import Ask
 from nvlm_trt.gateway.openai import ERRORS, require_model
 from nvlm_trt.gateway.plan import ImagePlan, Planner, Plans
 from nvlm_trt.gateway.schema import ChatRequest
@@ -108,7 +109,8 @@ def tile_routes(plans: Plans, images: Images, limits: Limits, names: Sequence[st
         said = conversation_of(asked.messages)
         async with asyncio.timeout_at(exchange_of(request.scope).deadline):
             files = await images.read(said.images)
-            return await plans.ask(lambda planner: _planned(planner, said, files, asked))
+            ask = Ask(said.question, asked.options(), said.history, said.system, files)
+            return await plans.ask(lambda planner: _planned(planner, ask, asked.model))
 
     @router.get("/limits", response_model=LimitsAnswer)
     async def show_limits() -> LimitsAnswer:
@@ -135,18 +137,10 @@ def tile_routes(plans: Plans, images: Images, limits: Limits, names: Sequence[st
     return router
 
 
-def _planned(planner: Planner, said: Conversation, files: Sequence[bytes], asked: ChatRequest) -> Tiles:
-    plan = planner.plan(
-        said.question,
-        images=files,
-        history=said.history,
-        system=said.system,
-        max_tiles=asked.max_tiles,
-        exif_orientation=asked.exif_orientation,
-        max_tokens=asked.limit(),
-    )
+def _planned(planner: Planner, ask: Ask, name: str) -> Tiles:
+    plan = ask.plan(planner)
     return Tiles(
-        model=asked.model,
+        model=name,
         prompt_tokens=plan.prompt_tokens,
         answer_tokens=plan.answer_tokens,
         max_context_tokens=planner.spec.max_seq_len,

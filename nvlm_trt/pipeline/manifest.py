@@ -20,6 +20,8 @@ from nvlm_trt.pipeline.durable import write_atomic
 MANIFEST_NAME: Final = "manifest.json"
 PACKAGE_STAGE: Final = "package"
 """The stage that writes the model repository; whoever serves it asks for its record."""
+REPOSITORY: Final = "triton_repo"
+"""Where in the engine directory that repository lies."""
 CHECKPOINT_FOLDER: Final = "checkpoint"
 """Where in the engine directory a synthetic checkpoint lies."""
 FORMAT: Final = 1

@@ -6,14 +6,12 @@ import json
 from hashlib import sha256
 
 from nvlm_trt.pipeline.durable import write_atomic
-from nvlm_trt.pipeline.manifest import PACKAGE_STAGE
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.report import VerifyReport
-
-REPOSITORY_FOLDER = "triton_repo"
 
 
 def gate_parts(recipe: BuildRecipe) -> dict[str, object]:
@@ -58,12 +56,12 @@ def package(sources: Sources) -> Stage:
     def run(context: StageContext) -> None:
         from nvlm_trt.serving.package import write_repository
 
-        write_repository(context.engine, folder(context, REPOSITORY_FOLDER), recipe)
+        write_repository(context.engine, folder(context, REPOSITORY), recipe)
 
     return Stage(
         name=PACKAGE_STAGE,
         inputs=("inspect", "vision-compile", "decoder-compile", "verify"),
-        outputs=(REPOSITORY_FOLDER,),
+        outputs=(REPOSITORY,),
         parts={},
         modules=("nvlm_trt.serving.package",),
         tools=("protobuf", "tritonclient"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.errors import EngineError, listed
-from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, load_manifest
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
 from nvlm_trt.serving.host.command import ServerOptions
@@ -16,7 +16,6 @@ from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.package import outdated_models
 
-REPOSITORY: Final = "triton_repo"
 TEXT_ROOM: Final = 16 << 20
 """Bytes of a request besides its images."""
 
