@@ -164,7 +164,8 @@ class BuildRecipe(BaseModel):
 
     `gpu` names the GPU model that the engines are for (a file of nvlm_trt/plan/hardware), so that what it cannot do is
     refused before anything is built; None asks nothing before the build. `exclude_layers` are layers of the decoder
-    that stay bf16 where weights are quantised; of the cpu target only.
+    that stay bf16 where weights are quantised; of the cpu target only. `gpus_per_node` matters where ranks run on
+    several nodes: TensorRT-LLM gives rank r GPU r modulo this (WorldConfig), and its own default is 8.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -174,6 +175,7 @@ class BuildRecipe(BaseModel):
     checkpoint: str | None = None
     tp: Annotated[int, Field(ge=1, le=64)] = 1
     pp: Annotated[int, Field(ge=1, le=64)] = 1
+    gpus_per_node: Annotated[int, Field(ge=1, le=64)] = 8
     vision_precision: VisionPrecision = "bf16"
     decoder_precision: DecoderPrecision = "bf16"
     exclude_layers: Annotated[frozenset[Annotated[int, Field(ge=0)]], PlainSerializer(sorted, list[int])] = frozenset()

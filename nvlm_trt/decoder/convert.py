@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvlm_trt.decoder.precision import BF16, Precision, stored_dtype
-from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, TrtllmConfig
+from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, GPUS_PER_NODE, TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Parameter, Rank, rank_parameters
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -59,6 +59,7 @@ def convert_decoder(
     *,
     tp: int,
     pp: int,
+    gpus_per_node: int = GPUS_PER_NODE,
     dtype: str | None = None,
     precision: Precision | None = None,
     calibration: Path | None = None,
@@ -76,6 +77,7 @@ def convert_decoder(
         out_dir: Directory to write into; made if it is missing.
         tp: Ranks that share each layer.
         pp: Pipeline stages.
+        gpus_per_node: GPUs of each node that ranks will run on.
         dtype: "bfloat16", "float16" or "float32", for every tensor of a checkpoint that is not quantised.
         precision: How values are stored, in place of `dtype`; bfloat16 where neither is given.
         calibration: Folder with the results of a calibration (see quantize_scales), for a precision that needs them.
@@ -102,7 +104,7 @@ def convert_decoder(
         parts = stage_parts(checkpoint, members, chosen, results)
         files = [out_dir / rank_file(index) for index in indices]
         _write_stage(files, members, parts, meter.advance, digested)
-    TrtllmConfig.of(decoder, chosen, tp=tp, pp=pp).write(out_dir)
+    TrtllmConfig.of(decoder, chosen, tp=tp, pp=pp, gpus_per_node=gpus_per_node).write(out_dir)
 
 
 class _Meter:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from nvlm_trt.decoder.precision import (
     DEFAULT_GROUP_SIZE,
@@ -39,6 +39,9 @@ LOGN_SEQ_LENGTH = 8192
 UNPADDED_KEY = "unpadded_intermediate_size"
 """A key of this project's own, there only where the MLP is padded; TensorRT-LLM logs a warning and goes on."""
 
+GPUS_PER_NODE: Final = 8
+"""TensorRT-LLM's own default."""
+
 Algo = TypeVar("Algo", bound=StrEnum)
 
 
@@ -51,6 +54,7 @@ class TrtllmConfig:
         dtype: Of every value that is not quantised.
         tp: Ranks that share each layer.
         pp: Stages that share the list of layers.
+        gpus_per_node: GPUs of each node: rank r computes on GPU r modulo this.
         quantization: How the other values are stored.
         unpadded_intermediate_size: The MLP's width without padding, where there is some; else None.
     """
@@ -59,11 +63,14 @@ class TrtllmConfig:
     dtype: StoredDtype
     tp: int
     pp: int
+    gpus_per_node: int = GPUS_PER_NODE
     quantization: Quantization = UNQUANTIZED
     unpadded_intermediate_size: int | None = None
 
     @classmethod
-    def of(cls, decoder: DecoderConfig, precision: Precision, *, tp: int, pp: int) -> TrtllmConfig:
+    def of(
+        cls, decoder: DecoderConfig, precision: Precision, *, tp: int, pp: int, gpus_per_node: int = GPUS_PER_NODE
+    ) -> TrtllmConfig:
         """What to write for a decoder as it is in the source: its MLP is padded here."""
         real = decoder.intermediate_size
         wide = precision.padded_intermediate(real, tp)
@@ -72,6 +79,7 @@ class TrtllmConfig:
             dtype=precision.dtype,
             tp=tp,
             pp=pp,
+            gpus_per_node=gpus_per_node,
             quantization=precision.quantization,
             unpadded_intermediate_size=None if wide == real else real,
         )
@@ -123,7 +131,8 @@ class TrtllmConfig:
             "tie_word_embeddings": False,
             "use_parallel_embedding": False,
             "embedding_sharding_dim": 0,
-            "mapping": {"world_size": self.world_size, "tp_size": self.tp, "pp_size": self.pp},
+            "mapping": {"world_size": self.world_size, "tp_size": self.tp, "pp_size": self.pp}
+            | ({} if self.gpus_per_node == GPUS_PER_NODE else {"gpus_per_node": self.gpus_per_node}),
             "quantization": self.quantization.to_dict(),
         } | ({} if unpadded is None else {UNPADDED_KEY: unpadded})
 
@@ -195,6 +204,7 @@ class _Reader:
         tp, pp = self._whole("tp_size", mapping), self._whole("pp_size", mapping)
         self._expect(mapping, "cp_size", 1, absent=True)
         self._expect(mapping, "world_size", tp * pp)
+        gpus = self._whole("gpus_per_node", mapping) if "gpus_per_node" in mapping else GPUS_PER_NODE
         unpadded = self._whole(UNPADDED_KEY) if UNPADDED_KEY in self._raw else None
         dtype = STORED_DTYPES.get(str(self._raw.get("dtype")))
         if dtype is None:
@@ -207,7 +217,7 @@ class _Reader:
                 "config.json does not describe a Qwen2 checkpoint of TensorRT-LLM: " + "; ".join(self._faults),
                 fix="convert the checkpoint again",
             )
-        return TrtllmConfig(decoder, dtype, tp, pp, quantization, unpadded)
+        return TrtllmConfig(decoder, dtype, tp, pp, gpus, quantization, unpadded)
 
     def _quantization(self, raw: Mapping[str, object]) -> Quantization:
         algo = self._algo("quant_algo", raw, QuantAlgo)

@@ -100,6 +100,7 @@ def _exactly(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, obj
         "pretrained_config.mapping.world_size": config.world_size,
         "pretrained_config.mapping.tp_size": config.tp,
         "pretrained_config.mapping.pp_size": config.pp,
+        "pretrained_config.mapping.gpus_per_node": config.gpus_per_node,
         "pretrained_config.quantization.quant_algo": config.quantization.quant_algo,
         "pretrained_config.quantization.kv_cache_quant_algo": config.quantization.kv_cache_quant_algo,
         "build_config.max_batch_size": settings.max_batch_size,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nvlm_trt.decoder.request import SamplingParams
+from nvlm_trt.decoder.request import SamplingParams, check_length
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
@@ -92,6 +92,7 @@ class Preprocessor:
         if "max_tokens" not in tensors:
             room = self._spec.max_seq_len - ids.size
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        check_length(ids.size, sampling.max_tokens, self._spec.max_seq_len, "engine")
         outputs: dict[str, Array] = {
             "input_ids": ids[np.newaxis],
             "prompt_table_extra_ids": self._extra_ids(ids, images)[np.newaxis],

@@ -26,10 +26,6 @@ TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16"}
 """Triton's name of the prompt table's type on the gpu target; every other decoder precision computes in bf16."""
 
 
-GPUS_PER_NODE = 8
-"""TensorRT-LLM's own default (mapping.gpus_per_node)."""
-
-
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
     """What a model repository of the gpu target needs to know besides.
@@ -57,7 +53,7 @@ class GpuSpec:
             tiles_per_request: Most tiles that one request brings.
         """
         vision, decoder = recipe.vision_engine, recipe.decoder_engine
-        gpus = min(recipe.tp * recipe.pp, GPUS_PER_NODE)
+        gpus = min(recipe.tp * recipe.pp, recipe.gpus_per_node)
         return cls(
             vision_gpus=min(vision.gpus or gpus, gpus),
             vision_max_tiles=vision.max_tiles or tiles_per_request,

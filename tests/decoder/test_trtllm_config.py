@@ -68,7 +68,7 @@ def test_what_is_written_reads_back(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("tp", [1, 4])
 def test_every_precision_reads_back(tmp_path: Path, name: str, kv_cache: str, tp: int) -> None:
     precision, decoder = decoder_precision(name, kv_cache=kv_cache, group_size=64), like_72b(4).config.decoder
-    config = TrtllmConfig.of(decoder, precision, tp=tp, pp=2)
+    config = TrtllmConfig.of(decoder, precision, tp=tp, pp=2, gpus_per_node=4)
     config.write(tmp_path)
     seen = TrtllmConfig.read(tmp_path)
     assert seen == config

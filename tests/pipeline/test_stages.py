@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.errors import UserError, VerificationError
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.pipeline.build import BuildRequest, build, plan_build
@@ -19,14 +20,20 @@ from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.pipeline.sources import Sources
-from nvlm_trt.pipeline.stages import build_plan
+from nvlm_trt.pipeline.stages import build_plan, gpu
 from nvlm_trt.pipeline.stages.finish import gate_parts
 from nvlm_trt.plan.shapes import planned_shapes
-from nvlm_trt.recipe import load_recipe, parse_recipe
+from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
 
 RECIPES = sorted(Path("build/recipes").glob("nvlm-d-72b-*.yaml"))
 GOLDEN = Path("tests/golden/stages")
 RENEW = "NVLM_TRT_RENEW_GOLDEN"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU, engines are tied to it."""
+    monkeypatch.setattr(gpu, "find_gpus", lambda: GpuReport(fault="none"))
 
 
 def described(recipe: Path) -> Iterator[dict[str, Any]]:
@@ -50,6 +57,22 @@ def test_the_stages_of_a_recipe_change_only_on_purpose(recipe: Path) -> None:
     if os.environ.get(RENEW):
         golden.write_text(shown, encoding="utf-8")
     assert shown == golden.read_text(encoding="utf-8")
+
+
+def test_engines_are_built_again_on_a_gpu_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(Path("build/recipes/nvlm-d-72b-fp8-tp4.yaml"))
+    portable = recipe.model_copy(
+        update={"vision_engine": recipe.vision_engine.model_copy(update={"hardware_compatibility": "ampere_plus"})}
+    )
+
+    def tied(recipe: BuildRecipe, capability: int) -> list[object]:
+        found = GpuReport((Gpu("a GPU", 80 << 30, capability, "GPU-1"),))
+        monkeypatch.setattr(gpu, "find_gpus", lambda: found)
+        stages = {stage.name: stage for stage in build_plan(Sources(recipe, planned_shapes(None), None))}
+        return [stages[name].parts.get("compute_capability") for name in ("vision-compile", "decoder-compile")]
+
+    assert (tied(recipe, 90), tied(recipe, 80)) == ([90, 90], [80, 80])
+    assert tied(portable, 80) == [None, 80]
 
 
 @pytest.fixture(scope="module")

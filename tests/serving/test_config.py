@@ -177,6 +177,7 @@ def test_the_vision_encoder_has_an_instance_on_every_gpu_and_no_batcher_that_und
         ({"tp": 4, "vision_engine": {"gpus": 2}}, 2, 14),
         ({"tp": 2, "vision_engine": {"gpus": 4}}, 2, 14),
         ({"tp": 8, "pp": 2}, 8, 14),
+        ({"tp": 4, "pp": 2, "gpus_per_node": 4}, 4, 14),
     ],
 )
 def test_vision_runs_on_the_gpus_of_the_first_node(engine_dir, gpu_recipe, fields, gpus, tiles):

@@ -379,6 +379,21 @@ def test_tile_parallel_vision_fails_the_request_of_a_part_that_failed_and_no_oth
     assert second.values()["prompt_embedding_table"].shape == (1, 80, 128)
 
 
+def test_tile_parallel_vision_tells_that_it_waits_for_an_engine(load, backend, gpu_spec, request_of):
+    model = load("tile_parallel_vision", spec=gpu_spec)
+    told = []
+
+    def rows(inputs, wanted):
+        told.append((model.begun, model.working))
+        raise RuntimeError
+
+    backend.answers["vision_encoder"] = rows
+    tiles = np.zeros((1, 112, 112, 3), np.uint8)
+    asyncio.run(model.execute([request_of({"tiles": tiles}), request_of({"tiles": tiles})]))
+    assert told == [(1, True), (2, True)]
+    assert not model.working
+
+
 def test_tile_parallel_vision_is_no_model_of_the_cpu_target(load):
     with pytest.raises(EngineError, match="cpu target"):
         load("tile_parallel_vision")

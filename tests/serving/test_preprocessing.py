@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvlm_trt.errors import ImageRejected, PromptError
+from nvlm_trt.errors import ImageRejected, PromptError, RequestError
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
@@ -144,6 +144,14 @@ def test_an_answer_of_no_given_length_takes_the_room_that_the_prompt_leaves(spec
     assert roomy["request_output_len"].item() == spec.max_output_len
     tight_spec = replace(spec, max_seq_len=roomy["input_lengths"].item() + 7)
     assert Preprocessor(tight_spec, tokenizer).run(short, ALL)["request_output_len"].item() == 7
+
+
+def test_an_answer_that_was_asked_for_and_finds_no_room_is_refused(spec, tokenizer, text):
+    prompt = Preprocessor(spec, tokenizer).run({"text_input": text("x")}, ALL)["input_lengths"].item()
+    tight = Preprocessor(replace(spec, max_seq_len=prompt + 7), tokenizer)
+    tight.run({"text_input": text("x"), "max_tokens": np.array([7], np.int32)}, ALL)
+    with pytest.raises(RequestError, match=rf"seen: {prompt} \+ 8 tokens; expected: at most {prompt + 7}"):
+        tight.run({"text_input": text("x"), "max_tokens": np.array([8], np.int32)}, ALL)
 
 
 def test_a_checkpoint_of_few_positions_bounds_prompt_and_answer(engine_dir, recipe):

@@ -41,6 +41,7 @@ def decoder_convert(sources: Sources) -> Stage:
             folder(context, "decoder/checkpoint"),
             tp=recipe.tp,
             pp=recipe.pp,
+            gpus_per_node=recipe.gpus_per_node,
             precision=precision,
             calibration=context.engine / DECODER_CALIBRATION if calibrated else None,
             progress=context.progress,
@@ -50,6 +51,7 @@ def decoder_convert(sources: Sources) -> Stage:
     parts = {
         "tp": recipe.tp,
         "pp": recipe.pp,
+        "gpus_per_node": recipe.gpus_per_node,
         "dtype": precision.dtype.name,
         "quantization": precision.quantization.to_dict(),
     }

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nvlm_trt.decoder.trtllm_build_command import HOST_COPIES, PROGRAM, engine_settings, refuse, workers_that_fit
-from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith
+from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith, HardwareCompatibility
+from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.environment.seen import look
 from nvlm_trt.environment.versions import PINNED_IMAGE, check_versions
@@ -60,7 +61,7 @@ def vision_compile(sources: Sources) -> Stage:
         name="vision-compile",
         inputs=("vision-export",),
         outputs=tuple(f"vision/{name}" for name in VISION_FILES),
-        parts=dataclasses.asdict(settings),
+        parts=dataclasses.asdict(settings) | _built_for(settings.hardware_compatibility),
         modules=("nvlm_trt.vision.build_tensorrt",),
         tools=("tensorrt",),
         run=run,
@@ -79,6 +80,7 @@ def decoder_compile(sources: Sources) -> Stage:
     )
     ranks = recipe.tp * recipe.pp
     rank_bytes = stored_bytes(sources) // ranks
+    at_once = min(recipe.decoder_engine.workers or 1, ranks)
 
     def run(context: StageContext) -> None:
         from nvlm_trt.decoder.build_tensorrt_llm import build_decoder_tensorrt_llm
@@ -105,11 +107,11 @@ def decoder_compile(sources: Sources) -> Stage:
         name="decoder-compile",
         inputs=("vision-export", "decoder-convert"),
         outputs=("decoder/engine",),
-        parts=dataclasses.asdict(settings),
+        parts=dataclasses.asdict(settings) | _built_for("none"),
         modules=("nvlm_trt.decoder.build_tensorrt_llm",),
         tools=("tensorrt_llm", "tensorrt"),
         run=run,
-        estimated=lambda: Estimate(rank_bytes * ranks, BASE_BYTES + HOST_COPIES * rank_bytes),
+        estimated=lambda: Estimate(rank_bytes * ranks, BASE_BYTES + HOST_COPIES * rank_bytes * at_once),
         lacks=None
         if shutil.which(PROGRAM)
         else f"it needs {PROGRAM} of TensorRT-LLM 1.2 and a GPU: run it inside {PINNED_IMAGE}",
@@ -179,6 +181,13 @@ def _check_machine(sources: Sources) -> None:
         faults += sources.refusals(name, capability)
     if faults:
         raise EngineError(f"engines cannot be built on this machine:{listed(faults)}", fix="nvlm-trt doctor shows more")
+
+
+def _built_for(compatibility: HardwareCompatibility) -> dict[str, object]:
+    """What of this machine's GPU an engine built here is tied to: on another one the stage has to run again."""
+    gpus = find_gpus().gpus
+    tied = gpus and compatibility != "ampere_plus"
+    return {"compute_capability": gpus[0].compute_capability} if tied else {}
 
 
 def _record(directory: Path, built_with: BuiltWith) -> None:

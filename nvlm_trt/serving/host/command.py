@@ -38,6 +38,7 @@ class ServerOptions:
         max_body_bytes: Largest HTTP body.
         world_size: The decoder's ranks, tp * pp; 1 where it runs in the server's own process.
         nodes: Where they run.
+        gpus_per_node: GPUs of each node, as the engines were built for: rank r computes on GPU r modulo this.
         load_order: Models that are loaded one after the other once the server runs; empty for all of the repository,
             at its start.
         start_timeout: From the start to readiness.
@@ -54,6 +55,7 @@ class ServerOptions:
     max_body_bytes: int
     world_size: int = 1
     nodes: Nodes = field(default_factory=Nodes)
+    gpus_per_node: int = 8
     load_order: tuple[str, ...] = ()
     start_timeout: float = 180.0
     hang_timeout: float = 8.0
@@ -98,7 +100,7 @@ def server_command(
     ]
     if options.world_size == 1:
         return serving
-    placement = _placement(options.nodes, options.world_size)
+    placement = _placement(options)
     # Called by its path, mpirun looks for its own programs on other nodes in the same place.
     launcher = (shutil.which(LAUNCHER) or LAUNCHER) if options.nodes.are_several else LAUNCHER
     command = [launcher, "--allow-run-as-root", *placement, "-n", "1", *serving]
@@ -113,7 +115,8 @@ def server_command(
     return command
 
 
-def _placement(nodes: Nodes, world_size: int) -> list[str]:
+def _placement(options: ServerOptions) -> list[str]:
+    nodes, world_size = options.nodes, options.world_size
     # By default mpirun ties each rank to some cores, and with rank 0 all processes that decode images.
     placement = ["--bind-to", "none"]
     if not nodes.are_several:
@@ -127,6 +130,13 @@ def _placement(nodes: Nodes, world_size: int) -> list[str]:
                 "the ranks cannot be dealt out evenly",
                 seen=f"{world_size} ranks, {len(nodes.hosts)} nodes",
                 fix="use a number of nodes that divides tp * pp",
+            )
+        if slots != options.gpus_per_node:
+            raise EngineError(
+                "the engines were built for nodes of another size: ranks would ask for GPUs that are not there",
+                seen=f"{slots} ranks a node",
+                expected=f"{options.gpus_per_node}, the recipe's gpus_per_node",
+                fix=f"use other nodes, or build again with gpus_per_node: {slots}",
             )
         placement += ["--host", ",".join(f"{host}:{slots}" for host in nodes.hosts)]
     exported = [word for name in EXPORTED for word in ("-x", name)]

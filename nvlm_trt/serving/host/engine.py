@@ -91,6 +91,7 @@ class ServedEngine:
             max_body_bytes=self.max_body_bytes,
             world_size=self.world_size,
             nodes=nodes,
+            gpus_per_node=self.recipe.gpus_per_node,
             load_order=LOAD_ORDER if self.recipe.target == "gpu" else (),
             start_timeout=START_TIMEOUT[self.recipe.target] if start_timeout is None else start_timeout,
             hang_timeout=hang_timeout,

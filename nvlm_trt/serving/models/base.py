@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nvlm_trt import logs
@@ -24,7 +25,7 @@ class Model:
         input_names: Names of the model's inputs.
         output_names: Those of its outputs.
         tracer: Makes spans; None where nobody asked for traces.
-        begun: Requests that `each` has begun.
+        begun: Requests that it has begun.
         working: Whether it is at one.
     """
 
@@ -47,7 +48,7 @@ class Model:
         """Load what the model needs."""
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Start the process's heartbeat: it tells whether `each` goes on."""
+        """Start the process's heartbeat: it tells whether requests go on (`one`)."""
         still = Progress(lambda: self.begun if self.working else None)
         return Heartbeat(name, still=still, active=lambda: int(self.working))
 
@@ -67,10 +68,18 @@ class Model:
         """Run every request of a batch by itself: one that fails answers with its own error and harms no other."""
         responses = []
         for request in requests:
-            self.begun, self.working = self.begun + 1, True
-            try:
-                responses.append(run(request))
-            except Exception as error:
-                responses.append(failure(error))
-            self.working = False
+            with self.one():
+                try:
+                    responses.append(run(request))
+                except Exception as error:
+                    responses.append(failure(error))
         return responses
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Tell the heartbeat that a request is worked on, one at a time."""
+        self.begun, self.working = self.begun + 1, True
+        try:
+            yield
+        finally:
+            self.working = False

@@ -33,7 +33,11 @@ class TritonPythonModel(Model):
 
     async def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Encode requests, each by itself: one that fails answers with its own error."""
-        return [await self._answer(request) for request in requests]
+        answers = []
+        for request in requests:
+            with self.one():
+                answers.append(await self._answer(request))
+        return answers
 
     async def _answer(self, request: Any) -> Any:
         try:

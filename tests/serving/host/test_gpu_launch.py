@@ -118,7 +118,13 @@ def test_processes_of_a_rank_may_use_all_cores(image, gpu_engine):
     assert own == ["mpirun", "--allow-run-as-root", "--bind-to", "none"]
 
 
-def test_ranks_fill_one_node_after_the_other(image, gpu_engine):
+def rebuilt(gpu_engine, gpu_recipe, **fields):
+    recipe = gpu_recipe.model_copy(update=fields)
+    (gpu_engine / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+
+
+def test_ranks_fill_one_node_after_the_other(image, gpu_engine, gpu_recipe):
+    rebuilt(gpu_engine, gpu_recipe, gpus_per_node=2)
     own, _ = ranks_of(image, gpu_engine, Nodes(("a", "b")))
     assert own[own.index("--host") + 1] == "a:2,b:2"
     assert own[own.index("--map-by") + 1] == "slot"
@@ -132,9 +138,13 @@ def test_ranks_that_cannot_be_dealt_out_evenly_are_refused(image, gpu_engine):
         ranks_of(image, gpu_engine, Nodes(("a", "b", "c")))
 
 
+def test_nodes_of_another_size_than_the_engines_were_built_for_are_refused(image, gpu_engine):
+    with pytest.raises(EngineError, match=r"seen: 2 ranks a node; expected: 8, .* again with gpus_per_node: 2"):
+        ranks_of(image, gpu_engine, Nodes(("a", "b")))
+
+
 def test_a_decoder_of_one_rank_needs_no_mpirun(image, gpu_engine, gpu_recipe):
-    recipe = gpu_recipe.model_copy(update={"tp": 1})
-    (gpu_engine / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    rebuilt(gpu_engine, gpu_recipe, tp=1)
     own = ServedEngine.open(gpu_engine).options("h", PORTS, Nodes(), start_timeout=None, hang_timeout=1, grace=1)
     command = server_command(image, own, backends=Path("/b"), shm_prefix="m_", admin_key="k")
     assert command[0] == str(image.binary)
