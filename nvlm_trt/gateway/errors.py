@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from nvlm_trt.errors import NvlmTrtError, UserError
+from nvlm_trt.logs import fields
 from nvlm_trt.serving.faults import MARKS, STEP, UnavailableError
 
 MAX_SENTENCE: Final = 400
@@ -130,7 +131,9 @@ def api_error(error: BaseException) -> ApiError:
         return unavailable(str(error).partition(ours)[2].partition("; try again")[0] if ours else COME_BACK)
     if isinstance(error, UserError):
         return ApiError(400, str(error), code=_code(str(error)))
-    if not isinstance(error, NvlmTrtError):
+    if isinstance(error, NvlmTrtError):
+        log.error("a request failed", extra=fields(reason=str(error)))
+    else:
         log.error("a request failed", exc_info=error)
     return ApiError(500, OUR_FAULT, "server_error", "internal_error")
 

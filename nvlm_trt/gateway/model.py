@@ -30,8 +30,8 @@ CHANNEL: Final = [
 """Comes back soon after the server was replaced (gRPC's own patience grows to two minutes), and lets a call wait for
 that: whoever comes when the server is known to be away is refused before."""
 
-SILENCE_SECONDS: Final = 120.0
-"""Without a sign of the server a request is given up."""
+BEYOND_SECONDS: Final = 1.0
+"""A silent server is given up that long after the deadline: the deadline is what a client is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,9 @@ class Model:
         parameters = {REQUEST_ID: exchange.request_id}
         if exchange.span.traceparent is not None:
             parameters[TRACEPARENT] = exchange.span.traceparent
-        asked = AsyncAnswerStream(self._client, inputs, SILENCE_SECONDS, parameters=parameters)
+        # A whole answer comes at once, so that silence says nothing: hangs are the supervisor's to see.
+        left = max(exchange.deadline - asyncio.get_running_loop().time(), 0.0)
+        asked = AsyncAnswerStream(self._client, inputs, left + BEYOND_SECONDS, parameters=parameters)
         return await exchange.stack.enter_async_context(asked)
 
     def _answered(self, exchange: Exchange, answer: Answer) -> None:
@@ -198,7 +200,13 @@ class Pieces:
         return self._stream.new_tokens()
 
     async def answer(self) -> Answer:
-        """The whole answer, after its texts."""
-        answer = await self._stream.answer()
+        """The whole answer, after its texts.
+
+        Raises:
+            NvlmTrtError: the answer broke off.
+            TimeoutError: it took longer than it may.
+        """
+        async with asyncio.timeout_at(self._deadline):
+            answer = await self._stream.answer()
         self._answered(answer)
         return answer

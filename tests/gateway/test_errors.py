@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from nvlm_trt.errors import ImageRejected, PromptError, RequestError, ServerError
 from nvlm_trt.gateway.errors import COME_BACK, OUR_FAULT, ApiError, api_error, plain
+from nvlm_trt.logs import Formatter
 from nvlm_trt.serving.faults import UnavailableError
 
 
@@ -79,7 +80,19 @@ def test_each_api_has_its_form() -> None:
     form = {"message": "too often", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}
     assert json.loads(error.body("/v1/chat/completions")) == {"error": form}
     assert error.event("/v1/chat/completions") == b"data: " + json.dumps({"error": form}).encode() + b"\n\n"
-    assert error.headers == {"Retry-After": "2"}
+
+
+@pytest.mark.parametrize("error", [ServerError("the answer broke off"), KeyError("a bug")])
+def test_what_a_client_is_not_told_the_log_says(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    assert api_error(error).sentence == OUR_FAULT
+    [record] = caplog.records
+    assert str(error) in Formatter("json").format(record)
+
+
+@pytest.mark.parametrize("error", [RequestError("max_tokens is out of range"), UnavailableError("the server is busy")])
+def test_what_a_client_is_told_is_no_error_of_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    api_error(error)
+    assert caplog.records == []
 
 
 def test_a_method_that_a_path_does_not_have_is_answered_with_those_it_has() -> None:
