@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,8 +78,8 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to it."""
-        headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else {}
+        """Headers that belong to it; whoever comes again when they say so does not come too early."""
+        headers = {"Retry-After": str(max(1, math.ceil(self.retry_after)))} if self.retry_after is not None else {}
         headers |= {"Allow": self.allow} if self.allow is not None else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 

@@ -82,6 +82,11 @@ def test_each_api_has_its_form() -> None:
     assert error.event("/v1/chat/completions") == b"data: " + json.dumps({"error": form}).encode() + b"\n\n"
 
 
+@pytest.mark.parametrize(("wait", "told"), [(0.2, "1"), (2.0, "2"), (2.4, "3"), (5.6, "6")])
+def test_whoever_comes_again_as_told_does_not_come_too_early(wait: float, told: str) -> None:
+    assert ApiError(429, "too often", retry_after=wait).headers == {"Retry-After": told}
+
+
 @pytest.mark.parametrize("error", [ServerError("the answer broke off"), KeyError("a bug")])
 def test_what_a_client_is_not_told_the_log_says(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     assert api_error(error).sentence == OUR_FAULT
