@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -33,22 +32,14 @@ class Place:
 
     Attributes:
         tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
-        prompt_tokens: Those of its prompt; 0 until it is planned.
-        worked_off: Of a stream, what its client has seen done: the prompt and the texts that came.
-        answered: Whether the server is done with it: nobody waits for it then, though its answer may be on its way.
+        in_line: Whether it was ever in the line for the decoder.
     """
 
-    __slots__ = ("answered", "prompt_tokens", "tokens", "worked_off")
+    __slots__ = ("in_line", "tokens")
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.prompt_tokens = 0
-        self.worked_off = 0
-        self.answered = False
-
-    def text_came(self) -> None:
-        """Note that a text of its stream came: about a token."""
-        self.worked_off = (self.worked_off or self.prompt_tokens) + 1
+        self.in_line = False
 
 
 class Admission:
@@ -56,11 +47,13 @@ class Admission:
 
     How long a newcomer would wait is told by the planned tokens of those before it and by how fast such tokens were
     worked off (`nvlm_trt.gateway.drain`). Those of the decoder's batch are served, so that nobody waits behind them but
-    for one of their places.
+    for one of their places. Whoever's body is still on its way, whose images are still fetched, or who asks for a plan
+    alone is not in that line: nobody waits for it. So the line is looked at twice, at the door and when a request joins
+    it: of many that come at once, all are let in and few may stay.
 
     Args:
         limits: How many.
-        batch: Requests that the decoder works on at once; None for as many as may be worked on.
+        batch: Requests that the decoder works on at once, no more than may be worked on; None for so many.
         now: The clock, in seconds.
         is_ready: Whether the server takes requests.
         is_ending: Whether it will not take any again.
@@ -83,9 +76,9 @@ class Admission:
         self._is_ready = is_ready
         self._is_ending = is_ending
         self._slots = asyncio.Semaphore(limits.max_concurrent)
-        self._batch = batch or limits.max_concurrent
-        self._drain = Drain(self._batch, now)
-        self._places: dict[Place, None] = {}  # in the order of coming
+        self._batch = min(batch or limits.max_concurrent, limits.max_concurrent)
+        self._drain: Drain[Place] = Drain(self._batch, now)
+        self._places: set[Place] = set()
         self._plans = 0
         self._mean = 1.0
         self.working = 0
@@ -109,10 +102,10 @@ class Admission:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
-        unanswered = [place.tokens for place in self._places if not place.answered]
-        if len(unanswered) < self._batch or not (rate := self.rate):
+        line = self._drain.line
+        if len(line) < self._batch or not (rate := self.rate):
             return 0.0
-        return (sum(unanswered[self._batch :]) + self._mean) / rate
+        return (sum(place.tokens for place in line[self._batch :]) + self._mean) / rate
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Place]:
@@ -126,40 +119,43 @@ class Admission:
             raise unavailable()
         if self.present >= limits.max_concurrent + limits.max_queue:
             raise self._overloaded(self._mean)
-        late = self.wait - limits.queue_time / SPREAD
-        if late > 0:
-            raise self._overloaded(late * self.rate)
+        self._check_wait()
         place = Place(round(self._mean))
-        self._places[place] = None
-        self._note_change()
+        self._places.add(place)
         try:
             yield place
         finally:
-            if place.worked_off and not place.answered:
-                # given up half-way: without this, clients that hang up would make the server look slow
-                self._drain.answered(place.worked_off)
-            del self._places[place]
-            self._note_change()
+            self._drain.given_up(place)  # unless it was answered
+            self._places.remove(place)
 
-    def plan(self, place: Place, prompt_tokens: int, answer_tokens: int) -> None:
-        """Note what a request will take.
+    def plan(self, place: Place, tokens: int) -> None:
+        """Note what a request will take; it joins the line for the decoder.
 
         Raises:
-            ApiError: 503, together with the others it takes more than there may be.
+            ApiError: 503, those before it take too long, or together with the others it takes more than there may be.
         """
-        place.prompt_tokens = prompt_tokens
-        place.tokens = tokens = prompt_tokens + answer_tokens
+        place.tokens = tokens
         self._plans += 1
         self._mean += (tokens - self._mean) * max(MEAN_SHARE, 1 / self._plans)
+        self.line_up(place)
         excess = self.planned - self._limits.max_planned
         if excess > 0 and self.present > 1:
             raise self._overloaded(excess)
 
+    def line_up(self, place: Place) -> None:
+        """Note that nothing but the decoder is waited for: a request joins its line, if it is not in it.
+
+        Raises:
+            ApiError: 503, those before it take too long.
+        """
+        if not place.in_line:
+            self._check_wait()
+            place.in_line = True
+            self._drain.came(place)
+
     def answered(self, place: Place) -> None:
-        """Note that a request was answered whole."""
-        self._drain.answered(place.tokens)
-        place.answered = True
-        self._note_change()
+        """Note that the server is done with a request of the line, though its answer may be on its way."""
+        self._drain.answered(place, place.tokens)
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -193,11 +189,13 @@ class Admission:
             raise unavailable("the server holds too many large requests; try again in a moment", "overloaded")
         self.buffered += size
 
-    def _note_change(self) -> None:
-        self._drain.changed(sum(not place.answered for place in self._places))
+    def _check_wait(self) -> None:
+        late = self.wait - self._limits.queue_time / SPREAD
+        if late > 0:
+            raise self._overloaded(late * self.rate)
 
     def _overloaded(self, tokens: float) -> ApiError:
         """The refusal of a request that would have come in after so many tokens."""
         seconds = tokens / self.rate if self.rate else 0.0
         refusal = unavailable("the server is busy; try again in a moment", "overloaded")
-        return replace(refusal, retry_after=min(max(1, math.ceil(seconds)), MAX_RETRY_SECONDS))
+        return replace(refusal, retry_after=min(seconds, MAX_RETRY_SECONDS))

@@ -96,14 +96,6 @@ class Exchange:
         """Add to what the log and the span tell."""
         self.facts.update(facts)
 
-    def text_came(self, now: float) -> None:
-        """Note that a text of its stream came, at `time.monotonic()`."""
-        if self.first_text is None:
-            self.first_text = now
-            self.note(first_text_seconds=round(now - self.began, 6))
-        if self.place is not None:
-            self.place.text_came()
-
     def has_body(self, body: bytes) -> None:
         """Note that the body was read."""
         self.body, self._body_read = body, True

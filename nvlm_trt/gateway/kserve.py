@@ -98,7 +98,7 @@ class PassThrough:
         """Plan a generate call; one that cannot be answered is refused in the server's own words."""
         if self._plans is not None and exchange.place is not None:
             plan = await self._plans.ask(lambda planner: plan_generate(planner, body))
-            self._admission.plan(exchange.place, plan.prompt_tokens, plan.answer_tokens)
+            self._admission.plan(exchange.place, plan.tokens)
 
     def _answered(self, exchange: Exchange) -> None:
         if exchange.place is not None and exchange.error is None:

@@ -131,8 +131,9 @@ class Metrics:
         def came() -> None:
             nonlocal last
             now = time.monotonic()
-            exchange.text_came(now)
             if last is None:
+                exchange.first_text = now
+                exchange.note(first_text_seconds=round(now - exchange.began, 6))
                 self._first.observe(now - exchange.began)
             else:
                 self._between.observe(now - last)

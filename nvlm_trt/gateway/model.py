@@ -134,7 +134,7 @@ class Model:
             raise unavailable()
         if exchange.place is not None and self._plans is not None:
             plan = await self._plans.ask(ask.plan)
-            self._admission.plan(exchange.place, plan.prompt_tokens, plan.answer_tokens)
+            self._admission.plan(exchange.place, plan.tokens)
         inputs = build_inputs(
             ask.question,
             images=ask.images,

@@ -11,7 +11,13 @@ from nvlm_trt.tracing import stage
 
 
 async def wait_for_slot(exchange: Exchange, admission: Admission, metrics: Metrics) -> None:
-    """Wait until the server may be asked; it may until the request ends."""
+    """Wait until the server may be asked; it may until the request ends.
+
+    Raises:
+        ApiError: 503, the wait would be too long, or the server ends.
+    """
+    if exchange.place is not None:
+        admission.line_up(exchange.place)
     began = time.monotonic()
     with stage(exchange.span, "admission"):
         await exchange.stack.enter_async_context(admission.slot())

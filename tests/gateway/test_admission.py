@@ -36,10 +36,10 @@ def busy(limits: Limits, *, batch: int, clock: Clock, stack: contextlib.ExitStac
     """An admission whose decoder works off 100 tokens a second, with requests of 50 tokens in its whole batch."""
     admission = Admission(limits, batch, clock)
     for _ in range(batch):
-        admission.plan(stack.enter_context(admission.place()), 50, 0)
+        admission.plan(stack.enter_context(admission.place()), 50)
     for _ in range(200):
         with admission.place() as place:
-            admission.plan(place, 50, 0)
+            admission.plan(place, 50)
             clock.now += 0.5
             admission.answered(place)
     assert admission.rate == pytest.approx(100, rel=0.02)
@@ -51,9 +51,9 @@ def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> 
         admission = busy(Limits(queue_time=5 * SPREAD), batch=2, clock=Clock(), stack=stack)
         assert admission.wait == pytest.approx(0.5, rel=0.05)  # nobody is before a newcomer but those that are served
         waiting = stack.enter_context(admission.place())
-        admission.plan(waiting, 400, 0)
+        admission.plan(waiting, 400)
         assert admission.wait < 5
-        stack.enter_context(admission.place())
+        admission.line_up(stack.enter_context(admission.place()))
         with pytest.raises(ApiError) as refusal, admission.place():
             pass
         assert (refusal.value.status, refusal.value.code, refusal.value.headers) == (
@@ -67,38 +67,94 @@ def test_who_would_wait_for_too_long_is_refused_and_told_when_to_come_back() -> 
         assert 7 <= int(refusal.value.headers["Retry-After"]) <= 9
 
 
-def test_what_was_done_for_those_who_hang_up_counts() -> None:
+def test_those_who_hang_up_say_nothing_of_the_pace_whatever_was_done_for_them() -> None:
     clock = Clock()
     with contextlib.ExitStack() as stack:
         admission = busy(Limits(queue_time=1e6), batch=2, clock=clock, stack=stack)
-        for _ in range(200):
-            with admission.place() as place:
-                admission.plan(place, 40, 1000)
-                clock.now += 0.5
-                for _ in range(10):
-                    place.text_came()
-        assert admission.rate == pytest.approx(100, rel=0.02)
-        for _ in range(200):  # but nothing that no text shows
-            with admission.place() as place:
-                admission.plan(place, 40, 1000)
-                clock.now += 0.5
-        assert admission.rate < 5
+    before = admission.rate
+    for seconds in (0.01, 0.5, 60.0) * 50:
+        with admission.place() as one, admission.place() as other, admission.place() as behind:
+            for place in (one, other, behind):
+                admission.plan(place, 1000)
+            clock.now += seconds
+    assert admission.rate == pytest.approx(before)
+
+
+def test_a_request_that_the_decoder_cannot_take_yet_keeps_nobody_out_and_is_no_work() -> None:
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=1), batch=2, clock=clock, stack=stack)
+    before = admission.rate
+    with contextlib.ExitStack() as uploads:
+        slow = [uploads.enter_context(admission.place()) for _ in range(20)]
+        clock.now += 60
+        assert (admission.wait, admission.rate) == (0, before)
+        for place in slow[:2]:
+            admission.plan(place, 50)
+        assert admission.wait == pytest.approx(0.5, rel=0.05)  # of those whose bodies are there
+    assert admission.rate == before
+
+
+def test_of_many_that_come_at_once_those_that_would_wait_too_long_are_refused_when_they_join_the_line() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=2.4 * SPREAD), batch=2, clock=Clock(), stack=stack)
+        crowd = [stack.enter_context(admission.place()) for _ in range(10)]  # the line is as it was: all are let in
+        joined = 0
+        for place in crowd:
+            with contextlib.suppress(ApiError):
+                admission.plan(place, 50)
+                joined += 1
+        assert joined == 4  # half a second each, beside the half until a place of the batch comes free
+        with pytest.raises(ApiError) as refusal:
+            admission.line_up(crowd[-1])
+        assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
+
+
+def test_what_is_not_planned_counts_as_what_requests_take_from_its_joining_the_line_on() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=2), batch=2, clock=Clock(), stack=stack)
+        unplanned = stack.enter_context(admission.place())
+        assert admission.wait == pytest.approx(0.5, rel=0.05)
+        for _ in range(2):
+            admission.line_up(unplanned)
+            assert admission.wait == pytest.approx(1.0, rel=0.05)
+
+
+def test_where_fewer_are_worked_on_than_the_batch_holds_the_others_wait() -> None:
+    clock = Clock()
+    admission = Admission(Limits(max_concurrent=1, queue_time=15.5 * SPREAD), 8, clock)
+    with admission.place() as place:
+        admission.plan(place, 100)
+        clock.now += 10
+        admission.answered(place)
+    with contextlib.ExitStack() as stack:
+        for wait in (0, 10):
+            assert admission.wait == wait
+            admission.plan(stack.enter_context(admission.place()), 100)
+        assert admission.wait == 20
+        with pytest.raises(ApiError) as refusal, admission.place():
+            pass
+        assert refusal.value.headers == {"Retry-After": "5"}
 
 
 def test_while_the_decoder_has_a_place_nobody_waits() -> None:
     with contextlib.ExitStack() as stack:
         admission = busy(Limits(queue_time=1), batch=2, clock=Clock(), stack=stack)
     with admission.place() as long:
+        admission.plan(long, 50)
         long.tokens = 1 << 19
         assert admission.wait == 0
-        with admission.place():  # those of the batch are served: who comes next waits for one of their places alone
+        with admission.place() as place:  # those of the batch are served: who comes next waits for one of their places
+            admission.plan(place, 50)
             assert admission.wait == pytest.approx(0.5, rel=0.05)
 
 
 def test_nobody_waits_for_a_request_whose_answer_is_only_on_its_way_to_its_client() -> None:
     with contextlib.ExitStack() as stack:
         admission = busy(Limits(queue_time=1), batch=2, clock=Clock(), stack=stack)
-    with admission.place() as first, admission.place():
+    with admission.place() as first, admission.place() as second:
+        for place in (first, second):
+            admission.plan(place, 50)
         assert admission.wait > 0
         admission.answered(first)
         assert (admission.wait, admission.present) == (0, 2)
@@ -107,13 +163,13 @@ def test_nobody_waits_for_a_request_whose_answer_is_only_on_its_way_to_its_clien
 def test_planned_tokens_of_all_together_have_a_bound_which_one_alone_may_pass() -> None:
     admission = Admission(Limits(max_planned=1000))
     with admission.place() as alone:
-        admission.plan(alone, 5000, 0)
+        admission.plan(alone, 5000)
         with admission.place() as second, pytest.raises(ApiError) as refusal:
-            admission.plan(second, 1, 0)
+            admission.plan(second, 1)
         assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
-        admission.plan(alone, 900, 0)
+        admission.plan(alone, 900)
         with admission.place() as second:
-            admission.plan(second, 100, 0)
+            admission.plan(second, 100)
             assert admission.planned == 1000
     assert admission.planned == 0
 
@@ -122,7 +178,7 @@ def test_a_request_counts_as_what_requests_take_until_it_is_planned() -> None:
     admission = Admission(Limits())
     for tokens, mean in ((300, 300), (100, 200)):
         with admission.place() as place:
-            admission.plan(place, tokens, 0)
+            admission.plan(place, tokens)
         with admission.place():
             assert admission.planned == mean
 
