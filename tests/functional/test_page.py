@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -322,10 +323,10 @@ def test_settings_are_sent_and_kept(open_page: Open, opened: Opened, colours: Pa
     assert len(opened.bodies("/v1/chat/completions")) == 1
 
 
-STOP_AT_FIRST_TEXT = """() => new Promise(resolve => new MutationObserver((_, observer) => {
+AT_FIRST_TEXT = """(button) => new Promise(resolve => new MutationObserver((_, observer) => {
   if (!document.querySelector('.answered .text')?.textContent) return;
   observer.disconnect();
-  document.getElementById('stop').click();
+  document.getElementById(button).click();
   resolve();
 }).observe(document.getElementById('turns'), {subtree: true, childList: true, characterData: true}))"""
 
@@ -333,7 +334,7 @@ STOP_AT_FIRST_TEXT = """() => new Promise(resolve => new MutationObserver((_, ob
 def test_stopping_ends_the_answer_at_the_server_too(opened: Opened, server: TritonServer) -> None:
     page = opened.page
     page.fill("#question", "Tell me")
-    page.evaluate(f"() => {{ window.stopped = ({STOP_AT_FIRST_TEXT})(); }}")
+    page.evaluate(f"() => {{ window.stopped = ({AT_FIRST_TEXT})('stop'); }}")
     page.keyboard.press("Enter")
     page.evaluate("() => window.stopped")
     page.locator(".figures", has_text="Stopped").wait_for()
@@ -348,6 +349,17 @@ def test_stopping_ends_the_answer_at_the_server_too(opened: Opened, server: Trit
     page.get_by_role("button", name="Try again").click()
     page.get_by_role("button", name="Ask again").wait_for()
     assert len(page.text_content(".answered .text")) > len(text)
+
+
+def test_a_new_conversation_during_an_answer_can_be_asked_at_once(opened: Opened) -> None:
+    page = opened.page
+    page.evaluate(f"() => {{ window.came = ({AT_FIRST_TEXT})('new'); }}")
+    page.fill("#question", "Tell me")
+    page.keyboard.press("Enter")
+    page.evaluate("() => window.came")
+    page.locator("#send").wait_for()
+    assert page.is_hidden("#stop")
+    assert opened.ask("Hello").locator(".refusal").count() == 0
 
 
 def test_a_refusal_is_told_in_its_place_and_can_be_tried_again(opened: Opened) -> None:
@@ -383,6 +395,35 @@ def test_what_the_server_would_not_take_is_told_before_it_is_sent(
     opened.add(*[square] * recipe.max_images)
     opened.page.set_input_files("#files", str(square))
     opened.page.get_by_text("the server takes 3 pictures in a conversation").wait_for()
+
+
+READ_SLOWLY: Final = """() => {
+  const read = window.createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    await new Promise((resolve) => (window.letRead = resolve));
+    return read.call(window, file);
+  };
+}"""
+
+
+def test_a_question_is_asked_with_the_picture_that_was_being_read(opened: Opened, square: Path) -> None:
+    """Not without it, and not later: until the picture is read the question stays where it is."""
+    page = opened.page
+    page.evaluate(READ_SLOWLY)
+    opened.set(max_completion_tokens="4")
+    page.set_input_files("#files", str(square))
+    page.wait_for_function("() => window.letRead")
+    page.fill("#question", "What is it?")
+    assert page.is_disabled("#send")
+    page.keyboard.press("Enter")
+    page.evaluate("() => window.letRead()")
+    page.locator(".image").wait_for()
+    assert page.locator(".turn").count() == 0
+    page.keyboard.press("Enter")
+    page.locator(".turn-tools button").first.wait_for()
+    (body,) = opened.bodies("/v1/chat/completions")
+    assert [part["type"] for part in body["messages"][0]["content"]] == ["text", "image_url"]
+    assert page.locator(".turn .thumb").count() == 1
 
 
 def photograph(path: Path, width: int, height: int) -> Path:
@@ -567,6 +608,14 @@ def guarded(server: TritonServer, engine_dir: Path, recipe: BuildRecipe) -> Iter
 
 
 @pytest.fixture
+def single(server: TritonServer, engine_dir: Path, recipe: BuildRecipe) -> Iterator[str]:
+    """A gateway that lets a client have one request at a time."""
+    limits = replace(Limits.of(recipe), key_concurrent=1)
+    with another_gateway(server, engine_dir, GatewaySettings(limits)) as address:
+        yield address
+
+
+@pytest.fixture
 def lying(server: TritonServer, engine_dir: Path, recipe: BuildRecipe, tmp_path: Path) -> Iterator[str]:
     """A gateway whose recipe leaves photographs as they lie."""
     changed = recipe.model_copy(update={"exif_orientation": False})
@@ -575,6 +624,34 @@ def lying(server: TritonServer, engine_dir: Path, recipe: BuildRecipe, tmp_path:
         (tmp_path / name).symlink_to(engine_dir / name)
     with another_gateway(server, tmp_path, GatewaySettings(Limits.of(recipe))) as address:
         yield address
+
+
+def test_what_the_page_looks_at_does_not_keep_a_question_from_being_answered(
+    open_page: Open, single: str, colours: Path
+) -> None:
+    opened = open_page(single)
+    opened.page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.set(max_completion_tokens="4")
+    opened.add(colours)
+    for question in ("What is it?", "And why?"):
+        turn = opened.ask(question)
+        assert turn.locator(".refusal p").all_text_contents() == []
+        prompt = turn.locator(".answered .figures").text_content().partition(" + ")[0].split()[-1]
+        opened.page.get_by_text(f"{prompt} prompt tokens").wait_for()
+
+
+def test_large_pictures_are_sent_once_to_be_looked_at(opened: Opened, tmp_path: Path) -> None:
+    """Further questions about them send them to the model alone."""
+    large = tmp_path / "noise.png"
+    Image.frombytes("RGB", (640, 640), random.Random(0).randbytes(3 * 640 * 640)).save(large)
+    opened.set(max_completion_tokens="4")
+    opened.page.keyboard.press("Tab")  # the setting is taken when its field is left
+    opened.add(large)
+    for question in ("What is it?", "And why?"):
+        assert opened.ask(question).locator(".refusal p").count() == 0
+    assert opened.page.locator(".image").count() == 1
+    with_picture = [body for body in opened.bodies("/v1/tiles") if "image_url" in json.dumps(body)]
+    assert len(with_picture) == 1
 
 
 def test_where_photographs_are_left_as_they_lie_the_page_asks_to_turn_them(

@@ -5,13 +5,14 @@ import { Picture } from "./picture.js";
 
 export class Composer {
   pictures = [];
+  #reading = 0; // calls of `add` that have not ended
   #limits;
   #room;
   #changed;
 
   /**
    * `room()` is how many pictures may still be added; `changed(what)` is called when the "text" or the "pictures" were
-   * changed.
+   * changed, and with "reading" when pictures begin to be read.
    */
   constructor(limits, room, changed) {
     this.#limits = limits;
@@ -40,6 +41,11 @@ export class Composer {
     return this.text === "" && this.pictures.length === 0;
   }
 
+  /** Whether pictures are being read: they belong to the question, which is not complete without them. */
+  get isReading() {
+    return this.#reading > 0;
+  }
+
   clear() {
     this.#field.value = "";
     this.pictures = [];
@@ -54,7 +60,9 @@ export class Composer {
   /** Add files; those that cannot be taken are told of. */
   async add(files) {
     const refused = [];
+    this.#reading += 1;
     byId("pictures").setAttribute("aria-busy", "true");
+    this.#changed("reading");
     for (const file of files) {
       try {
         if (this.#room() <= 0) {
@@ -62,12 +70,14 @@ export class Composer {
             `${file.name}: the server takes ${plural(this.#limits.max_images, "picture")} in a conversation.`,
           );
         }
-        this.pictures.push(await Picture.of(file, this.#limits));
+        const picture = await Picture.of(file, this.#limits);
+        this.pictures.push(picture); // those of now: others may have come or gone while it was read
       } catch (error) {
         refused.push(error.message);
       }
     }
-    byId("pictures").removeAttribute("aria-busy");
+    this.#reading -= 1;
+    if (!this.isReading) byId("pictures").removeAttribute("aria-busy");
     this.refuse(refused);
     this.#changed("pictures");
   }

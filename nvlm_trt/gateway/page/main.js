@@ -22,6 +22,8 @@ let turns = [];
 let limits, settings, composer;
 let answering = null; // the AbortController of the answer that comes
 let looking = null; // and that of the look at the tiles
+let looked = Promise.resolve(); // the end of that look
+let shown = ""; // what it is of; none after a refusal
 let typing = null;
 
 async function begin() {
@@ -66,9 +68,10 @@ function told() {
 
 function changed(what) {
   showState();
+  if (what === "reading") return;
   clearTimeout(typing);
   if (what === "pictures") look(true);
-  else typing = setTimeout(() => size() <= LIGHT_BODY && look(), TYPING_PAUSE);
+  else typing = setTimeout(() => isLight(current().pictures) && look(), TYPING_PAUSE);
 }
 
 /** The request of what is written now, or else the last one that was asked. */
@@ -82,21 +85,27 @@ function current() {
   };
 }
 
-function size() {
-  return picturesOf([...told(), composer]).reduce((sum, picture) => sum + picture.uri.length, 0);
+function isLight(pictures) {
+  return pictures.reduce((sum, picture) => sum + picture.uri.length, 0) <= LIGHT_BODY;
 }
 
-/** Ask how the server will cut the pictures, and show it; `isNews` says so to those who do not see it. */
-async function look(isNews = false) {
-  looking?.abort();
-  const own = new AbortController();
-  looking = own;
-  composer.show([]);
-  if (composer.isEmpty && !turns.length) {
-    seen.showNothing("Add a picture to see its tiles.");
-    return;
-  }
+/**
+ * Ask how the server will cut the pictures, and show it; `isNews` says so to those who do not see it. What is shown
+ * already is not asked again, nor are large pictures sent again for another text.
+ */
+function look(isNews = false) {
   const { pictures, body } = current();
+  const wanted = JSON.stringify(isLight(pictures) ? body : [pictures.map((picture) => picture.id), settings.fields]);
+  if (wanted === shown) return;
+  looking?.abort();
+  looking = new AbortController();
+  shown = wanted;
+  composer.show([]);
+  if (composer.isEmpty && !turns.length) seen.showNothing("Add a picture to see its tiles.");
+  else looked = showTiles(pictures, body, looking, isNews);
+}
+
+async function showTiles(pictures, body, own, isNews) {
   try {
     const layout = await server.tiles(written(body), own.signal);
     if (looking !== own) return;
@@ -106,7 +115,9 @@ async function look(isNews = false) {
     if (isNews)
       announcer.end(images.map((image, place) => `${composer.pictures[place].name}: ${gridWords(image)}`).join(". "));
   } catch (error) {
-    if (looking === own && error.name !== "AbortError") seen.showNothing(sentenceOf(error));
+    if (looking !== own) return;
+    shown = "";
+    seen.showNothing(sentenceOf(error));
   }
 }
 
@@ -121,7 +132,7 @@ function written(body) {
 }
 
 function ask() {
-  if (answering || composer.isEmpty || !settings.check()) return;
+  if (answering || composer.isReading || composer.isEmpty || !settings.check()) return;
   const turn = new Turn(composer.text, composer.pictures);
   turns.push(turn);
   composer.clear();
@@ -129,14 +140,15 @@ function ask() {
 }
 
 async function answer(turn) {
+  clearTimeout(typing);
   const own = new AbortController();
   answering = own;
   turn.reset();
   turn.request = requestOf([...told(), turn], limits, settings.fields);
   thread.show(turns);
   showState();
-  look();
   try {
+    await looked; // a key may allow one request at a time
     turn.asked = performance.now();
     for await (const part of server.answer(written(turn.request), own.signal)) take(turn, part);
     turn.state = "done";
@@ -145,11 +157,11 @@ async function answer(turn) {
     turn.state = error.name === "AbortError" ? "stopped" : "failed";
   }
   if (answering === own) answering = null;
+  showState();
   if (!turns.includes(turn)) return;
   announcer.end({ done: "End of the answer.", stopped: "Stopped.", failed: turn.refusal?.message }[turn.state]);
   thread.show(turns);
-  showState();
-  if (!composer.isEmpty) look(); // what is written follows this answer now
+  look(); // at what was asked, or at what is written, which follows this answer now
 }
 
 function take(turn, { text, reason, usage }) {
@@ -189,12 +201,12 @@ function actionsOf(turn, isLast) {
 
 function showState() {
   const focused = document.activeElement;
-  byId("send").disabled = composer.isEmpty || answering !== null;
+  byId("send").disabled = composer.isEmpty || composer.isReading || answering !== null;
   byId("send").hidden = answering !== null;
   byId("stop").hidden = answering === null;
   if (focused === byId("send") && answering) byId("stop").focus(); // a button that goes takes the focus with it
   if (focused === byId("stop") && !answering) composer.focus();
-  byId("new").disabled = turns.length === 0 && composer.isEmpty;
+  byId("new").disabled = composer.isReading || (turns.length === 0 && composer.isEmpty);
 }
 
 function sentenceOf(error) {

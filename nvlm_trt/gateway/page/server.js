@@ -38,9 +38,11 @@ export class Server {
   async *answer(body, signal) {
     const response = await this.#call("/v1/chat/completions", { method: "POST", body, signal });
     const requestId = response.headers.get("X-Request-ID");
+    let isWhole = false;
     try {
       for await (const data of eventsOf(response.body)) {
-        if (data === "[DONE]") return;
+        isWhole = data === "[DONE]";
+        if (isWhole) continue; // the request ends with its body, and not before: a key may allow one at a time
         const event = JSON.parse(data);
         if (event.error) throw new Refusal(event.error.message, { code: event.error.code, requestId });
         if (event.usage) yield { usage: event.usage };
@@ -53,7 +55,7 @@ export class Server {
       if (error instanceof Refusal || error.name === "AbortError") throw error;
       throw new Refusal("The connection broke off.", { requestId });
     }
-    throw new Refusal("The answer broke off.", { requestId });
+    if (!isWhole) throw new Refusal("The answer broke off.", { requestId });
   }
 
   async #call(path, options) {
