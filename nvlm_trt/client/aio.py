@@ -6,23 +6,15 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
+from nvlm_trt.client.address import channel_options
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, Token, error_of, silence
-
-CHANNEL: Final = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
-"""Messages of any size, as tritonclient sets it; a server that was restarted is found within seconds, where gRPC's own
-waits grow to two minutes, in which every request fails at once."""
 
 
 class AsyncAnswerStream:
@@ -115,7 +107,7 @@ class AsyncNvlmClient:
     """
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+        self._client = triton.InferenceServerClient(url, channel_args=channel_options(url))
         self._idle_timeout = idle_timeout
 
     async def generate(

@@ -11,6 +11,7 @@ from typing import Self
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from nvlm_trt.client.address import channel_options
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
 
@@ -33,7 +34,7 @@ class Connections:
         try:
             return self._free.get_nowait()
         except queue.Empty:
-            return triton.InferenceServerClient(self._url)
+            return triton.InferenceServerClient(self._url, channel_args=channel_options(self._url))
 
     def give_back(self, client: triton.InferenceServerClient) -> None:
         """Take a client back whose stream was stopped."""

@@ -18,11 +18,12 @@ from nvlm_trt.gateway.exchange import Exchange
 from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.gateway.plan import Plan, Planner, Plans
 from nvlm_trt.gateway.waiting import wait_for_slot
+from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
 
 CHANNEL: Final = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    *MESSAGES,
+    DIRECT,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.service_config", '{"methodConfig": [{"name": [{}], "waitForReady": true}]}'),

@@ -24,6 +24,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS, OUTPUTS, STOP, Tensor
 from nvlm_trt.serving.faults import UnavailableError, error_of
 from nvlm_trt.serving.fields import TRACEPARENT
@@ -71,7 +72,9 @@ class DecodeClient:
         if tile_size is not None:
             no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
             self._stop_vision = {TILES: no_tiles, STOP: np.ones(1, np.bool_)}
-        self._client = triton.InferenceServerClient(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS))
+        self._client = triton.InferenceServerClient(
+            os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS), channel_args=(*MESSAGES, DIRECT)
+        )
         self._decoding = functools.partial(GrpcDecoding, self._client, with_cached=tells_cached)
         self._numbers = itertools.count()
         self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it

@@ -6,10 +6,10 @@ import http.client
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Final
 
 from nvlm_trt.errors import RequestError, ServerError
+from nvlm_trt.loopback import opener_for
 from nvlm_trt.top.window import Scrape
 
 READ_SECONDS: Final = 5.0
@@ -43,7 +43,7 @@ def read_page(url: str) -> Scrape:
         ServerError: the server does not answer, or with something else.
     """
     try:
-        with urllib.request.urlopen(url, timeout=READ_SECONDS) as answer:
+        with opener_for(urllib.parse.urlsplit(url).hostname or "").open(url, timeout=READ_SECONDS) as answer:
             return Scrape.read(answer.read(MAX_PAGE).decode(), time.monotonic())
     except urllib.error.HTTPError as error:
         raise ServerError("no metrics are shown there", seen=f"status {error.code}", fix=url) from None

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 
+import grpc
 import numpy as np
 import PIL.Image
 import pytest
@@ -130,6 +131,20 @@ def test_the_asyncio_client_says_the_same(nobody):
 
     with pytest.raises(ServerError, match="cannot be reached"):
         asyncio.run(ask())
+
+
+def test_the_blocking_client_tries_a_server_that_is_away_every_few_seconds(nobody, monkeypatch):
+    """As the other does; by itself gRPC comes to wait for two minutes, and every request meanwhile fails at once."""
+    opened, open_channel = [], grpc.insecure_channel
+
+    def note(target, options):
+        opened.append(dict(options))
+        return open_channel(target, options=options)
+
+    monkeypatch.setattr(grpc, "insecure_channel", note)
+    with NvlmClient(nobody) as client, pytest.raises(ServerError):
+        client.generate("Hello")
+    assert opened[0]["grpc.max_reconnect_backoff_ms"] <= 5_000
 
 
 def test_a_server_that_says_nothing_is_given_up():

@@ -8,6 +8,7 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nvlm_trt.loopback import DIRECT
 from nvlm_trt.serving.host.selftest import echo_works
 
 PULSE_SECONDS: Final = 1.0
@@ -40,7 +41,7 @@ class Pulse:
         self._stopped.set()
 
     def _run(self) -> None:
-        with grpc.insecure_channel(self._grpc) as channel:
+        with grpc.insecure_channel(self._grpc, options=[DIRECT]) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while not self._stopped.wait(PULSE_SECONDS):
                 if echo_works(self._http) and _lives(stub):

@@ -8,6 +8,7 @@ import urllib.request
 from typing import Final
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.loopback import DIRECT_OPENER
 
 TIMEOUT_SECONDS: Final = 10.0
 MAX_REASON: Final = 2000
@@ -24,7 +25,7 @@ ECHO: Final[dict[str, list[object]]] = {
 def is_ready(url: str) -> bool:
     """Whether the server at ``host:port`` says that it and all its models are ready."""
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=TIMEOUT_SECONDS) as answer:
+        with DIRECT_OPENER.open(f"http://{url}/v2/health/ready", timeout=TIMEOUT_SECONDS) as answer:
             return int(answer.status) == 200
     except OSError:
         return False
@@ -37,7 +38,7 @@ def unload_model(url: str, name: str, headers: dict[str, str]) -> bool:
     """
     request = _post(url, f"repository/models/{name}/unload", {}, headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+        with DIRECT_OPENER.open(request, timeout=TIMEOUT_SECONDS):
             return True
     except OSError:
         return False
@@ -50,7 +51,7 @@ def loaded_models(url: str, headers: dict[str, str]) -> dict[str, str] | None:
     """
     request = _post(url, "repository/index", {}, headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        with DIRECT_OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
             return {model["name"]: model.get("state", "") for model in json.load(answer)}
     except (OSError, ValueError):
         return None
@@ -64,7 +65,7 @@ def load_model(url: str, name: str, headers: dict[str, str]) -> None:
     """
     request = _post(url, f"repository/models/{name}/load", {}, headers)
     try:
-        with urllib.request.urlopen(request):
+        with DIRECT_OPENER.open(request):
             return
     except urllib.error.HTTPError as error:
         with error:
@@ -82,7 +83,7 @@ def echo_works(url: str) -> bool:
     ]
     request = _post(url, "models/selftest/infer", {"inputs": tensors}, {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        with DIRECT_OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
             outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     except (OSError, ValueError, KeyError):
         return False
