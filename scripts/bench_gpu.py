@@ -8,7 +8,8 @@ BF16, FP8 and INT8 matrix products at every shape of NVLM-D-72B, and the streame
 model of `nvlm-trt plan` it also gives shares of its datasheet, and `corrections` to put into that model's YAML file.
 
 Needs torch with CUDA, and onnxruntime-gpu for the graph (the report says where the graph did not run, and why). A
-random checkpoint of --layers vision and decoder layers is made in OUT/work (4: 15 GB), or --checkpoint DIR is used.
+random checkpoint of --layers vision and decoder layers (4: 15 GB) is made in a new folder inside OUT that is removed
+again, or --checkpoint DIR is used.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -369,9 +370,13 @@ def main(words: Sequence[str] | None = None) -> None:
     gpu = load_gpu(options.gpu) if options.gpu and options.device == "cuda" else None
     run = Run(device, gpu, seconds=0.0, calls=1, cold=0) if options.tiny else Run(device, gpu)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    machine, work = _machine(device), options.out / "work"
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-    work.mkdir(parents=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="work-", dir=options.out) as work:
+        _report(options, run, Path(work))
+
+
+def _report(options: argparse.Namespace, run: Run, work: Path) -> None:
+    """Measure what is asked for; whatever else has to be written goes into `work`."""
     if options.checkpoint is None:
         write_synthetic(work / "checkpoint", tiny_spec(tile_size=56) if options.tiny else like_72b(options.layers))
     checkpoint = Checkpoint.open(options.checkpoint or work / "checkpoint")
@@ -380,17 +385,17 @@ def main(words: Sequence[str] | None = None) -> None:
         "products": lambda: product_rows(run, checkpoint.config, options.tp, BATCHES[:: 4 if options.tiny else 1]),
         "calibration": lambda: calibration_rows(run, checkpoint, work, 2 if options.tiny else 16),
     }
+    machine = _machine(run.device)
     report: dict[str, Any] = {"machine": machine, "parts": {}, "corrections": {}}
     for name in options.parts:
         print(f"{name} ...", file=sys.stderr)
         report["parts"][name] = list(measures[name]())
-        if gpu is not None:
+        if run.gpu is not None:
             label = f"{machine['device']}, torch {machine['torch']}, {machine['date']}, scripts/bench_gpu.py"
-            applied = corrections(report["parts"], checkpoint.config, gpu, label).applied()
+            applied = corrections(report["parts"], checkpoint.config, run.gpu, label).applied()
             report["corrections"] = {key: each.model_dump() for key, each in applied.items()}
         (options.out / "bench_gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (options.out / "bench_gpu.md").write_text(markdown(report), encoding="utf-8")
-    shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,19 +102,21 @@ def _sizes(words: str) -> tuple[int, ...]:
 
 def _build(work: Path, layers: int, ranks: int) -> dict[str, dict[str, float]]:
     """Seconds and MiB of each stage of one build."""
-    checkpoint, recipe, engine = work / f"checkpoint-{layers}", work / f"tp{ranks}.yaml", work / "engine"
+    checkpoint, recipe = work / f"checkpoint-{layers}", work / f"tp{ranks}.yaml"
     if not checkpoint.exists():
         spec = tiny_spec(vision_layers=layers, decoder_layers=layers, max_shard_bytes=100_000_000, **WIDE)
         write_synthetic(checkpoint, spec)
     recipe.write_text(f"target: gpu\ntp: {ranks}\nvision_precision: bf16\ndecoder_precision: bf16\n")
-    shutil.rmtree(engine, ignore_errors=True)
     os.sync()  # what was written before shall not be written in the seconds of this build
-    command = ["build", recipe, "--checkpoint", checkpoint, "--output", engine, "--until", STAGES[-1], "--quiet"]
-    subprocess.run(
-        [sys.executable, "-m", "nvlm_trt.cli.main", *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
-    records = load_manifest(engine).stages
-    shutil.rmtree(engine)
+    with tempfile.TemporaryDirectory(prefix="engine-", dir=work) as engine:
+        command = ["build", recipe, "--checkpoint", checkpoint, "--output", engine, "--until", STAGES[-1], "--quiet"]
+        subprocess.run(
+            [sys.executable, "-m", "nvlm_trt.cli.main", *map(str, command)],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        records = load_manifest(Path(engine)).stages
     return {
         name: {"seconds": records[name].seconds, "memory": records[name].peak_memory_bytes / 2**20} for name in STAGES
     }

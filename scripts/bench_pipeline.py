@@ -3,10 +3,11 @@
     python scripts/bench_pipeline.py FOLDER [--layers 2] [--vocab 8192] [--rounds 3] [--no-digest]
         [--part NAME ...]
 
-Makes a random checkpoint at the widths of NVLM-D-72B in FOLDER, with a small vocabulary so that layers dominate. In a
-round every part is run in a process of its own, and then what it wrote is copied with `cp`. Every file is synced before
-the clock stops, on both sides. The page cache is left as it is (dropping it takes root): `cp` reads what was written
-just before it, so of the two it is `cp` that reads from memory. Nothing else waits to be written when a clock starts.
+Makes a random checkpoint at the widths of NVLM-D-72B in FOLDER, with a small vocabulary so that layers dominate, and
+leaves it to later runs. In a round every part is run in a process of its own, in a new folder inside FOLDER, and then
+what it wrote is copied with `cp`; the folder is removed. Every file is synced before the clock stops, on both sides.
+The page cache is left as it is (dropping it takes root): `cp` reads what was written just before it, so of the two it
+is `cp` that reads from memory. Nothing else waits to be written when a clock starts.
 Prints, as medians of the rounds: bytes, GB/s, ratio to `cp` (and its least and largest), processor seconds (user +
 system) of both, bytes read for each byte of the source tensors, peak memory.
 """
@@ -19,10 +20,10 @@ import json
 import os
 import re
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,11 +52,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-digest", action="store_true", help="as cp, which computes none; a build takes them all")
     parser.add_argument("--part", choices=PARTS, action="append")
-    parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("PART", "OUT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     checkpoint = asked.folder / f"checkpoint-{asked.layers}-{asked.vocab}"
     if asked.child:
-        print(json.dumps(run_part(asked.child, checkpoint, asked.folder / "out", with_digest=not asked.no_digest)))
+        part, out = asked.child
+        print(json.dumps(run_part(part, checkpoint, Path(out), with_digest=not asked.no_digest)))
         return
     if not checkpoint.exists():
         make_checkpoint(checkpoint, asked.layers, asked.vocab)
@@ -109,7 +111,6 @@ def run_part(part: str, checkpoint_dir: Path, out: Path, *, with_digest: bool) -
 
 def scales_for(decoder: DecoderConfig, precision: Precision, out: Path) -> Path:
     """Made-up results of a calibration: they decide values, and no speed."""
-    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     values = {name: torch.full(shape, 8.0) for name, shape in needed_results(decoder, precision).items()}
     for index in range(decoder.num_layers):
@@ -118,28 +119,25 @@ def scales_for(decoder: DecoderConfig, precision: Precision, out: Path) -> Path:
 
 
 def one_round(part: str, words: list[str], folder: Path) -> dict[str, float]:
-    """A part in a process of its own, then `cp` of its files."""
-    out, copy = folder / "out", folder / "copy"
-    for old in (out, copy):
-        shutil.rmtree(old, ignore_errors=True)
+    """A part in a process of its own, then `cp` of its files; both in a folder that is there for this round alone."""
     os.sync()
-    child = [sys.executable, __file__, *words, "--child", part]
-    calm = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as `nvlm-trt build` has it
-    done = subprocess.run(child, check=True, capture_output=True, text=True, env=calm)
-    figures: dict[str, float] = json.loads(done.stdout)
-    os.sync()
-    used, began = processor_seconds(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(["cp", "-r", out, copy], check=True)
-    for path in copy.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    figures["cp seconds"] = time.monotonic() - began
-    figures["cp processor"] = processor_seconds(resource.RUSAGE_CHILDREN) - used
-    figures["bytes"] = sum(path.stat().st_size for path in out.iterdir())
-    figures["ratio"] = figures["cp seconds"] / figures["seconds"]
-    for old in (out, copy):
-        shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix="round-", dir=folder) as work:
+        out, copy = Path(work, "out"), Path(work, "copy")
+        child = [sys.executable, __file__, *words, "--child", part, str(out)]
+        calm = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # as `nvlm-trt build` has it
+        done = subprocess.run(child, check=True, capture_output=True, text=True, env=calm)
+        figures: dict[str, float] = json.loads(done.stdout)
+        os.sync()
+        used, began = processor_seconds(resource.RUSAGE_CHILDREN), time.monotonic()
+        subprocess.run(["cp", "-r", out, copy], check=True)
+        for path in copy.iterdir():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        figures["cp seconds"] = time.monotonic() - began
+        figures["cp processor"] = processor_seconds(resource.RUSAGE_CHILDREN) - used
+        figures["bytes"] = sum(path.stat().st_size for path in out.iterdir())
+        figures["ratio"] = figures["cp seconds"] / figures["seconds"]
     return figures
 
 

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Memory and speed of the streaming stages at the true widths of NVLM-D-72B, beside `cp` of the same bytes.
 #
-#   scripts/bench_streaming.sh [FOLDER] [LAYERS ...]     defaults: a temporary folder, 2 4
+#   scripts/bench_streaming.sh [FOLDER] [LAYERS ...]     defaults: that of temporary files, 2 4
 #
 # Makes a random checkpoint of so many vision and decoder layers (4: 16 GB), copies it with cp, exports its vision part
 # and converts its decoder, in bf16 (tp 1) and quantised to fp8 (tp 4), each in a process of its own; what the fp8
-# conversion has written is copied with cp as well. Prints the machine's load and a table. Needs four times the
-# checkpoint's bytes free. The machine should have nothing else to do.
+# conversion has written is copied with cp as well. Prints the machine's load and a table. All of it is written into a
+# new folder inside FOLDER, which is removed at the end. Needs four times the checkpoint's bytes free. The machine should
+# have nothing else to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh cpu
-folder=${1:-$(mktemp -d)}
+given=${1:-${TMPDIR:-/tmp}}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] || set -- 2 4
 
-mkdir -p "$folder"
-trap 'rm -rf "$folder"/{checkpoint,copy,bf16,fp8}' EXIT
+mkdir -p "$given"
+folder=$(mktemp -d -p "$given")
+trap 'rm -rf "$folder"' EXIT
 printf 'target: gpu\nvision_precision: bf16\ndecoder_precision: bf16\n' >"$folder/bf16.yaml"
 # Calibration decides the scales and no speed: one short sample does.
 printf 'target: gpu\ntp: 4\ndecoder_precision: fp8\ncalibration: {count: 1, max_tokens: 64}\n' >"$folder/fp8.yaml"

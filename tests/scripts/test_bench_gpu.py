@@ -26,9 +26,10 @@ def bench(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def out(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of everything leaves; it begins where a killed one has left something."""
+    """What a run of everything leaves in a folder where there was something."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "work" / "checkpoint").mkdir(parents=True)
+    (folder / "work" / "checkpoint" / "weights").write_text("mine")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     bench.main([str(folder), "--device", "cpu", "--tiny", "--gpu", "h100-sxm", "--tp", "1", "2"])
@@ -42,9 +43,10 @@ def report(out: Path) -> dict[str, Any]:
     return content
 
 
-def test_every_part_is_measured_and_nothing_else_is_left(out: Path, report: dict[str, Any]) -> None:
+def test_every_part_is_measured_and_nothing_else_is_left_or_removed(out: Path, report: dict[str, Any]) -> None:
     assert list(report["parts"]) == ["vision", "products", "calibration"]
-    assert sorted(path.name for path in out.iterdir()) == ["bench_gpu.json", "bench_gpu.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["bench_gpu.json", "bench_gpu.md", "work"]
+    assert (out / "work" / "checkpoint" / "weights").read_text() == "mine"
     assert report["machine"]["device"].startswith("CPU")
     assert report["machine"]["torch"] == torch.__version__
 

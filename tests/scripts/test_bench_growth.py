@@ -61,10 +61,13 @@ def test_costs_are_fitted_over_layers_and_over_ranks(
 def test_a_build_is_a_new_one_of_the_layers_and_ranks_that_are_asked_for(
     bench_growth: ModuleType, tmp_path: Path
 ) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "weights").write_text("mine")
     costs = bench_growth._build(tmp_path, 1, 2)
     assert set(costs) == {"vision-export", "decoder-convert"}
     assert all(cost["seconds"] > 0 and cost["memory"] > 10 for cost in costs.values())
     config = json.loads((tmp_path / "checkpoint-1" / "config.json").read_text())
     assert config["llm_config"]["num_hidden_layers"] == config["vision_config"]["num_hidden_layers"] == 1
     assert "tp: 2" in (tmp_path / "tp2.yaml").read_text()
-    assert not (tmp_path / "engine").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "engine", "tp2.yaml"]
+    assert (tmp_path / "engine" / "weights").read_text() == "mine"
