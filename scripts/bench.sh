@@ -9,7 +9,8 @@
 # decoder-compile: what a precision costs is what is measured, so no gate of `verify` stops one, and none has judged
 # them; serve what `nvlm-trt build` has finished. Unless options say otherwise: both baselines, accuracy on the task
 # that ships with the project, three rounds, and of --transport grpc and http only the default recipe's precisions.
-# PRECISIONS="int8" in the environment builds and measures some only.
+# PRECISIONS="int8" in the environment builds and measures some only; where the one to serve is not among
+# them, the first one is served.
 # The small model has random weights: no accuracy, one baseline, and the scenarios in place of the load.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,13 +26,13 @@ fi
 mkdir -p engines/bench
 if [ "${1-}" = --small ]; then
     shift
-    model=nvlm-small precisions="${PRECISIONS-bf16 int8}" source=(--checkpoint engines/bench/nvlm-small)
+    model=nvlm-small served=nvlm-small-int8 precisions="${PRECISIONS-bf16 int8}" source=(--checkpoint engines/bench/nvlm-small)
     [ -d engines/bench/nvlm-small ] || nvlm-trt synth engines/bench/nvlm-small --size small >&2
-    defaults=(--baseline bf16 --rounds 2 --repeats 1 --warmup 1 --columns 1 --served nvlm-small-int8)
+    defaults=(--baseline bf16 --rounds 2 --repeats 1 --warmup 1 --columns 1)
     defaults+=(--scenario repeat,turns,stall,streams,prefill,decode,vision)
 else
-    model=nvlm-d-mini precisions="${PRECISIONS-fp32 bf16 int8_wo int8 int4_wo}" source=()
-    defaults=(--baseline bf16,fp32 --rounds 3 --served nvlm-d-mini-int8_wo)
+    model=nvlm-d-mini served=nvlm-d-mini-int8_wo precisions="${PRECISIONS-fp32 bf16 int8_wo int8 int4_wo}" source=()
+    defaults=(--baseline bf16,fp32 --rounds 3)
     task=nvlm_trt/miniature/gate/task.jsonl
     [ ! -f "$task" ] || defaults+=(--task "$task")
 fi
@@ -46,6 +47,7 @@ for precision in $precisions; do
     nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile "${source[@]}" >&2
     engines+=("$engine")
 done
+case " ${engines[*]} " in *"/$served "*) ;; *) served=${engines[0]##*/} ;; esac
 case " $* " in *grpc* | *http*) # a server reads a model repository, which a whole build would write after its gates
     python - "${engines[@]}" <<'PYTHON'
 import sys
@@ -59,4 +61,4 @@ PYTHON
     ;;
 esac
 
-exec nvlm-trt bench "${engines[@]}" "${defaults[@]}" "$@" # of an option that is given twice the last one holds
+exec nvlm-trt bench "${engines[@]}" "${defaults[@]}" --served "$served" "$@" # of an option that is given twice the last one holds

@@ -108,6 +108,25 @@ def test_some_precisions_alone_are_built_and_measured(run: Run, monkeypatch: pyt
     assert bench[2:4] == ["engines/bench/nvlm-small-int8", "--baseline"]
 
 
+@pytest.mark.parametrize(
+    ("options", "precisions", "served"),
+    [
+        ((), "int8", "nvlm-d-mini-int8"),
+        ((), "fp32 int4_wo", "nvlm-d-mini-fp32"),
+        ((), "fp32 int8_wo", "nvlm-d-mini-int8_wo"),
+        (("--small",), "bf16", "nvlm-small-bf16"),
+        (("--small",), "bf16 int8", "nvlm-small-int8"),
+    ],
+)
+def test_the_engine_that_is_served_is_one_that_was_built(
+    options: tuple[str, ...], precisions: str, served: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECISIONS", precisions)
+    bench = run(*options)[-1]
+    assert bench[bench.index("--served") + 1] == served
+    assert f"engines/bench/{served}" in bench
+
+
 def test_the_shipped_task_is_put_to_everybody_where_it_is_there(run: Run, checkout: Path) -> None:
     assert "--task" not in run()[-1]
     (checkout / TASK).parent.mkdir(parents=True)
