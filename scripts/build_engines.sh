@@ -2,7 +2,7 @@
 # From a checkpoint to an answering Triton server.
 #
 #   scripts/build_engines.sh                                       the default recipe, on any laptop
-#   scripts/build_engines.sh RECIPE --checkpoint DIR [OPTION ...]  a recipe of yours; options of `nvlm-trt build`
+#   scripts/build_engines.sh RECIPE --checkpoint DIR [OPTION ...]  another recipe, by path or name; options of `nvlm-trt build`
 #
 # Makes .venv and installs on the first run, builds engines/<recipe>/, starts its server, asks about a picture,
 # prints the answer and where everything lies, and stops the server. A killed run resumes where it was.
@@ -15,13 +15,17 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     shift
 fi
 
+named=build/recipes/$recipe.yaml
+[ -e "$recipe" ] || [ ! -f "$named" ] || recipe=$named
+
 extras=cpu
-grep -Eq '^target: *gpu' "$recipe" 2>/dev/null && extras=none
+grep -Eq "^target: *[\"']?gpu" "$recipe" 2>/dev/null && extras=none
 . scripts/venv.sh "$extras"
 
-# A plan, a part of a build, facts for a program, or engines for another machine: there is nothing to ask.
-case " $* " in *" --dry-run "* | *" --until "* | *" --json "* | *" --help "*) extras=none ;; esac
-[ "$extras" = cpu ] || exec nvlm-trt build "$recipe" "$@"
+for word; do # a plan, a part of a build, facts for a program: there is nothing to ask
+    case $word in --dry-run | --until | --until=* | --json | --help) exec nvlm-trt build "$recipe" "$@" ;; esac
+done
+[ "$extras" = cpu ] || exec nvlm-trt build "$recipe" "$@" # nor where engines are for another machine
 
 engine=$(nvlm-trt build "$recipe" "$@")
 member() { python -c 'import json, sys; print(json.loads(sys.stdin.readline())[sys.argv[1]])' "$1"; }
