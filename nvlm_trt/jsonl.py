@@ -13,6 +13,23 @@ class FieldError(UserError):
     """A field of a line and what is wrong with it."""
 
 
+def numbered_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, each behind its number, which counts from 1.
+
+    Args:
+        path: The file.
+        what: What an error calls its content.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # no splitlines(): a text may hold other line ends
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} cannot be read ({error})", seen=path) from None
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def parsed_line(line: str) -> dict[str, object]:
     """The object of a line.
 

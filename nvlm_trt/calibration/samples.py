@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nvlm_trt.errors import UserError, listed
-from nvlm_trt.jsonl import FieldError, local_files, parsed_line
+from nvlm_trt.jsonl import FieldError, local_files, numbered_lines, parsed_line
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, Turn
 
 SHIPPED_SAMPLES = Path(__file__).parent / "data" / "samples.jsonl"
@@ -53,15 +53,11 @@ def read_samples(path: Path, count: int | None = None) -> list[Sample]:
     Raises:
         UserError: the file cannot be read or has no sample, or naming line and field of every fault in it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the calibration samples cannot be read ({error})", seen=path) from None
     samples: list[Sample] = []
     faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (count is not None and len(samples) == count):
-            continue
+    for number, line in numbered_lines(path, "the calibration samples"):
+        if len(samples) == count:
+            break
         where = f"{path.name} line {number}"
         try:
             samples.append(_sample(where, path.parent, _Line.model_validate(parsed_line(line))))

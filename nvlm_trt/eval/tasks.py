@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvlm_trt.errors import UserError, listed
-from nvlm_trt.jsonl import FieldError, local_files, parsed_line, sentence_of
+from nvlm_trt.jsonl import FieldError, local_files, numbered_lines, parsed_line, sentence_of
 from nvlm_trt.model.config import MAX_TILES
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, Turn
 
@@ -88,15 +88,9 @@ def read_tasks(path: Path) -> tuple[Sample, ...]:
         UserError: the file cannot be read or holds no sample; or naming line, field, what was seen and what is
             expected, for every fault in it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the task cannot be read ({error})", seen=path) from None
     samples: dict[str, Sample] = {}
     faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "the task"):
         where = f"{path.name}:{number}"
         try:
             sample = _sample(path.parent, _Line.model_validate(parsed_line(line)))

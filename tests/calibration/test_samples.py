@@ -55,6 +55,16 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(folder: Path) -> N
     assert [sample.where for sample in samples] == ["samples.jsonl line 1", "samples.jsonl line 4"]
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\u3000"])
+def test_a_text_may_hold_other_ends_of_lines_than_the_files(folder: Path, end: str) -> None:
+    line = json.dumps({"text": f"a{end}b"}, ensure_ascii=False)
+    samples = read_samples(written(folder, line, {"text": "c"}))
+    assert [(sample.where, sample.question) for sample in samples] == [
+        ("samples.jsonl line 1", f"a{end}b"),
+        ("samples.jsonl line 2", "c"),
+    ]
+
+
 def test_a_count_takes_the_first_ones_and_does_not_look_at_others(folder: Path) -> None:
     path = written(folder, {"text": "a"}, {"text": "b"}, "seen no JSON")
     assert [sample.question for sample in read_samples(path, 2)] == ["a", "b"]
