@@ -50,18 +50,25 @@ class PlainLines:
 
     @contextmanager
     def task(self, title: str) -> Iterator[Progress]:
-        """Write a line now and then while the step lasts."""
-        started = told = time.monotonic()
+        """Write a line now and then while the step lasts.
+
+        Rate and time left are those since the first report: what was done before it may be the work of an earlier run.
+        """
+        told = time.monotonic()
+        origin: tuple[int, float] | None = None
 
         def report(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal told, origin
             now = time.monotonic()
+            origin = origin or (done, now)
             if now - told < LINE_SECONDS or not done:
                 return
             told = now
-            rate = done / (now - started)
-            left = (total - done) / rate
-            self.line(f"{title}: {in_words(done)} of {in_words(total)}, {in_words(int(rate))}/s, {left:.0f} s left")
+            text, gained = f"{title}: {in_words(done)} of {in_words(total)}", done - origin[0]
+            if gained > 0:
+                rate = gained / (now - origin[1])
+                text += f", {in_words(int(rate))}/s, {(total - done) / rate:.0f} s left"
+            self.line(text)
 
         yield report
 

@@ -24,6 +24,20 @@ def test_plain_lines_tell_bytes_rate_and_time_left_now_and_then(monkeypatch: pyt
     assert stream.getvalue() == "vision-export: 2.0 GB of 4.0 GB, 166.7 MB/s, 12 s left\ndone\n"
 
 
+def test_the_work_of_an_earlier_run_is_none_of_this_ones_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with PlainLines(stream).task("decoder-calibrate") as report:
+        for seconds, done in ((20, 120.0), (60, 121.8)):
+            clock[0] += seconds
+            report(int(done * 10**9), 145 * 10**9)
+    assert stream.getvalue().splitlines() == [
+        "decoder-calibrate: 120.0 GB of 145.0 GB",
+        "decoder-calibrate: 121.8 GB of 145.0 GB, 30.0 MB/s, 773 s left",
+    ]
+
+
 def test_silence_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Silent()
     reporter.line("nothing")
