@@ -27,10 +27,10 @@ def build(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
 ) -> None:
-    """Build an engine directory: inspect, export, compile, convert, verify, package.
+    """Build an engine directory: inspect, calibrate, export, compile, convert, verify, package.
 
     A stage whose inputs, settings and code are unchanged is skipped; a build that was stopped goes on where it was.
-    Stages: inspect, vision-export, vision-compile, decoder-convert, decoder-compile, verify, package.
+    Which stages there are hangs on the recipe: --dry-run lists those of yours.
     """
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.environment.threads import let_waiting_threads_sleep
