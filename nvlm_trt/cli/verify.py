@@ -22,8 +22,8 @@ WORK_NAME: Final = ".verify-task.{}.work"
 def verify(
     engine_dir: Annotated[Path, typer.Argument(help="An engine directory.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Where the checkpoint lies now, if it was moved.")] = None,
-    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts to compare; default: the recipe's.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of each; default: the recipe's.")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Prompts to compare; default: the recipe's.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each; default: the recipe's.")] = None,
     task: Annotated[
         Path | None, typer.Option(help="JSONL of questions and right answers; default: the recipe's.")
     ] = None,
@@ -36,20 +36,20 @@ def verify(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
 ) -> None:
-    """Run every gate on an engine directory and write its verify.json.
+    """Run every gate on an engine directory and show what they say.
 
-    Engines of the gpu target are judged without a GPU: by what their ranks compute in torch.
+    Engines of the gpu target are judged without a GPU: by what their ranks compute in torch. What a build found is in
+    verify.json, which stays as it is; --json prints the same of this run.
 
     Exit code 0: every gate passed; 1: one failed.
     """
     from nvlm_trt.cli.output import print_json, print_table
     from nvlm_trt.environment.threads import let_waiting_threads_sleep
     from nvlm_trt.errors import EngineError
-    from nvlm_trt.pipeline.durable import write_atomic
     from nvlm_trt.pipeline.lock import locked
     from nvlm_trt.pipeline.manifest import recorded_checkpoint
     from nvlm_trt.pipeline.progress import reporter_for
-    from nvlm_trt.recipe import load_recipe
+    from nvlm_trt.recipe import load_recipe, parse_recipe
     from nvlm_trt.verify.plot import leave_plot
     from nvlm_trt.verify.report import short
 
@@ -57,16 +57,17 @@ def verify(
     if not (engine_dir / "recipe.yaml").is_file():
         raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
     recipe = load_recipe(engine_dir / "recipe.yaml")
+    fields = recipe.model_dump(mode="json")
     asked = {"verify_prompts": prompts, "verify_tokens": tokens}
-    recipe = recipe.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    fields |= {name: value for name, value in asked.items() if value is not None}
     if task is not None:
-        recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"task": str(task)})})
+        fields["gates"]["task"] = str(task)
+    recipe = parse_recipe(fields, "the recipe with these options")
     reporter = reporter_for(silent=quiet or json)
     source = checkpoint or recorded_checkpoint(engine_dir)
     with locked(engine_dir, wait=False):
         with _kept_answers(engine_dir, source, recipe, reporter) as work:
             report = _judge(engine_dir, source, recipe, reporter, work, sensitivity=sensitivity)
-        write_atomic(engine_dir / "verify.json", report.encoded())
         for line in leave_plot(report, engine_dir):
             reporter.line(line)
     if json:

@@ -28,16 +28,42 @@ def gpu_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
         "target: gpu\ndecoder_precision: bf16\nmax_input_len: 512\nmax_output_len: 32\nverify_prompts: 2\n"
     )
     engine = folder / "engine"
-    build(BuildRequest(str(recipe), tiny_checkpoint, engine, Selection(until="decoder-convert")), Silent())
+    build(BuildRequest(str(recipe), tiny_checkpoint, engine, Selection(until="verify")), Silent())
     return engine
 
 
 def test_an_engine_directory_of_the_gpu_target_is_judged_without_a_gpu(nvlm_trt: Run, gpu_engine: Path) -> None:
-    shown = nvlm_trt("verify", gpu_engine, "--prompts", 1)
+    shown = nvlm_trt("verify", gpu_engine, "--prompts", 1, "--quiet")
     assert shown.code == 0, shown.out
     assert "Engines were not run" in shown.out
-    written = json.loads((gpu_engine / "verify.json").read_text())
-    assert {check["part"] for check in written["checks"]} >= {"prompt", "layers", "ranks"}
+    assert {line.split()[0] for line in shown.out.splitlines()} >= {"prompt", "layers", "ranks"}
+
+
+def test_what_the_build_found_is_not_replaced_and_the_build_still_stands(
+    nvlm_trt: Run, gpu_engine: Path, tiny_checkpoint: Path
+) -> None:
+    of_the_build = (gpu_engine / "verify.json").read_bytes()
+    facts = nvlm_trt("verify", gpu_engine, "--prompts", 1, "--tokens", 2, "--json").json
+    assert facts != json.loads(of_the_build)
+    assert (gpu_engine / "verify.json").read_bytes() == of_the_build
+    words = ("build", gpu_engine.with_name("gpu.yaml"), "--checkpoint", tiny_checkpoint, "--output", gpu_engine)
+    stages = nvlm_trt(*words, "--until", "verify", "--dry-run", "--json").json["stages"]
+    assert {stage["name"]: stage["action"] for stage in stages}["verify"] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--tokens", 3000, "verify_tokens: Input should be less than or equal to 1024, seen: 3000"),
+        ("--tokens", 0, "verify_tokens: Input should be greater than or equal to 1, seen: 0"),
+        ("--prompts", 65, "verify_prompts: Input should be less than or equal to 64, seen: 65"),
+    ],
+)
+def test_the_bounds_of_the_recipes_fields_hold_for_the_options(
+    nvlm_trt: Run, gpu_engine: Path, option: str, value: int, complaint: str
+) -> None:
+    shown = nvlm_trt("verify", gpu_engine, option, value)
+    assert (shown.code, shown.err) == (2, f"error: the recipe with these options: {complaint}\n")
 
 
 def test_layers_and_what_they_cost_are_shown_when_asked_for(nvlm_trt: Run, small_engine: Path) -> None:
