@@ -25,7 +25,7 @@ class Sources:
     """What a build starts from.
 
     Attributes:
-        recipe: The recipe; its `checkpoint` is the one that is used.
+        recipe: The recipe; its `checkpoint` is the one that is used. Paths of a checkpoint and a task are absolute.
         checkpoint: The checkpoint's headers. Those of a synthetic one that is not written yet are worked out.
         synthetic: How to make the checkpoint, or None where it is given.
     """
@@ -109,14 +109,21 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
         CheckpointError: with every fault of the checkpoint.
     """
     recipe = load_recipe(recipe_path)
-    if checkpoint is not None:
-        recipe = recipe.model_copy(update={"checkpoint": str(checkpoint)})
-    if recipe.checkpoint is None:
+    named = recipe.checkpoint if checkpoint is None else str(checkpoint)
+    if named is None:
         raise RecipeError("the recipe names no checkpoint", seen=recipe_path.name, fix="give one with --checkpoint")
-    if recipe.checkpoint.startswith(SYNTHETIC_PREFIX):
-        spec = _synthetic_spec(recipe.checkpoint)
+    named, task = _absolute(named), recipe.gates.task
+    gates = recipe.gates.model_copy(update={"task": None if task is None else _absolute(task)})
+    recipe = recipe.model_copy(update={"checkpoint": named, "gates": gates})
+    if named.startswith(SYNTHETIC_PREFIX):
+        spec = _synthetic_spec(named)
         return Sources(recipe, planned_checkpoint(engine / CHECKPOINT_FOLDER, spec), spec)
-    return Sources(recipe, Checkpoint.open(shipped.resolve(recipe.checkpoint, shipped.FOLDER)), None)
+    return Sources(recipe, Checkpoint.open(shipped.resolve(named, shipped.FOLDER)), None)
+
+
+def _absolute(named: str) -> str:
+    """What a field of a recipe names, as it reads in every working directory; a path is relative to the present one."""
+    return named if named.startswith((SYNTHETIC_PREFIX, shipped.SHIPPED_PREFIX)) else str(Path(named).absolute())
 
 
 def planned_checkpoint(directory: Path, spec: ReleaseSpec) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from nvlm_trt.errors import CheckpointError, EngineError, RecipeError, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
+from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.pipeline.sources import find_recipe
@@ -184,3 +186,17 @@ def test_another_checkpoint_of_equal_content_rebuilds_no_weights(
     assert manifest.checkpoint["path"] == str(copy)
     _, decisions = dry_run(dataclasses.replace(wanted))
     assert [decision.action for decision in decisions] == ["skip", "skip"]
+
+
+def test_a_relative_path_of_a_recipe_is_one_of_the_directory_in_which_the_build_was_started(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ck").symlink_to(tiny_checkpoint)
+    line = {"id": "1", "images": [], "question": "What?", "answers": ["1"], "metric": "exact"}
+    (tmp_path / "task.jsonl").write_text(json.dumps(line))
+    recipe, engine = write_recipe(checkpoint="ck", gates={"task": "task.jsonl"}), tmp_path / "engine"
+    build(request(recipe, None, engine, "inspect"), Silent())
+    assert recorded_checkpoint(engine) == tmp_path / "ck"
+    built = load_recipe(engine / "recipe.yaml")
+    assert (built.checkpoint, built.gates.task) == (str(tmp_path / "ck"), str(tmp_path / "task.jsonl"))
