@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.errors import UserError, VerificationError
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
-from nvlm_trt.pipeline.build import BuildRequest, build, plan_build
+from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
 from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
@@ -117,6 +118,32 @@ def test_a_gpu_recipe_is_calibrated_converted_and_verified_without_a_gpu(
     assert json.loads((engine / "verify.json").read_text())["ok"]
     with pytest.raises(UserError, match="cannot run here: it needs TensorRT"):
         build(BuildRequest(str(recipe), aligned, engine), Silent())
+
+
+def test_what_was_measured_stands_while_the_recipe_changes_in_what_it_does_not_depend_on(
+    aligned: Path, tmp_path: Path
+) -> None:
+    fields = {
+        "target": "gpu",
+        "vision_precision": "fp8",
+        "decoder_precision": "fp8",
+        "max_tiles": 1,
+        "calibration": {"count": 20, "max_tokens": 64},
+    }
+
+    def request(**changes: object) -> BuildRequest:
+        recipe = tmp_path / "gpu.yaml"
+        recipe.write_text(yaml.safe_dump({**fields, **changes}))
+        return BuildRequest(str(recipe), aligned, tmp_path / "engine", Selection(until="decoder-calibrate"))
+
+    def measured_again(**changes: object) -> set[str]:
+        _, decisions = dry_run(request(**changes))
+        return {each.stage.name for each in decisions if each.action == "run" and each.stage.name.endswith("calibrate")}
+
+    build(request(), Silent())
+    assert measured_again(tp=2, max_batch_size=3, max_output_len=16, name="another") == set()
+    assert measured_again(max_tiles=2) == {"vision-calibrate", "decoder-calibrate"}
+    assert measured_again(decoder_precision="int8_sq") == {"decoder-calibrate"}
 
 
 def test_a_failing_gate_stops_packaging_and_leaves_its_report(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def vision_calibrate(sources: Sources) -> Stage:
         from nvlm_trt.calibration.prompts import PromptTiles
         from nvlm_trt.vision.quantize import calibrate_vision
 
-        tiles = list(PromptTiles(_prompts(sources, context.engine)))
+        tiles = list(PromptTiles(_prompts(sources)))
         size = sources.checkpoint.config.tile_size
         out = context.out / VISION_CALIBRATION
         out.parent.mkdir(parents=True)
@@ -57,7 +57,7 @@ def vision_calibrate(sources: Sources) -> Stage:
 
     return Stage(
         name="vision-calibrate",
-        inputs=(*source_of(sources), "inspect"),
+        inputs=source_of(sources),
         outputs=(VISION_CALIBRATION, str(Path(VISION_CALIBRATION).with_suffix(".json"))),
         parts=_parts(sources.recipe),
         modules=("nvlm_trt.vision.quantize", "nvlm_trt.calibration.prompts"),
@@ -78,7 +78,7 @@ def decoder_calibrate(sources: Sources) -> Stage:
 
         calibrate_decoder(
             Checkpoint.open(sources.checkpoint.path),
-            _prompts(sources, context.engine),
+            _prompts(sources),
             folder(context, DECODER_CALIBRATION),
             context.work,
             precision=precision,
@@ -95,7 +95,7 @@ def decoder_calibrate(sources: Sources) -> Stage:
 
     return Stage(
         name="decoder-calibrate",
-        inputs=(*source_of(sources), "inspect"),
+        inputs=source_of(sources),
         outputs=(DECODER_CALIBRATION,),
         parts={**_parts(recipe), "precision": precision.quantization.to_dict()},
         modules=("nvlm_trt.decoder.calibrate", "nvlm_trt.calibration.prompts"),
@@ -121,14 +121,19 @@ def _parts(recipe: BuildRecipe) -> dict[str, object]:
     return {"calibration": settings, "samples": digest.hexdigest(), "max_tiles": recipe.max_tiles}
 
 
-def _prompts(sources: Sources, engine: Path) -> Sequence[CalibrationPrompt]:
+def _prompts(sources: Sources) -> Sequence[CalibrationPrompt]:
+    """The samples as prompts.
+
+    The tokenizer is the checkpoint's own: read from where `inspect` puts it, it would make the measurement depend on
+    the whole recipe.
+    """
     from nvlm_trt.calibration.prompts import build_prompts
     from nvlm_trt.model.tokenizer import NvlmTokenizer
 
     recipe = sources.recipe
     return build_prompts(
         read_samples(_samples(recipe), recipe.calibration.count),
-        NvlmTokenizer.load(engine / "tokenizer"),
+        NvlmTokenizer.load(sources.checkpoint.path),
         sources.checkpoint.config,
         max_tokens=recipe.calibration.max_tokens,
         max_tiles=recipe.max_tiles,
