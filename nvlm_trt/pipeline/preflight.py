@@ -30,18 +30,19 @@ class Needs:
     memory_stage: str
 
 
-def needs(stages: Sequence[Stage], replaced: Mapping[str, int]) -> Needs:
+def needs(stages: Sequence[Stage], replaced: Mapping[str, int], begun: Mapping[str, int]) -> Needs:
     """Sum up the estimates of the stages that will run.
 
     Args:
         stages: Those that will run, in order.
         replaced: Bytes of the present outputs of each, freed when it is done.
+        begun: Bytes of the present work folders of each: it goes on from them, or removes them first.
     """
     used = peak = 0
     for stage in stages:
-        used += stage.estimate.disk_bytes
+        used += stage.estimate.disk_bytes - begun.get(stage.name, 0)
         peak = max(peak, used)
-        used -= replaced.get(stage.name, 0)
+        used -= stage.estimate.work_bytes + replaced.get(stage.name, 0)
     largest = max(stages, key=lambda stage: stage.estimate.memory_bytes, default=None)
     return Needs(peak, largest.estimate.memory_bytes if largest else 0, largest.name if largest else "")
 

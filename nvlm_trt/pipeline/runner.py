@@ -12,7 +12,7 @@ import errno
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,12 +97,17 @@ class Runner:
         for stage in running:
             if stage.lacks is not None:
                 raise UserError(f"stage {stage.name} cannot run here: {stage.lacks}")
-        replaced = {stage.name: self._bytes_of(stage) for stage in running}
-        check_fits(needs(running, replaced), self._job.engine)
+        replaced = {stage.name: self._bytes_of(stage.outputs) for stage in running}
+        begun = {stage.name: self._bytes_of(path.name for path in self._works_of(stage)) for stage in running}
+        check_fits(needs(running, replaced, begun), self._job.engine)
 
-    def _bytes_of(self, stage: Stage) -> int:
+    def _works_of(self, stage: Stage) -> list[Path]:
+        """The stage's work folders, whatever their fingerprints."""
+        return sorted(self._job.engine.glob(stage.work_name("*")))
+
+    def _bytes_of(self, names: Iterable[str]) -> int:
         engine = self._job.engine
-        return sum((engine / name).lstat().st_size for name in entries_below(engine, stage.outputs))
+        return sum((engine / name).lstat().st_size for name in entries_below(engine, names))
 
     def _identity(self) -> CheckpointIdentity | None:
         """The checkpoint's identity; every file of it is read the first time."""
@@ -160,7 +165,7 @@ class Runner:
     def _open_work(self, stage: Stage, current: str) -> Path:
         """The stage's work folder for this fingerprint; those of other fingerprints are removed."""
         work = self._job.engine / stage.work_name(current)
-        for other in self._job.engine.glob(stage.work_name("*")):
+        for other in self._works_of(stage):
             if other != work:
                 durable.remove(other)
         work.mkdir(exist_ok=True)

@@ -18,12 +18,14 @@ class Estimate:
     """What a stage needs, for the checks that are made before the first byte is written.
 
     Attributes:
-        disk_bytes: Bytes of its outputs.
+        disk_bytes: Bytes on the disk at most while it runs: of its outputs, and of its work folder.
         memory_bytes: Peak of its resident memory.
+        work_bytes: Those of them in its work folder, free again when it is done.
     """
 
     disk_bytes: int
     memory_bytes: int
+    work_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

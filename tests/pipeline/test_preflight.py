@@ -15,15 +15,21 @@ from nvlm_trt.pipeline.preflight import Needs, check_fits, in_words, needs
 from nvlm_trt.pipeline.stage import Estimate, Stage
 
 
-def stage(name: str, disk: int, memory: int) -> Stage:
-    return Stage(name, (), (), {}, (), (), lambda _context: None, lambda: Estimate(disk, memory))
+def stage(name: str, disk: int, memory: int, work: int = 0) -> Stage:
+    return Stage(name, (), (), {}, (), (), lambda _context: None, lambda: Estimate(disk, memory, work))
 
 
 def test_an_old_output_needs_its_room_until_its_successor_is_complete() -> None:
     stages = [stage("a", 100, 5), stage("b", 60, 9)]
-    assert needs(stages, {}) == Needs(160, 9, "b")
-    assert needs(stages, {"a": 100, "b": 60}) == Needs(100, 9, "b")
-    assert needs([], {}) == Needs(0, 0, "")
+    assert needs(stages, {}, {}) == Needs(160, 9, "b")
+    assert needs(stages, {"a": 100, "b": 60}, {}) == Needs(100, 9, "b")
+    assert needs([], {}, {}) == Needs(0, 0, "")
+
+
+def test_work_needs_its_room_only_while_its_stage_runs_and_only_once() -> None:
+    stages = [stage("a", 100, 5, work=90), stage("b", 60, 9)]
+    assert needs(stages, {}, {}).disk_bytes == 100, "and 10 and 60 at the end"
+    assert needs(stages, {}, {"a": 70}).disk_bytes == 30, "70 are there, and nothing of them is there at the end"
 
 
 def test_a_full_disk_is_told_with_figures_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

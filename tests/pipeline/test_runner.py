@@ -228,3 +228,24 @@ def test_a_long_stage_goes_on_from_what_an_interrupted_run_with_the_same_basis_h
     toy.run()
     assert seen == [[], ["half"], []], "work of another basis is not taken up"
     assert not list(toy.engine.glob(".*.work"))
+
+
+def test_work_that_an_interrupted_run_has_done_is_not_asked_for_again(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(context: StageContext) -> None:
+        if context.out.name == ".numbers.partial":
+            (context.work / "half").write_bytes(bytes(70))
+            raise KeyboardInterrupt
+
+    toy.before_stage = half
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+    toy.before_stage = lambda _context: None
+    usage, free = shutil.disk_usage("/"), (64 << 20) + 100 + 50  # what the stages leave
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=free - 71))
+    with pytest.raises(DoesNotFitError):
+        toy.run()
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=free - 70))
+    toy.run()
+    assert toy.ran == ALL
