@@ -90,10 +90,10 @@ def serve(
     nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes(hostfile=hostfile.resolve())
     ports = Ports(http_port, grpc_port, metrics_port)
     growth = max_growth and max_growth << 20
-    if not dry_run and (records := read_records(engine_dir)):
-        require_match(records, look())
     engine = ServedEngine.open(engine_dir)
     recipe = engine.recipe
+    if not dry_run and recipe.target == "gpu" and (records := read_records(engine_dir)):
+        require_match(records, look())
     settings = None
     if gateway:
         limits = Limits.of(recipe).changed(limit or ())

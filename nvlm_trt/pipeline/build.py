@@ -12,7 +12,7 @@ from nvlm_trt.pipeline.digest import DigestCache
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, peek_identity
 from nvlm_trt.pipeline.lock import locked
 from nvlm_trt.pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
-from nvlm_trt.pipeline.plan import Decision, Planner, Selection, select
+from nvlm_trt.pipeline.plan import Decision, Planner, Selection, departed, select
 from nvlm_trt.pipeline.progress import Reporter
 from nvlm_trt.pipeline.runner import Job, Runner
 from nvlm_trt.pipeline.sources import Sources, find_recipe, open_sources
@@ -61,15 +61,16 @@ def plan_build(request: BuildRequest) -> PlannedBuild:
     _check_is_ours(engine)
     checkpoint = None if request.checkpoint is None else request.checkpoint.absolute()
     sources = open_sources(path, checkpoint, engine)
-    chosen, forced = select(build_plan(sources), request.selection)
+    plan = build_plan(sources)
+    chosen, forced = select(plan, request.selection)
     command = ["nvlm-trt", "build", str(path.absolute()), "--output", str(engine)]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
-    return PlannedBuild(engine, sources, Job(engine, chosen, sources.checkpoint.path, tuple(command), forced))
+    return PlannedBuild(engine, sources, Job(engine, plan, chosen, sources.checkpoint.path, tuple(command), forced))
 
 
 def dry_run(request: BuildRequest) -> tuple[PlannedBuild, list[Decision]]:
-    """What `build` would do, without writing anything and without reading weights.
+    """What `build` would do and remove, without writing anything and without reading weights.
 
     Raises:
         UserError: as `plan_build`.
@@ -83,7 +84,9 @@ def dry_run(request: BuildRequest) -> tuple[PlannedBuild, list[Decision]]:
 
     code = CodeDigests(planned.engine)
     planner = Planner(planned.engine, cache, code, identity, planned.job.forced, read_files=False)
-    return planned, planner.plan(planned.job.stages, load_manifest(planned.engine))
+    manifest, job = load_manifest(planned.engine), planned.job
+    removals = departed(job.plan, manifest, job.engine, job.checkpoint)
+    return planned, [*removals, *planner.plan(job.stages, manifest)]
 
 
 def build(request: BuildRequest, reporter: Reporter) -> tuple[PlannedBuild, Manifest]:

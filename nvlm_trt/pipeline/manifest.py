@@ -18,6 +18,8 @@ from nvlm_trt.pipeline.digest import FileDigest, combined
 from nvlm_trt.pipeline.durable import write_atomic
 
 MANIFEST_NAME: Final = "manifest.json"
+SYNTH_STAGE: Final = "synth"
+"""The stage that makes a synthetic checkpoint."""
 PACKAGE_STAGE: Final = "package"
 """The stage that writes the model repository; whoever serves it asks for its record."""
 REPOSITORY: Final = "triton_repo"
@@ -38,7 +40,7 @@ class StageRecord:
         state: Only "done" vouches for the outputs.
         fingerprint: Digest of `basis`.
         basis: All that the result depends on (`fingerprint.stage_basis`).
-        inputs: Stage name -> combined digest of that stage's outputs, as read.
+        places: The files and folders that it writes, whatever its state; empty in the manifest of an older release.
         outputs: Every file that it left, with its size and digest.
         command: The command that runs this stage alone once more.
         started: UTC, ISO 8601.
@@ -52,6 +54,7 @@ class StageRecord:
     basis: Mapping[str, Any]
     command: str
     started: str
+    places: tuple[str, ...] = ()
     outputs: tuple[FileDigest, ...] = ()
     seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -62,19 +65,22 @@ class StageRecord:
         """One digest over all outputs: what a later stage takes as its input."""
         return combined(self.outputs)
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Where something of it may lie, relative to the engine directory."""
+        return self.places or tuple(file.path for file in self.outputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The state of an engine directory.
 
     Attributes:
-        recipe: The recipe as built.
         checkpoint: `path`, `fingerprint` and `files` of the checkpoint; empty before it was identified.
         tools: Versions of whatever took part.
         stages: Records by stage name, in the order of the build.
     """
 
-    recipe: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
@@ -111,7 +117,7 @@ def load_manifest(engine: Path) -> Manifest:
                 fix=f"remove {engine} and build",
             )
         stages = {name: _record(raw) for name, raw in body["stages"].items()}
-        return Manifest(body["recipe"], body["checkpoint"], body["tools"], stages)
+        return Manifest(body["checkpoint"], body["tools"], stages)
     except FileNotFoundError:
         return Manifest()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,13 +129,15 @@ def load_manifest(engine: Path) -> Manifest:
 def recorded_checkpoint(engine: Path) -> Path:
     """Where the checkpoint of an engine directory lay when it was built: inside, where the build made it.
 
+    The folder inside counts only while the manifest vouches for it: it moves with the directory, as a path does not.
+
     Raises:
         EngineError: the manifest cannot be read.
     """
-    made = engine / CHECKPOINT_FOLDER
-    return made if made.is_dir() else Path(str(load_manifest(engine).checkpoint.get("path", made)))
+    manifest, made = load_manifest(engine), engine / CHECKPOINT_FOLDER
+    return made if manifest.done(SYNTH_STAGE) else Path(str(manifest.checkpoint.get("path", made)))
 
 
 def _record(raw: Mapping[str, Any]) -> StageRecord:
     outputs = tuple(FileDigest(**file) for file in raw["outputs"])
-    return StageRecord(**{**raw, "outputs": outputs})
+    return StageRecord(**{**raw, "places": tuple(raw.get("places", ())), "outputs": outputs})

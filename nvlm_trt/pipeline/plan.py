@@ -13,7 +13,7 @@ from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache, entries_below, mark_of
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, first_difference, stage_basis
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
-from nvlm_trt.pipeline.stage import Stage
+from nvlm_trt.pipeline.stage import Stage, StageContext
 
 Identity = Callable[[], CheckpointIdentity | None]
 """The checkpoint's identity; None while it is not known."""
@@ -33,7 +33,7 @@ class Decision:
     """What happens to one stage, and the reason in words."""
 
     stage: Stage
-    action: Literal["run", "skip", "leave out"]
+    action: Literal["run", "skip", "leave out", "remove"]
     reason: str
 
 
@@ -71,6 +71,41 @@ def needed_by(stages: Sequence[Stage], name: str) -> frozenset[str]:
             found.add(current)
             waiting += by_name[current].inputs
     return frozenset(found)
+
+
+def departed(plan: Sequence[Stage], manifest: Manifest, engine: Path, checkpoint: Path) -> list[Decision]:
+    """What earlier builds with another plan left in `engine`: what the manifest knows and no stage of `plan` writes.
+
+    Args:
+        plan: All stages of the build, chosen or not.
+        manifest: What was built.
+        engine: The engine directory.
+        checkpoint: What the build reads; it is left alone, even where an earlier build made it.
+
+    Returns:
+        One decision for each record that goes, with a stage whose outputs are the files and folders that go with it.
+    """
+    names, kept = {stage.name for stage in plan}, [output for stage in plan for output in stage.outputs]
+    source = checkpoint.resolve()
+
+    def holds_source(place: str) -> bool:
+        path = (engine / place).resolve()
+        return source.is_relative_to(path) or path.is_relative_to(source)
+
+    decisions = []
+    for name, record in manifest.stages.items():
+        places = [place for place in record.written if not any(Path(place).is_relative_to(output) for output in kept)]
+        if name in names and not places:
+            continue
+        gone = tuple(place for place in places if not holds_source(place))
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        reason = f"no stage of this build leaves {gone[0]}{more}" if gone else "this build has no such stage"
+        decisions.append(Decision(Stage(name, (), gone, {}, (), (), _never), "remove", reason))
+    return decisions
+
+
+def _never(_context: StageContext) -> None:
+    raise AssertionError("a stage that is not of this build cannot be run")
 
 
 class Planner:

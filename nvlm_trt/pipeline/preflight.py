@@ -30,15 +30,16 @@ class Needs:
     memory_stage: str
 
 
-def needs(stages: Sequence[Stage], replaced: Mapping[str, int], begun: Mapping[str, int]) -> Needs:
+def needs(stages: Sequence[Stage], replaced: Mapping[str, int], begun: Mapping[str, int], freed: int = 0) -> Needs:
     """Sum up the estimates of the stages that will run.
 
     Args:
         stages: Those that will run, in order.
         replaced: Bytes of the present outputs of each, freed when it is done.
         begun: Bytes of the present work folders of each: it goes on from them, or removes them first.
+        freed: Bytes that are removed before the first of them runs.
     """
-    used = peak = 0
+    used, peak = -freed, 0
     for stage in stages:
         used += stage.estimate.disk_bytes - begun.get(stage.name, 0)
         peak = max(peak, used)

@@ -3,6 +3,9 @@
 A build that is killed leaves at most (1) a `.<stage>.partial` folder, (2) a stage in state "running" whose old outputs
 may be partly replaced. The next build removes the first and runs the second again; every other stage stands. Because a
 stage is a function of its basis alone, the result is the one that an undisturbed build leaves.
+
+What an earlier build with another plan left is removed before the first stage runs, and forgotten after that: a build
+that is killed in between leaves records of what is gone, which the next one forgets, and no files that nobody knows.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from nvlm_trt.pipeline.digest import DigestCache, FileDigest, WrittenDigests, en
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, fingerprint, identify, peek_identity
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.pipeline.memory import PeakMemory
-from nvlm_trt.pipeline.plan import Decision, Planner
+from nvlm_trt.pipeline.plan import Decision, Planner, departed
 from nvlm_trt.pipeline.preflight import check_fits, in_words, needs
 from nvlm_trt.pipeline.progress import Reporter
 from nvlm_trt.pipeline.stage import Stage, StageContext
@@ -37,13 +40,15 @@ class Job:
 
     Attributes:
         engine: The engine directory; it exists and its lock is held.
-        stages: The chosen stages in order.
+        plan: All stages of the build in order.
+        stages: Those of them that were chosen.
         checkpoint: The checkpoint directory; a synthetic one appears when its stage has run.
         command: The command line of this build without --from and --until, as words.
         forced: Names of stages that are built anew.
     """
 
     engine: Path
+    plan: Sequence[Stage]
     stages: Sequence[Stage]
     checkpoint: Path
     command: Sequence[str]
@@ -67,8 +72,11 @@ class Runner:
             BuildError: a stage failed.
         """
         self._clean_leftovers()
-        decisions = self._planner.plan(self._job.stages, self._manifest)
-        self._refuse_early(decisions)
+        job = self._job
+        removals = departed(job.plan, self._manifest, job.engine, job.checkpoint)
+        decisions = self._planner.plan(job.stages, self._manifest)
+        self._refuse_early(removals, decisions)
+        self._remove(removals)
         count = len(decisions)
         try:
             for number, decision in enumerate(decisions, start=1):
@@ -92,14 +100,29 @@ class Runner:
         for leftover in self._job.engine.glob(".*.tmp"):
             durable.remove(leftover)
 
-    def _refuse_early(self, decisions: Sequence[Decision]) -> None:
+    def _remove(self, removals: Sequence[Decision]) -> None:
+        """Remove what an earlier plan left, then the records of it."""
+        engine = self._job.engine
+        for removal in removals:
+            for path in (*self._works_of(removal.stage), *(engine / output for output in removal.stage.outputs)):
+                durable.remove(path)
+                if path.parent.is_dir():
+                    durable.sync_folder(path.parent)
+            self._reporter.line(f"{removal.stage.name}: removed ({removal.reason})")
+        if removals:
+            gone = {removal.stage.name for removal in removals}
+            stages = {name: record for name, record in self._manifest.stages.items() if name not in gone}
+            self._save(dataclasses.replace(self._manifest, stages=stages))
+
+    def _refuse_early(self, removals: Sequence[Decision], decisions: Sequence[Decision]) -> None:
         running = [decision.stage for decision in decisions if decision.action == "run"]
         for stage in running:
             if stage.lacks is not None:
                 raise UserError(f"stage {stage.name} cannot run here: {stage.lacks}")
         replaced = {stage.name: self._bytes_of(stage.outputs) for stage in running}
         begun = {stage.name: self._bytes_of(path.name for path in self._works_of(stage)) for stage in running}
-        check_fits(needs(running, replaced, begun), self._job.engine)
+        freed = sum(self._bytes_of(removal.stage.outputs) for removal in removals)
+        check_fits(needs(running, replaced, begun, freed), self._job.engine)
 
     def _works_of(self, stage: Stage) -> list[Path]:
         """The stage's work folders, whatever their fingerprints."""
@@ -132,6 +155,7 @@ class Runner:
             basis=basis,
             command=self._command_of(stage),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
+            places=stage.outputs,
         )
         self._note(stage, record)  # from here on the old outputs are not trusted any more
         started = time.monotonic()
@@ -172,20 +196,23 @@ class Runner:
         return work
 
     def _note(self, stage: Stage, record: StageRecord) -> None:
-        self._manifest = self._manifest.with_stage(stage.name, record)
+        self._save(self._manifest.with_stage(stage.name, record))
+
+    def _save(self, manifest: Manifest) -> None:
+        """Save a manifest with the tools of all its stages, and go on from it."""
+        tools = {"nvlm-trt": __version__, "python": platform.python_version()}
+        for record in manifest.stages.values():
+            tools.update(record.basis["tools"])
+        self._manifest = dataclasses.replace(manifest, tools=tools)
         self._manifest.save(self._job.engine)
 
     def _note_checkpoint(self, stage: Stage) -> None:
-        """Write down which checkpoint and which tools take part."""
-        tools = {"nvlm-trt": __version__, "python": platform.python_version()}
-        for record in self._manifest.stages.values():
-            tools.update(record.basis["tools"])
-        checkpoint = self._manifest.checkpoint
+        """Take down which checkpoint takes part; saved with the next record."""
         identity = self._identity() if stage.reads_checkpoint else None
         if identity is not None:
             files = [dataclasses.asdict(file) for file in identity.files]
             checkpoint = {"path": str(self._job.checkpoint), "fingerprint": identity.fingerprint, "files": files}
-        self._manifest = dataclasses.replace(self._manifest, tools=tools, checkpoint=checkpoint)
+            self._manifest = dataclasses.replace(self._manifest, checkpoint=checkpoint)
 
     def _check_unchanged(self, stage: Stage, basis: dict[str, object]) -> None:
         if not stage.reads_checkpoint:

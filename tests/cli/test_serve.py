@@ -26,14 +26,29 @@ def packaged(small_recipe: Path, tmp_path: Path) -> Path:
     return engine
 
 
-def test_engines_of_another_machine_are_refused_by_name(nvlm_trt: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def for_gpu(packaged: Path) -> Path:
+    """The same with the record of a decoder that another machine built."""
     built = BuiltWith("10.14.1.48", "1.2.1", "580.65.06", "13.0", "NVIDIA H100", 90, 4)
-    (tmp_path / "decoder" / "engine").mkdir(parents=True)
-    (tmp_path / "decoder" / "engine" / BUILT_WITH).write_text(json.dumps(built.to_dict()))
-    shown = nvlm_trt("serve", tmp_path)
+    (packaged / "decoder" / "engine").mkdir(parents=True)
+    (packaged / "decoder" / "engine" / BUILT_WITH).write_text(json.dumps(built.to_dict()))
+    return packaged
+
+
+def test_engines_of_another_machine_are_refused_by_name(nvlm_trt: Run, for_gpu: Path) -> None:
+    (for_gpu / "recipe.yaml").write_text("target: gpu\n")
+    shown = nvlm_trt("serve", for_gpu)
     assert shown.code == 2
     assert "decoder/engine was built by TensorRT 10.14.1.48 and is met by none" in shown.err
     assert "decoder/engine was built for NVIDIA H100" in shown.err
+
+
+def test_what_is_left_of_a_build_for_gpus_does_not_keep_the_cpu_target_from_serving(
+    nvlm_trt: Run, for_gpu: Path
+) -> None:
+    shown = nvlm_trt("serve", for_gpu)
+    assert "built by TensorRT" not in shown.err
+    assert "config.json" in shown.err, "the next check: this directory has no more than a dry run looks at"
 
 
 def test_a_dry_run_shows_the_gateway_and_its_limits(nvlm_trt: Run, packaged: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class ToyBuild:
         self.before_stage: Callable[[StageContext], None] = lambda _context: None
         self.after_stage: Callable[[], None] = lambda: None
         self.lacks: dict[str, str] = {}
+        self.place = "squares.txt"
+        self.without_total = False
 
     def stages(self) -> tuple[Stage, ...]:
         def numbers(context: StageContext) -> None:
@@ -42,17 +44,17 @@ class ToyBuild:
             self.ran.append("squares")
             self.before_stage(context)
             values = [int(path.read_text()) for path in sorted((context.engine / "numbers").iterdir())]
-            (context.out / "squares.txt").write_text(" ".join(str(value**self.power) for value in values))
+            (context.out / self.place).write_text(" ".join(str(value**self.power) for value in values))
             self.after_stage()
 
         def total(context: StageContext) -> None:
             self.ran.append("total")
             self.before_stage(context)
-            values = (context.engine / "squares.txt").read_text().split()
+            values = (context.engine / self.place).read_text().split()
             (context.out / "total.txt").write_text(str(sum(map(int, values))))
 
         code = ("nvlm_trt.progress",)
-        return (
+        stages = (
             Stage(
                 "numbers",
                 (),
@@ -67,21 +69,23 @@ class ToyBuild:
             Stage(
                 "squares",
                 ("numbers",),
-                ("squares.txt",),
+                (self.place,),
                 {"power": self.power},
                 code,
                 (),
                 squares,
                 lambda: Estimate(50, 20),
             ),
-            Stage("total", ("squares",), ("total.txt",), {}, code, (), total, lacks=self.lacks.get("total")),
+            Stage("total", ("squares",), ("total.txt",), {}, code, ("psutil",), total, lacks=self.lacks.get("total")),
         )
+        return stages[:2] if self.without_total else stages
 
     def run(self, *, until: str | None = None, redo_from: str | None = None, force: bool = False) -> Manifest:
         """Run the build; `ran` then holds the stages that ran in this call."""
         self.ran.clear()
-        chosen, forced = select(self.stages(), Selection(until, redo_from, force))
-        job = Job(self.engine, chosen, self.checkpoint, ("nvlm-trt", "build", "toy.yaml"), forced)
+        plan = self.stages()
+        chosen, forced = select(plan, Selection(until, redo_from, force))
+        job = Job(self.engine, plan, chosen, self.checkpoint, ("nvlm-trt", "build", "toy.yaml"), forced)
         return Runner(job, load_manifest(self.engine), Silent()).run()
 
     @property

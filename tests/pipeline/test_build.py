@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from nvlm_trt.errors import CheckpointError, EngineError, RecipeError, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
-from nvlm_trt.pipeline.manifest import recorded_checkpoint
+from nvlm_trt.pipeline.manifest import load_manifest, recorded_checkpoint
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.pipeline.sources import find_recipe
@@ -186,6 +186,52 @@ def test_another_checkpoint_of_equal_content_rebuilds_no_weights(
     assert manifest.checkpoint["path"] == str(copy)
     _, decisions = dry_run(dataclasses.replace(wanted))
     assert [decision.action for decision in decisions] == ["skip", "skip"]
+
+
+def test_a_given_checkpoint_takes_the_place_of_the_synthetic_one(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    recipe = write_recipe(checkpoint="synth:tiny")
+    build(request(recipe, None, engine, "vision-export"), Silent())
+    assert recorded_checkpoint(engine) == engine / "checkpoint"
+    given = request(recipe, tiny_checkpoint, engine, "vision-export")
+    _, decisions = dry_run(given)
+    assert [(decision.stage.name, decision.action) for decision in decisions] == [
+        ("synth", "remove"),
+        ("inspect", "run"),
+        ("vision-export", "run"),
+    ]
+    assert decisions[0].reason == "no stage of this build leaves checkpoint"
+    assert (engine / "checkpoint" / "config.json").is_file(), "a dry run removes nothing"
+    build(given, Silent())
+    assert recorded_checkpoint(engine) == tiny_checkpoint
+    assert not (engine / "checkpoint").exists()
+    assert list(load_manifest(engine).stages) == ["inspect", "vision-export"]
+    assert {decision.action for decision in dry_run(given)[1]} == {"skip"}
+
+
+def test_a_synthetic_checkpoint_may_be_given_to_the_directory_that_it_lies_in(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    recipe = write_recipe(checkpoint="synth:tiny")
+    build(request(recipe, None, engine, "inspect"), Silent())
+    build(request(recipe, engine / "checkpoint", engine, "inspect"), Silent())
+    assert recorded_checkpoint(engine) == engine / "checkpoint"
+    assert (engine / "checkpoint" / "config.json").is_file()
+
+
+def test_another_target_takes_the_engines_of_the_first_away(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    build(request(write_recipe(), tiny_checkpoint, engine, "vision-compile"), Silent())
+    assert (engine / "vision" / "cpu").is_dir()
+    gpu = write_recipe(target="gpu", vision_precision="bf16", decoder_precision="bf16")
+    build(request(gpu, tiny_checkpoint, engine, "vision-export"), Silent())
+    assert not (engine / "vision" / "cpu").exists()
+    assert (engine / "vision" / "vision.onnx").is_file()
 
 
 def test_a_relative_path_of_a_recipe_is_one_of_the_directory_in_which_the_build_was_started(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 
 from nvlm_trt.errors import EngineError
 from nvlm_trt.pipeline.digest import FileDigest
-from nvlm_trt.pipeline.manifest import Manifest, StageRecord, load_manifest
+from nvlm_trt.pipeline.manifest import Manifest, StageRecord, load_manifest, recorded_checkpoint
 
 RECORD = StageRecord(
     state="done",
     fingerprint="f" * 64,
+    places=("a",),
     basis={"parts": {"precision": "bf16"}, "tools": {"onnx": "1"}},
     command="nvlm-trt build x.yaml --from a --until a",
     started="2026-01-01T00:00:00+00:00",
@@ -25,7 +27,7 @@ RECORD = StageRecord(
 
 
 def test_a_saved_manifest_reads_back_equal(tmp_path: Path) -> None:
-    manifest = Manifest({"name": "x"}, {"path": "/c"}, {"onnx": "1"}).with_stage("a", RECORD)
+    manifest = Manifest({"path": "/c"}, {"onnx": "1"}).with_stage("a", RECORD)
     manifest.save(tmp_path)
     assert load_manifest(tmp_path) == manifest
 
@@ -48,21 +50,31 @@ def test_a_manifest_of_another_layout_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Manifest({"name": "old"}).save(tmp_path)
+    Manifest({"path": "/old"}).save(tmp_path)
 
     def fail(_descriptor: int) -> None:
         raise OSError(5, "I/O error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="I/O error"):
-        Manifest({"name": "new"}).save(tmp_path)
-    assert load_manifest(tmp_path).recipe == {"name": "old"}
+        Manifest({"path": "/new"}).save(tmp_path)
+    assert load_manifest(tmp_path).checkpoint == {"path": "/old"}
 
 
 def test_only_a_done_stage_vouches_for_its_outputs() -> None:
-    import dataclasses
-
     for state in ("running", "failed"):
         manifest = Manifest().with_stage("a", dataclasses.replace(RECORD, state=state))
         assert manifest.done("a") is None
     assert Manifest().with_stage("a", RECORD).done("a") == RECORD
+
+
+def test_the_checkpoint_is_the_one_inside_only_where_the_manifest_vouches_for_it(tmp_path: Path) -> None:
+    inside = tmp_path / "checkpoint"
+    inside.mkdir()
+    manifest = Manifest({"path": "/elsewhere"})
+    manifest.save(tmp_path)
+    assert recorded_checkpoint(tmp_path) == Path("/elsewhere")
+    manifest.with_stage("synth", dataclasses.replace(RECORD, state="failed")).save(tmp_path)
+    assert recorded_checkpoint(tmp_path) == Path("/elsewhere")
+    manifest.with_stage("synth", RECORD).save(tmp_path)  # and the directory was moved since
+    assert recorded_checkpoint(tmp_path) == inside

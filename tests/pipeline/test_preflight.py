@@ -30,6 +30,8 @@ def test_work_needs_its_room_only_while_its_stage_runs_and_only_once() -> None:
     stages = [stage("a", 100, 5, work=90), stage("b", 60, 9)]
     assert needs(stages, {}, {}).disk_bytes == 100, "and 10 and 60 at the end"
     assert needs(stages, {}, {"a": 70}).disk_bytes == 30, "70 are there, and nothing of them is there at the end"
+    assert needs(stages, {}, {}, freed=40).disk_bytes == 60
+    assert needs(stages, {}, {}, freed=400).disk_bytes == 0
 
 
 def test_a_full_disk_is_told_with_figures_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, UserError
+from nvlm_trt.pipeline import durable
 from nvlm_trt.pipeline.digest import CACHE_NAME
+from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.stage import StageContext
 
 ALL = ["numbers", "squares", "total"]
@@ -35,7 +38,7 @@ def test_manifest_tells_what_was_built_from_what(toy: Any) -> None:
     assert record["command"] == "nvlm-trt build toy.yaml --from squares --until squares"
     assert record["peak_memory_bytes"] > 1 << 20
     assert [file["path"] for file in body["checkpoint"]["files"]] == ["model.safetensors"]
-    assert {"nvlm-trt", "python", "numpy"} <= body["tools"].keys()
+    assert body["tools"].keys() == {"nvlm-trt", "python", "numpy", "psutil"}, "those of the last stage as well"
 
 
 def test_a_changed_weight_byte_rebuilds_although_size_and_modification_time_are_the_same(toy: Any) -> None:
@@ -249,3 +252,109 @@ def test_work_that_an_interrupted_run_has_done_is_not_asked_for_again(
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=free - 70))
     toy.run()
     assert toy.ran == ALL
+
+
+def test_what_is_not_of_the_plan_any_more_goes_with_its_record_and_its_work(toy: Any) -> None:
+    toy.run()
+    (toy.engine / ".total.0123456789abcdef.work").mkdir()
+    toy.without_total = True
+    manifest = toy.run(until="numbers")
+    assert toy.ran == []
+    assert list(manifest.stages) == ["numbers", "squares"], "a stage that was not chosen is of the plan"
+    assert load_manifest(toy.engine) == manifest
+    assert "psutil" not in manifest.tools
+    assert sorted(path.name for path in toy.engine.iterdir() if "total" in path.name) == []
+    assert (toy.engine / "squares.txt").exists()
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_stage_that_leaves_something_else_now_takes_the_old_away(toy: Any, state: str) -> None:
+    toy.run()
+    if state == "failed":  # the outputs of before are still there
+
+        def fail(_context: StageContext) -> None:
+            raise ValueError("no squares today")
+
+        toy.before_stage = fail
+        with pytest.raises(BuildError):
+            toy.run(redo_from="squares")
+        toy.before_stage = lambda _context: None
+    toy.place = "powers.txt"
+    toy.run()
+    assert toy.ran == ["squares", "total"] if state == "failed" else ["squares"]
+    assert toy.total == 14
+    assert not (toy.engine / "squares.txt").exists()
+
+
+def test_outputs_that_an_older_release_noted_file_by_file_go_as_well(toy: Any) -> None:
+    toy.run()
+    path = toy.engine / "manifest.json"
+    body = json.loads(path.read_text())
+    for record in body["stages"].values():
+        del record["places"]
+    path.write_text(json.dumps(body))
+    toy.run()
+    assert toy.ran == []
+    toy.without_total = True
+    toy.run()
+    assert not (toy.engine / "total.txt").exists()
+
+
+def test_a_refused_build_removes_nothing(toy: Any) -> None:
+    toy.run()
+    toy.without_total, toy.power = True, 3
+    toy.stages = lambda stages=toy.stages: tuple(
+        dataclasses.replace(stage, lacks="it needs a bigger abacus") for stage in stages()
+    )
+    with pytest.raises(UserError, match="bigger abacus"):
+        toy.run()
+    assert (toy.engine / "total.txt").exists()
+    assert "total" in load_manifest(toy.engine).stages
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_build_killed_while_it_removes_is_finished_by_the_next(
+    toy: Any, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.run()
+    toy.without_total = True
+    remove = durable.remove
+
+    def kill(path: Path) -> None:
+        if moment == "after":
+            remove(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "remove", kill)
+        with pytest.raises(KeyboardInterrupt):
+            toy.run()
+    assert "total" in load_manifest(toy.engine).stages, "what may still lie there is known"
+    toy.run()
+    assert "total" not in load_manifest(toy.engine).stages
+    assert not (toy.engine / "total.txt").exists()
+    toy.without_total = False
+    toy.run()
+    assert toy.ran == ["total"]
+
+
+def test_what_the_build_reads_is_left_where_an_earlier_build_made_it(toy: Any) -> None:
+    toy.run()
+    toy.checkpoint = toy.engine / "total.txt"
+    shutil.move(toy.engine / "total.txt", toy.engine / "aside")
+    toy.checkpoint.mkdir()
+    (toy.checkpoint / "model.safetensors").write_bytes(b"\x01\x02\x03")
+    toy.without_total = True
+    toy.run()
+    assert "total" not in load_manifest(toy.engine).stages
+    assert (toy.checkpoint / "model.safetensors").exists()
+
+
+def test_room_that_removing_makes_is_counted(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.run()
+    (toy.engine / "total.txt").write_bytes(bytes(60))
+    toy.without_total = True
+    usage = shutil.disk_usage("/")._replace(free=(64 << 20) + 90)  # 100 and 50 are asked for, and 60 and 12 come free
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    toy.run(force=True)
+    assert toy.ran == ["numbers", "squares"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nvlm_trt.pipeline.manifest import SYNTH_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import StageContext
 from nvlm_trt.verify.report import VerifyReport
@@ -14,7 +15,7 @@ BASE_BYTES = 600 << 20
 
 def source_of(sources: Sources) -> tuple[str, ...]:
     """The stage that makes the checkpoint, as an input of those that read it."""
-    return () if sources.synthetic is None else ("synth",)
+    return () if sources.synthetic is None else (SYNTH_STAGE,)
 
 
 def folder(context: StageContext, name: str) -> Path:

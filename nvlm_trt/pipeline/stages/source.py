@@ -11,7 +11,7 @@ import yaml
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.mini_tokenizer import MERGES_FILE
 from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
-from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
+from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER, SYNTH_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, source_of
@@ -28,7 +28,7 @@ def synth(sources: Sources) -> Stage:
         write_synthetic(context.out / CHECKPOINT_FOLDER, spec, progress=context.progress)
 
     return Stage(
-        name="synth",
+        name=SYNTH_STAGE,
         inputs=(),
         outputs=(CHECKPOINT_FOLDER,),
         parts={"spec": dataclasses.asdict(spec), "seed": 0},
