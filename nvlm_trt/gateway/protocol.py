@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with bounds on what comes before a request is one: headers, chunks, idle connections."""
+"""HTTP as uvicorn speaks it, with bounds on what no application sees: headers, chunks, trailers, idle connections."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ REFUSAL: Final = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: 
 ABORT: Final = "nvlm.abort"
 """Key of the scope: ends the connection at once; closing it would wait for a client that reads nothing."""
 
+CHUNK_ROOM: Final = 16
+"""Bytes of a chunk that are not its data, without extensions: its size in up to eight digits and two line ends are 12.
+"""
+
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, within limits.
@@ -24,7 +28,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits: Limits
     _reading_head = True
-    _head_bytes = 0
+    _framing = 0
     _chunks = 0
     _refused = False
     _timer: asyncio.TimerHandle | None = None
@@ -43,40 +47,39 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; those of a head are counted, whole headers or not."""
+        """Take bytes; of those of a request, all that are not its body are counted: no callback tells of each."""
         if self._refused:
             return
-        if self._reading_head:
-            # What follows the head in the same segment counts too, so the bound leaves room for it.
-            self._head_bytes += min(len(data), self.limits.max_header_bytes)
-            if self._head_bytes > 2 * self.limits.max_header_bytes:
-                self._refuse(b"431 Request Header Fields Too Large", b"the headers are too large")
-                return
+        self._framing += len(data)
         super().data_received(data)
+        if self._refused:
+            return
+        if self._framing > self.limits.max_header_bytes:
+            self._refuse(b"431 Request Header Fields Too Large", b"the headers or trailers are too large")
+        elif self._timer is None and self.cycle.response_complete:
+            self._expect_head()  # it may be a line end alone: uvicorn's time for idle connections ended with it
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._chunks = 0
+        self._reading_head, self._chunks = True, 0
         self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         if self._timer is None:
             self._expect_head()
 
-    def on_url(self, url: bytes) -> None:
-        """Take the request line, within its limit."""
-        super().on_url(url)
-        if len(self.url) > self.limits.max_header_bytes:
-            raise ValueError("the request line is too long")
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, within their limit."""
+        """Take a header, within their limit; a trailer is left out: it came after what headers are read for."""
+        if not self._reading_head:
+            return
         super().on_header(name, value)
         if len(self.headers) > self.limits.max_headers:
             raise ValueError("there are too many headers")
 
     def on_headers_complete(self) -> None:
-        """The head is there; the body has a time of its own."""
-        self._reading_head, self._head_bytes = False, 0
+        """The head is there, within its limit; the body has a time of its own."""
+        self._reading_head = False
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.max_header_bytes:
+            raise ValueError("the head is too large")
         self._cancel_timer()
         super().on_headers_complete()
 
@@ -85,10 +88,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._chunks += 1
         if self._chunks > self.limits.max_chunks:
             raise ValueError("the body comes in too many chunks")
+        self._framing = max(0, self._framing - CHUNK_ROOM)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body; the application counts it."""
+        self._framing = max(0, self._framing - len(body))
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is complete; the next one may follow."""
-        self._reading_head = True
+        """A request is complete; what follows in the same segment, which is bounded, belongs to the next one."""
+        self._framing = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -96,7 +105,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", b"the request is not HTTP, or beyond the limits of headers and chunks")
 
     def _expect_head(self) -> None:
-        self._reading_head = True
         self._timer = self.loop.call_later(self.limits.header_time, self._head_overdue)
 
     def _head_overdue(self) -> None:

@@ -70,3 +70,24 @@ class Door:
     def __exit__(self, *_: object) -> None:
         self.pool.clear()
         self.gateway.stop()
+
+
+def say(door: Door, *pieces: bytes) -> bytes:
+    """What a raw connection is answered, until it is closed."""
+    with door.connect() as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+        except OSError:
+            pass  # it was refused in the middle
+        return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    try:
+        while data := connection.recv(65536):
+            answer += data
+    except ConnectionResetError:
+        pass
+    return answer

@@ -15,34 +15,13 @@ import pytest
 from nvlm_trt.gateway.fetch import Fetcher
 from nvlm_trt.gateway.settings import Limits
 
-from .door import Door
+from .door import Door, say
 from .upstream import Upstream
 
 GENERATE = "/v2/models/nvlm/generate"
 KEY = "a-key-of-this-test-alone"
 LONG = b'{"text_input": "long"}'
 FLOOD = b'{"text_input": "flood"}'
-
-
-def say(door: Door, *pieces: bytes) -> bytes:
-    """What a raw connection is answered, until it is closed."""
-    with door.connect() as connection:
-        try:
-            for piece in pieces:
-                connection.sendall(piece)
-        except OSError:
-            pass  # it was refused in the middle
-        return read_all(connection)
-
-
-def read_all(connection: socket.socket) -> bytes:
-    answer = b""
-    try:
-        while data := connection.recv(65536):
-            answer += data
-    except ConnectionResetError:
-        pass
-    return answer
 
 
 @pytest.fixture(scope="module")

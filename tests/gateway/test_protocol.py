@@ -1,0 +1,103 @@
+"""What comes before, between and after bodies is bounded, and no connection is kept for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from nvlm_trt.gateway.settings import Limits
+
+from .door import Door, read_all, say
+from .upstream import Upstream
+
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+MIB = 1 << 20
+ENDLESS = 48 * MIB
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Door]:
+    """Little room for headers, and little patience for them."""
+    with Door(Limits(max_header_bytes=2000, header_time=1.0)) as one:
+        yield one
+
+
+@pytest.mark.parametrize("begin", [b"0\r\nX: ", b"0\r\n", b"1;", b"1\r\nx\r\n1;name="], ids=repr)
+def test_what_frames_a_body_is_bounded(small: Door, begin: bytes) -> None:
+    """Not one byte follows the first that is too many: what is unread when a connection is closed takes the answer."""
+    before = CHUNKED % b"/health/live" + begin
+    pieces = [before, b"a" * (1999 - len(before)), b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+    assert say(small, *pieces).startswith(b"HTTP/1.1 431")
+
+
+def test_a_head_that_does_not_end_is_bounded(small: Door) -> None:
+    assert say(small, b"GET / HTTP/1.1\r\na: ", b"x" * 1500, b"x" * 500).startswith(b"HTTP/1.1 431")
+
+
+def test_endless_trailers_are_cut_off(small: Door) -> None:
+    sent = 0
+    with small.connect() as connection:
+        connection.sendall(CHUNKED % b"/health/live" + b"0\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            while sent < ENDLESS:
+                connection.sendall(b"a" * MIB)
+                sent += MIB
+    assert sent < ENDLESS
+
+
+def test_a_body_and_its_chunks_are_not_what_frames_it(small: Door) -> None:
+    many = b"1\r\nx\r\n" * 1000 + b"100\r\n" + b"x" * 256 + b"\r\n" + b"0\r\nX: y\r\n\r\n"
+    pieces = [many[begin : begin + 7] for begin in range(0, len(many), 7)]
+    for body in ([many], pieces):
+        answer = say(small, CHUNKED.replace(b"Host", b"Connection: close\r\nHost") % b"/v1/completions", *body)
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_json"
+
+
+def test_every_request_of_a_connection_has_the_whole_room(small: Door) -> None:
+    last = LIVE.replace(b"Host", b"Connection: close\r\nHost")
+    assert len(LIVE) * 120 > 2 * 2000
+    assert say(small, LIVE * 120 + last).count(b"HTTP/1.1 200") == 121
+    assert say(small, *[LIVE] * 120, last).count(b"HTTP/1.1 200") == 121
+
+
+def test_a_trailer_is_no_header(small: Door) -> None:
+    head = CHUNKED.replace(b"Host", b"Connection: close\r\nHost") % b"/health/live"
+    answer = say(small, head + b"0\r\nX-Request-ID: trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 405")
+    assert b"trailer" not in answer
+
+
+def test_line_ends_keep_no_connection(small: Door) -> None:
+    with small.connect() as connection:
+        connection.sendall(LIVE)
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n")
+        assert read_all(connection) == b""
+
+
+def test_a_line_end_while_an_answer_is_under_way_ends_nothing(upstream: Upstream) -> None:
+    """Some clients send one after a body."""
+    body = b'{"text_input": "2 seconds"}'
+    head = (
+        b"POST /v2/models/nvlm/generate_stream HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    )
+    with Door(Limits(header_time=0.5), http=upstream.port) as door, door.connect() as connection:
+        connection.sendall(head % len(body) + body)
+        answer_of(connection, b"data: 1")
+        connection.sendall(b"\r\n")
+        assert b"data: 2" in read_all(connection)
+
+
+def answer_of(connection: socket.socket, end: bytes = b'{"status":"live"}') -> bytes:
+    """What comes until some words have come."""
+    answer = b""
+    while end not in answer:
+        piece = connection.recv(65536)
+        assert piece, answer
+        answer += piece
+    return answer
