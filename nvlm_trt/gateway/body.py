@@ -32,14 +32,14 @@ class ClientGoneError(Exception):
     """The client closed its connection, or does not read from it."""
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, buffer: Callable[[int], None]) -> bytes:
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, hold: Callable[[int], None]) -> bytes:
     """Read a body.
 
     Args:
         receive: Where it comes from.
         headers: Of the request.
         limit: Bytes at most, as they come and unpacked.
-        buffer: Told how many bytes more are held.
+        hold: Told how many bytes more are held.
 
     Raises:
         ApiError: 413 a body too large, before it is read where its length says so; 415 packed in an unknown way; 400
@@ -64,7 +64,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, b
             piece = _unpacked(unpack, piece, limit - len(body) + 1)
         if max(came, len(body) + len(piece)) > limit:
             raise _too_large(limit)
-        buffer(len(piece))
+        hold(len(piece))
         body += piece
     if unpack is not None and came and (not unpack.eof or unpack.unused_data):
         raise ApiError(400, "the packed body is damaged; send it complete")

@@ -70,7 +70,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self._limits)
+        exchange = Exchange(scope, receive, send, self._limits, self._admission.buffer)
         route = route_of(exchange.path)
         if self._tracer is not None and exchange.method == "POST" and WORK.fullmatch(exchange.path):
             begin_trace(self._tracer, exchange, route)
@@ -109,17 +109,9 @@ class Door:
         await self._run(exchange)
 
     async def _read(self, exchange: Exchange) -> bytes:
-        held = 0
-
-        def buffer(size: int) -> None:
-            nonlocal held
-            self._admission.buffer(size)
-            held += size
-
-        exchange.stack.callback(lambda: self._admission.buffer(-held))
         try:
             async with asyncio.timeout(self._limits.body_time):
-                return await read_body(exchange.receive, exchange.headers, self._limits.max_body, buffer)
+                return await read_body(exchange.receive, exchange.headers, self._limits.max_body, exchange.hold)
         except TimeoutError:
             raise ApiError(408, "the body did not come in time", code="request_timeout") from None
 

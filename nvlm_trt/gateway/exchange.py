@@ -7,6 +7,7 @@ import contextlib
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
@@ -47,7 +48,9 @@ class Exchange:
         error: Why it was not answered, in a word; None while it may still be.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: Limits, buffer: Callable[[int], None]
+    ) -> None:
         self.scope = scope
         self.path: str = scope["path"]
         self.method: str = scope["method"]
@@ -69,6 +72,9 @@ class Exchange:
         self.stack = contextlib.AsyncExitStack()
         self.receive = receive
         self._send = send
+        self._buffer = buffer
+        self._held = 0
+        self.stack.callback(lambda: buffer(-self._held))
         self._write_time = limits.write_time
         self._body_read = False
         scope[KEY] = self
@@ -91,6 +97,15 @@ class Exchange:
             raise ClientGoneError from None
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.is_answered = True
+
+    def hold(self, size: int) -> None:
+        """Note that so many bytes more, of its body or of its images, are held until it has ended.
+
+        Raises:
+            ApiError: 503, too many bytes are held already.
+        """
+        self._buffer(size)
+        self._held += size
 
     def note(self, **facts: str | int | float) -> None:
         """Add to what the log and the span tell."""

@@ -33,6 +33,9 @@ RESOLVERS: Final = ThreadPoolExecutor(16, "nvlm-dns")
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """From a host and a port to addresses."""
 
+Hold = Callable[[int], None]
+"""Told how many bytes more are held; raises where there is no room for them."""
+
 
 async def system_resolve(host: str, port: int) -> Sequence[str]:
     """The addresses that the system's resolver gives."""
@@ -76,18 +79,22 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, hold: Hold) -> bytes:
         """The file behind a URL; how long it may take is the caller's to say.
 
+        Args:
+            url: Where it is.
+            hold: Told of its bytes as they come.
+
         Raises:
-            ApiError: 400, the URL is not allowed or holds no image, or the file is too large.
+            ApiError: 400, the URL is not allowed or holds no image, or the file is too large; what `hold` raises.
         """
         place = _parsed(url)
         for _ in range(MAX_REDIRECTS + 1):
             self._check(place)
             address = await self._address(place)
             try:
-                answer = await self._get(place, address)
+                answer = await self._get(place, address, hold)
             except (aiohttp.ClientError, OSError, ValueError):
                 raise _not_fetched("its server cannot be reached") from None
             if isinstance(answer, bytes):
@@ -122,7 +129,7 @@ class Fetcher:
             raise _not_allowed("its domain leads to no public address")
         return addresses[0]
 
-    async def _get(self, place: URL, address: str) -> bytes | str:
+    async def _get(self, place: URL, address: str, hold: Hold) -> bytes | str:
         """The file, or where it is redirected to."""
         connector = aiohttp.TCPConnector(resolver=_Pinned(address), use_dns_cache=False, force_close=True)
         headers = {"Accept": "image/*", "Accept-Encoding": "identity"}
@@ -136,16 +143,17 @@ class Fetcher:
                 raise _not_fetched(f"its server answered {answer.status}")
             if not answer.content_type.startswith("image/"):
                 raise _not_fetched("it is no image")
-            return await self._read(answer)
+            return await self._read(answer, hold)
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, answer: aiohttp.ClientResponse, hold: Hold) -> bytes:
         file = bytearray()
         if (answer.content_length or 0) > self._max_bytes:
             raise _too_large(self._max_bytes)
         async for piece in answer.content.iter_any():
-            file += piece
-            if len(file) > self._max_bytes:
+            if len(file) + len(piece) > self._max_bytes:
                 raise _too_large(self._max_bytes)
+            hold(len(piece))
+            file += piece
         return bytes(file)
 
 

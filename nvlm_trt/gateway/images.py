@@ -8,7 +8,7 @@ from typing import Final
 
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.gateway.errors import ApiError
-from nvlm_trt.gateway.fetch import Fetcher
+from nvlm_trt.gateway.fetch import Fetcher, Hold
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.serving.images import image_file
 
@@ -30,25 +30,29 @@ class Images:
         self._fetcher = fetcher
         self._came = came
 
-    async def read(self, urls: Sequence[str]) -> list[bytes]:
+    async def read(self, urls: Sequence[str], hold: Hold) -> list[bytes]:
         """The image files behind URLs, in their order.
 
+        Args:
+            urls: Where they are.
+            hold: Told how many bytes more were fetched; those within the URLs came with the body.
+
         Raises:
-            ApiError: 400, an image is refused; 504, they did not come in time.
+            ApiError: 400, an image is refused; 503, too many bytes are held; 504, they did not come in time.
         """
         if len(urls) > self._limits.max_images:
             sentence = f"there are too many images; seen: {len(urls)}; expected: at most {self._limits.max_images}"
             raise ApiError(400, sentence, code="too_many_images", param="messages")
         inline = {place: await self._inline(url, place, len(urls)) for place, url in enumerate(urls) if _is_inline(url)}
         elsewhere = [place for place in range(len(urls)) if place not in inline]
-        fetched = dict(zip(elsewhere, await self._fetch([urls[place] for place in elsewhere]), strict=True))
+        fetched = dict(zip(elsewhere, await self._fetch([urls[place] for place in elsewhere], hold), strict=True))
         for source, images in (("inline", inline), ("fetched", fetched)):
             for _ in images:
                 self._came(source)
         return [{**inline, **fetched}[place] for place in range(len(urls))]
 
-    async def _fetch(self, urls: Sequence[str]) -> list[bytes]:
-        tasks = [asyncio.create_task(self._fetcher.fetch(url)) for url in urls]
+    async def _fetch(self, urls: Sequence[str], hold: Hold) -> list[bytes]:
+        tasks = [asyncio.create_task(self._fetcher.fetch(url, hold)) for url in urls]
         try:
             async with asyncio.timeout(self._limits.fetch_time):
                 return await asyncio.gather(*tasks)

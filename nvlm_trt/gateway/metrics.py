@@ -95,7 +95,7 @@ class Metrics:
             ("nvlm_planned_tokens", "Tokens of the prompts and answers of all requests.", lambda: admission.planned),
             ("nvlm_planned_tokens_rate", "Such tokens worked off in a second.", lambda: admission.rate),
             ("nvlm_expected_wait_seconds", "That the next request would wait for.", lambda: admission.wait),
-            ("nvlm_buffered_bytes", "Bytes of bodies that are held.", lambda: admission.buffered),
+            ("nvlm_buffered_bytes", "Bytes of bodies and fetched images that are held.", lambda: admission.buffered),
             ("nvlm_server_ready", "Whether the server answers.", is_ready),
         ):
             Gauge(name, text, registry=registry).set_function(read)

@@ -163,7 +163,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         exchange = exchange_of(request.scope)
         said = conversation_of(asked.messages)
         with stage(exchange.span, "images"):
-            files = await images.read(said.images)
+            files = await images.read(said.images, exchange.hold)
         exchange.note(images=len(files))
         ask = Ask(said.question, asked.options(), said.history, said.system, files)
         return await _answer(model(), ask, exchange, CHAT, asked)

@@ -36,7 +36,7 @@ class Limits:
         max_chunks: Most chunks of a body without a length.
         max_headers: Most header lines.
         max_header_bytes: The request line, the headers and what else is not the body (trailers) together.
-        max_buffered: All bodies that are held at once.
+        max_buffered: All bodies and fetched images that are held at once.
         max_connections: Most connections.
         max_images: Images of one request.
         max_image: Largest image file.

@@ -107,8 +107,9 @@ def tile_routes(plans: Plans, images: Images, limits: Limits, names: Sequence[st
     async def tiles(asked: ChatRequest, request: Request) -> Tiles:
         require_model(asked.model, names)
         said = conversation_of(asked.messages)
-        async with asyncio.timeout_at(exchange_of(request.scope).deadline):
-            files = await images.read(said.images)
+        exchange = exchange_of(request.scope)
+        async with asyncio.timeout_at(exchange.deadline):
+            files = await images.read(said.images, exchange.hold)
             ask = Ask(said.question, asked.options(), said.history, said.system, files)
             return await plans.ask(lambda planner: _planned(planner, ask, asked.model))
 

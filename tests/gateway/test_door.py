@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from nvlm_trt.gateway.fetch import Fetcher
+from nvlm_trt.gateway.fetch import Fetcher, Hold
 from nvlm_trt.gateway.settings import Limits
 
 from .door import Door, say
@@ -22,6 +22,14 @@ GENERATE = "/v2/models/nvlm/generate"
 KEY = "a-key-of-this-test-alone"
 LONG = b'{"text_input": "long"}'
 FLOOD = b'{"text_input": "flood"}'
+PICTURE = json.dumps(
+    {
+        "model": "nvlm",
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a.example/x.png"}}]}
+        ],
+    }
+).encode()
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +179,7 @@ def test_a_client_that_hangs_up_ends_the_fetching_for_it() -> None:
     began, ended = threading.Event(), threading.Event()
 
     class Slow(Fetcher):
-        async def fetch(self, url: str) -> bytes:
+        async def fetch(self, url: str, hold: Hold) -> bytes:
             began.set()
             try:
                 await asyncio.sleep(60)
@@ -179,13 +187,28 @@ def test_a_client_that_hangs_up_ends_the_fetching_for_it() -> None:
                 ended.set()
             return b""
 
-    image = {"type": "image_url", "image_url": {"url": "http://a.example/x.png"}}
-    body = json.dumps({"model": "nvlm", "messages": [{"role": "user", "content": [image]}]}).encode()
     with Door(Limits(fetch_time=60), fetcher=Slow((), 0)) as door:
-        connection = post(door, "/v1/chat/completions", body)
+        connection = post(door, "/v1/chat/completions", PICTURE)
         assert began.wait(10)
         connection.close()
         assert ended.wait(10)
+
+
+def test_fetched_images_take_room_until_their_request_has_ended() -> None:
+    class Held(Fetcher):
+        async def fetch(self, url: str, hold: Hold) -> bytes:
+            hold(1000)
+            await asyncio.sleep(60)
+            return b""
+
+    with Door(Limits(fetch_time=60, max_buffered=1500), fetcher=Held((), 0)) as door:
+        first = post(door, "/v1/chat/completions", PICTURE)
+        wait_for(door, "nvlm_buffered_bytes", len(PICTURE) + 1000)
+        answer = door.call("/v1/chat/completions", PICTURE)
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert door.metric("nvlm_buffered_bytes") == len(PICTURE) + 1000
+        first.close()
+        wait_for(door, "nvlm_buffered_bytes", 0)
 
 
 def test_a_request_id_is_kept_or_made(small: Door) -> None:

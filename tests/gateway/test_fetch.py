@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from nvlm_trt.gateway.errors import ApiError
-from nvlm_trt.gateway.fetch import Fetcher, is_public, system_resolve
+from nvlm_trt.gateway.fetch import Fetcher, Hold, is_public, system_resolve
 
 FILE = b"\xff\xd8 the bytes of an image"
 LIMIT = 1000
@@ -71,13 +71,14 @@ def fetch(
     domains: Sequence[str] = ("pictures.example:{port}",),
     host: str = "pictures.example",
     allowed: Callable[[str], bool] = lambda address: True,
+    hold: Hold = lambda size: None,
 ) -> bytes:
     async def run() -> bytes:
         async with a_server() as port:
             listed = [domain.format(port=port) for domain in domains]
             fetcher = Fetcher(listed, LIMIT, resolve=names or Names(["127.0.0.1"]), allowed=allowed)
             async with asyncio.timeout(20):
-                return await fetcher.fetch(f"http://{host}:{port}{path}".replace("PORT", str(port)))
+                return await fetcher.fetch(f"http://{host}:{port}{path}".replace("PORT", str(port)), hold)
 
     return asyncio.run(run())
 
@@ -140,7 +141,7 @@ def test_an_address_in_the_url_is_no_way_round(host: str) -> None:
 def test_other_urls_are_refused(url: str) -> None:
     fetcher = Fetcher(["pictures.example"], LIMIT, resolve=Names(["127.0.0.1"]), allowed=lambda address: True)
     with pytest.raises(ApiError, match="not allowed"):
-        asyncio.run(fetcher.fetch(url))
+        asyncio.run(fetcher.fetch(url, lambda size: None))
 
 
 def test_a_redirect_passes_the_same_checks() -> None:
@@ -170,6 +171,18 @@ def test_what_is_no_image_or_too_large_is_refused(path: str, code: str) -> None:
     refused(path, code)
 
 
+def test_bytes_are_held_as_they_come_and_fetched_no_further_where_there_is_no_room() -> None:
+    sizes: list[int] = []
+    fetch("/image", hold=sizes.append)
+    assert sum(sizes) == len(FILE)
+
+    def full(size: int) -> None:
+        raise ApiError(503, "no room", code="overloaded")
+
+    with pytest.raises(ApiError, match="no room"):
+        fetch("/slow", hold=full)
+
+
 def test_a_slow_server_is_given_up_by_whoever_set_the_time() -> None:
     async def run() -> None:
         async with a_server() as port:
@@ -178,7 +191,7 @@ def test_a_slow_server_is_given_up_by_whoever_set_the_time() -> None:
             )
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await fetcher.fetch(f"http://a.example:{port}/slow")
+                    await fetcher.fetch(f"http://a.example:{port}/slow", lambda size: None)
 
     asyncio.run(run())
 
@@ -190,7 +203,7 @@ def test_a_server_that_is_not_there_is_a_refusal() -> None:
     for resolve in (nowhere, Names(["127.0.0.1"])):
         fetcher = Fetcher(["a.example:1"], LIMIT, resolve=resolve, allowed=lambda address: True)
         with pytest.raises(ApiError, match="cannot be fetched"):
-            asyncio.run(fetcher.fetch("http://a.example:1/x"))
+            asyncio.run(fetcher.fetch("http://a.example:1/x", lambda size: None))
 
 
 def test_a_dns_that_does_not_answer_keeps_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

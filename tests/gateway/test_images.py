@@ -8,7 +8,7 @@ import base64
 import pytest
 
 from nvlm_trt.gateway.errors import ApiError
-from nvlm_trt.gateway.fetch import Fetcher
+from nvlm_trt.gateway.fetch import Fetcher, Hold
 from nvlm_trt.gateway.images import Images
 from nvlm_trt.gateway.settings import Limits
 
@@ -20,7 +20,7 @@ class Pictures(Fetcher):
         super().__init__((), 0)
         self.given_up: list[str] = []
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, hold: Hold) -> bytes:
         if url.endswith("refused"):
             raise ApiError(400, "no", code="url_not_fetched")
         try:
@@ -38,7 +38,7 @@ def inline(data: bytes, kind: str = "image/png") -> str:
 def read(urls: list[str], fetcher: Pictures | None = None, **limits: float) -> tuple[list[bytes], list[str]]:
     came: list[str] = []
     images = Images(Limits(**limits), fetcher or Pictures(), came.append)  # type: ignore[arg-type]
-    return asyncio.run(images.read(urls)), came
+    return asyncio.run(images.read(urls, lambda size: None)), came
 
 
 def refused(urls: list[str], code: str, status: int = 400, **limits: float) -> str:
