@@ -31,6 +31,10 @@ OPEN: Final = frozenset(
 PAGE: Final = "/page/"
 """Begins the paths of the page's files, which ask for none either: the page asks its user for one."""
 
+OPEN_BODY: Final = 4096
+"""Bytes of a body on such paths at most. None of them reads one, and who shows no key gets none of the room for bodies
+that those with keys need."""
+
 WORK: Final = re.compile(r"/v1/((chat/)?completions|tiles)|/v2/models/.*")
 """Paths that make the server work when they are posted to."""
 
@@ -97,7 +101,8 @@ class Door:
             await exchange.refuse(refusal)
 
     async def _let_in(self, exchange: Exchange) -> None:
-        if exchange.path not in OPEN and not exchange.path.startswith(PAGE):
+        is_open = exchange.path in OPEN or exchange.path.startswith(PAGE)
+        if not is_open:
             client = self._keys.check(exchange.headers.get(b"authorization"))
             exchange.key = client.name
             if exchange.key is None:
@@ -105,13 +110,14 @@ class Door:
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.stack.enter_context(client.request())
                 exchange.place = exchange.stack.enter_context(self._admission.place())
-        exchange.has_body(await self._read(exchange))
+        limit = self._limits.max_body
+        exchange.has_body(await self._read(exchange, min(limit, OPEN_BODY) if is_open else limit))
         await self._run(exchange)
 
-    async def _read(self, exchange: Exchange) -> bytes:
+    async def _read(self, exchange: Exchange, limit: int) -> bytes:
         try:
             async with asyncio.timeout(self._limits.body_time):
-                return await read_body(exchange.receive, exchange.headers, self._limits.max_body, exchange.hold)
+                return await read_body(exchange.receive, exchange.headers, limit, exchange.hold)
         except TimeoutError:
             raise ApiError(408, "the body did not come in time", code="request_timeout") from None
 

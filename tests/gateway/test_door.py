@@ -99,6 +99,16 @@ def test_without_a_key_only_probes_and_metrics_are_answered() -> None:
         assert KEY not in door.call("/metrics").data.decode()
 
 
+@pytest.mark.parametrize("path", ["/", "/page/nothing", "/health/live", "/metrics"])
+def test_who_shows_no_key_gets_no_room_for_a_body(path: str) -> None:
+    with Door(Limits(), api_keys=(KEY,)) as door:
+        head = b"POST %s HTTP/1.1\r\nHost: a\r\n" % path.encode()
+        assert say(door, head + b"Content-Length: 1000000\r\n\r\n").startswith(b"HTTP/1.1 413")
+        chunk = b"1388\r\n" + bytes(5000)
+        assert say(door, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk).startswith(b"HTTP/1.1 413")
+        assert door.call(path, bytes(4096)).status in (404, 405)
+
+
 def test_requests_beyond_the_places_are_refused_at_once(upstream: Upstream) -> None:
     with Door(Limits(max_concurrent=1, max_queue=1), http=upstream.port) as door:
         waiting = [post(door, GENERATE + "_stream", LONG) for _ in range(2)]
