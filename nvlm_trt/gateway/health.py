@@ -37,23 +37,32 @@ class Probe:
         model: The model.
         told: Told whether it answered.
         side: Of the picture, in pixels.
+        now: The clock, in seconds.
     """
 
-    def __init__(self, model: Callable[[], Model], told: Callable[[bool], None], side: int = 64) -> None:
+    def __init__(
+        self,
+        model: Callable[[], Model],
+        told: Callable[[bool], None],
+        side: int = 64,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         file = io.BytesIO()
         Image.new("RGB", (side, side), "grey").save(file, "PNG")
         self._image = file.getvalue()
         self._model = model
         self._told = told
+        self._now = now
         self._lock = asyncio.Lock()
         self._last: tuple[float, bool] | None = None
 
     async def works(self) -> bool:
         """Whether the model answers."""
         async with self._lock:
-            if self._last is None or time.monotonic() - self._last[0] > PROBE_KEPT_SECONDS:
-                self._last = (time.monotonic(), await self._ask())
-                self._told(self._last[1])
+            if self._last is None or self._now() - self._last[0] > PROBE_KEPT_SECONDS:
+                works = await self._ask()
+                self._last = (self._now(), works)  # after the answer, which may have taken longer than it stands
+                self._told(works)
             return self._last[1]
 
     async def _ask(self) -> bool:
