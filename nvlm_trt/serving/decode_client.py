@@ -12,6 +12,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from nvlm_trt.serving.faults import UnavailableError, error_of
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
+from nvlm_trt.serving.room import Room
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -43,6 +45,10 @@ CACHED: Final = CACHED_TOKENS[0]
 STOP_AFTER_SECONDS: Final = 0.05
 """From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
 started as cancelled, or has got the request by now and knows its id."""
+
+MAX_PIXEL_BYTES: Final = 512 << 20
+"""Pixels that are with the cpu target's vision encoder at once: it holds them in shared memory, and to encode them in
+its own. It is 891 tiles of 448 pixels."""
 
 STATUS_HEADER: Final = {"triton_grpc_error": "true"}
 """Makes the server end a failed stream with a status code; without it only a message comes."""
@@ -65,9 +71,14 @@ class DecodeClient:
     Args:
         tile_size: Side of a tile in pixels, where the vision encoder can be told to stop; None where it cannot.
         tells_cached: Whether the decoder tells how many tokens of a prompt its cache held.
+        max_pixel_bytes: Pixels that are with a vision encoder that can be told to stop, at most; a request of more is
+            sent alone.
     """
 
-    def __init__(self, tile_size: int | None = None, *, tells_cached: bool = False) -> None:
+    def __init__(
+        self, tile_size: int | None = None, *, tells_cached: bool = False, max_pixel_bytes: int = MAX_PIXEL_BYTES
+    ) -> None:
+        self._room = Room(math.inf if tile_size is None else max_pixel_bytes)
         self._stop_vision: Mapping[str, Array] | None = None
         if tile_size is not None:
             no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
@@ -89,27 +100,41 @@ class DecodeClient:
         """
         return self._decoding(DECODER, self._next_id(), inputs, traceparent=traceparent)
 
-    def start_ensemble(
+    async def start_ensemble(
         self, ensemble: str, inputs: Mapping[str, Array], traceparent: str | None = None
     ) -> GrpcDecoding:
-        """Start one decoding by an ensemble whose last step is `tensorrt_llm`.
+        """Start one decoding by an ensemble whose last step is `tensorrt_llm`, as soon as there is room for its pixels.
+
+        It waits here and not in the vision encoder, whose one thread takes requests and what stops them in their order.
+        Its pixels are held until the first response, which says that they are encoded, or until the vision encoder has
+        been told to stop.
 
         An ensemble does not tell a step that runs that its client has gone, so the vision encoder and the decoder are
         told by themselves: they know the request by the id that the ensemble passes on.
 
         Args:
             ensemble: Its name.
-            inputs: Its inputs.
+            inputs: Its inputs, tiles among them.
             traceparent: The span that asks.
         """
         request_id = self._next_id()
+        await self._room.take(request_id, inputs[TILES].nbytes)
 
         def stop() -> None:
             task = asyncio.get_running_loop().create_task(self._stop(request_id))
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
 
-        return self._decoding(ensemble, request_id, inputs, on_given_up=stop, traceparent=traceparent)
+        def encoded() -> None:
+            self._room.give(request_id)
+
+        try:
+            return self._decoding(
+                ensemble, request_id, inputs, on_response=encoded, on_given_up=stop, traceparent=traceparent
+            )
+        except Exception:
+            encoded()
+            raise
 
     async def close(self) -> None:
         """Close the connection, once the decoder has been told of all that was given up."""
@@ -120,14 +145,25 @@ class DecodeClient:
         return f"{self._prefix}-{next(self._numbers)}"
 
     async def _stop(self, request_id: str) -> None:
+        """Tell both at once: whatever holds up one of them does not hold up the other."""
         await asyncio.sleep(STOP_AFTER_SECONDS)
+        await asyncio.gather(self._end_encoding(request_id), self._end_decoding(request_id))
+
+    async def _end_encoding(self, request_id: str) -> None:
         try:
             if self._stop_vision is not None:
                 inputs = [_input(name, values) for name, values in self._stop_vision.items()]
                 await self._client.infer(VISION, inputs, request_id=request_id)
+        except (InferenceServerException, grpc.RpcError):
+            log.exception("tiles that were given up could not be stopped")
+        finally:
+            self._room.give(request_id)
+
+    async def _end_decoding(self, request_id: str) -> None:
+        try:
             async for _ in GrpcDecoding(self._client, DECODER, request_id, STOP_DECODER):
                 continue
-        except (NvlmTrtError, InferenceServerException, grpc.RpcError):
+        except NvlmTrtError:
             log.exception("a decoding that was given up could not be stopped")
 
 
@@ -140,6 +176,7 @@ class GrpcDecoding:
         request_id: Its id of the request.
         inputs: Its inputs.
         with_cached: Whether to ask how many tokens of the prompt the cache held.
+        on_response: Called with each response.
         on_given_up: Called where the decoding is stopped before its end.
         traceparent: The span that asks.
     """
@@ -152,6 +189,7 @@ class GrpcDecoding:
         inputs: Mapping[str, Array],
         *,
         with_cached: bool = False,
+        on_response: Callable[[], None] | None = None,
         on_given_up: Callable[[], None] | None = None,
         traceparent: str | None = None,
     ) -> None:
@@ -165,6 +203,7 @@ class GrpcDecoding:
             "enable_empty_final_response": True,
             "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
+        self._on_response = on_response
         self._on_given_up = on_given_up
         self._complete = False
         self._ended = asyncio.Event()
@@ -175,6 +214,8 @@ class GrpcDecoding:
             async for result, error in self._stream:
                 if error is not None:
                     raise error
+                if self._on_response is not None:
+                    self._on_response()
                 self._complete = result.get_response().parameters["triton_final_response"].bool_param
                 ids = result.as_numpy("output_ids")
                 if ids is not None:

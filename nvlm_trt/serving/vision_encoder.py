@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,6 @@ from nvlm_trt.vision.encoder import GiveUp
 
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
-
-MAX_BYTES_HELD: Final = 512 << 20
-"""Pixels of requests that are taken in and not answered: they lie in the model's shared memory. It is 891 tiles of 448
-pixels. Further requests wait in the server's queue, in the order of their arrival."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +67,6 @@ class _Asked:
     Attributes:
         client_id: The id that the client gave, by which it can stop the request; may be empty.
         channel: The way back.
-        size: Bytes that are held for it.
         span: Of the request.
         came: When it came.
         give_up: Of the encoder; None before it has the request.
@@ -79,7 +74,6 @@ class _Asked:
 
     client_id: str
     channel: Channel
-    size: int
     span: Span
     came: float
     give_up: GiveUp | None = None
@@ -92,11 +86,13 @@ _Answer: TypeAlias = tuple[_Asked, Rows | Exception]
 class VisionServer:
     """Feeds the encoder and sends what comes out.
 
+    Requests are taken as they come, however many wait, so that one that stops another is never held up; who sends them
+    sees to it that they are not too many (`nvlm_trt.serving.decode_client`).
+
     Args:
         encoder: The vision encoder.
         report: Called with the cache's figures after each answer.
         observe: Called with the seconds from each request to its rows.
-        max_bytes: Pixels of requests that are taken in and not answered at most; a request of more is taken in alone.
     """
 
     def __init__(
@@ -105,21 +101,18 @@ class VisionServer:
         report: Callable[[VisionCacheStatus], None],
         *,
         observe: Callable[[float], None] | None = None,
-        max_bytes: int = MAX_BYTES_HELD,
     ) -> None:
         self._encoder = encoder
         self._report = report
         self._observe = observe
-        self._max_bytes = max_bytes
-        self._held = 0
+        self._lock = threading.Lock()
         self._under_way: list[_Asked] = []
-        self._room = threading.Condition()
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
 
     def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED, *, client_id: str = "") -> None:
-        """Take a request, as soon as there is room; never raises, every outcome goes through the channel.
+        """Take a request; never waits nor raises, every outcome goes through the channel.
 
         Args:
             tiles: uint8 [n, s, s, 3]; they may be reused after the call.
@@ -127,11 +120,9 @@ class VisionServer:
             span: Of the request; ends with it.
             client_id: The client's id of the request.
         """
-        asked = _Asked(client_id, channel, tiles.nbytes, span, time.monotonic())
+        asked = _Asked(client_id, channel, span, time.monotonic())
         span.note({"nvlm.tiles": len(tiles)})
-        with self._room:
-            self._room.wait_for(lambda: not self._held or self._held + asked.size <= self._max_bytes)
-            self._held += asked.size
+        with self._lock:
             self._under_way.append(asked)
         try:
             asked.give_up = self._encoder.submit(
@@ -144,7 +135,7 @@ class VisionServer:
 
     def stop(self, client_id: str) -> None:
         """End the requests of this id; an unknown id is nothing to do. Called by the thread that submits."""
-        with self._room:
+        with self._lock:
             concerned = [asked for asked in self._under_way if client_id and asked.client_id == client_id]
         for asked in concerned:
             if asked.give_up is not None and asked.give_up():
@@ -164,10 +155,8 @@ class VisionServer:
                 self._report(self._encoder.status())
             except Exception:  # one request must not end the thread that serves the others
                 log.exception("sending failed")
-            with self._room:
-                self._held -= asked.size
+            with self._lock:
                 self._under_way.remove(asked)
-                self._room.notify_all()
 
     def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:
         if isinstance(outcome, Exception):

@@ -261,7 +261,7 @@ class Decoder:
         self.asked.append(("tensorrt_llm", inputs))
         return self
 
-    def start_ensemble(self, ensemble, inputs, traceparent=None):
+    async def start_ensemble(self, ensemble, inputs, traceparent=None):
         self.asked.append((ensemble, inputs))
         return self
 

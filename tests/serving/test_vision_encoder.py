@@ -25,7 +25,7 @@ class Encoder:
         self.closed = False
 
     def submit(self, tiles, done, found=None):
-        if (tiles == 13).any():
+        if (tiles[:, 0, 0, 0] == 13).any():
             raise RequestError("no tile")
         self.waiting.append(done)
         return lambda: self.waiting.remove(done) is None
@@ -112,32 +112,23 @@ def test_a_client_that_went_away_does_not_hold_up_the_others(served, caplog):
     assert "sending failed" in caplog.text
 
 
-def test_requests_beyond_the_room_wait_until_others_are_answered():
-    encoder = Encoder()
-    server = VisionServer(encoder, lambda _: None, max_bytes=3 * tile().nbytes)
-    channels = [Channel() for _ in range(4)]
-    sizes = (2, 1, 2, 5)  # the last is larger than the room: it is taken in alone
-    taken: queue.SimpleQueue[int] = queue.SimpleQueue()
+def test_a_stop_is_heard_however_many_pixels_wait(served):
+    server, encoder, _ = served
+    many = np.broadcast_to(np.uint8(1), (2000, 448, 448, 3))  # 1.2 GB of pixels, if they were there
+    channels = [Channel() for _ in range(3)]
 
-    def submit() -> None:
-        for number, (size, channel) in enumerate(zip(sizes, channels, strict=True)):
-            server.submit(np.repeat(tile(), size, axis=0), channel)
-            taken.put(number)
+    def execute() -> None:
+        for number, channel in enumerate(channels):
+            server.submit(many, channel, client_id=str(number))
+        server.stop("0")
 
-    submitting = threading.Thread(target=submit)
-    submitting.start()
-    assert [taken.get(timeout=30), taken.get(timeout=30)] == [0, 1]
-    assert len(encoder.waiting) == 2
-    encoder.give(ROWS)  # of the first; its two tiles make room for the third request
-    assert taken.get(timeout=30) == 2
-    assert len(encoder.waiting) == 2
-    encoder.give(ROWS)
-    encoder.give(ValueError("bad"))  # a failure makes room, too
-    assert taken.get(timeout=30) == 3
-    submitting.join(timeout=30)
-    encoder.give(ROWS)
-    assert channels[3].next() is ROWS
-    server.close()
+    executing = threading.Thread(target=execute, daemon=True)
+    executing.start()
+    assert isinstance(channels[0].next(), CancelledByClientError)
+    executing.join(timeout=30)
+    for channel in channels[1:]:
+        encoder.give(ROWS)
+        assert channel.next() is ROWS
 
 
 def test_what_is_to_be_sent_is_sent_before_the_end(served):

@@ -84,7 +84,7 @@ class _Backends:
         """Start the decoder, with the prompt table of these tiles where there are any."""
         if tiles is None:
             return self._decoder.start(inputs, span.traceparent)
-        return self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles}, span.traceparent)
+        return await self._decoder.start_ensemble(MULTIMODAL_DECODER, {**inputs, TILES: tiles}, span.traceparent)
 
     async def close(self) -> None:
         """Close the connection to the decoder; requests that are being prepared are left to end by themselves."""

@@ -1,0 +1,149 @@
+"""The way to the decoder, over a gRPC server that answers as the test says: what waits, what is told, what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nvlm_trt.serving.decode_client import GRPC_ADDRESS, DecodeClient
+
+PATIENCE = 60
+TILE = np.zeros((1, 4, 4, 3), np.uint8)
+
+
+class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Notes what comes; answers requests of the ensemble token by token as they are let through, all others at once.
+
+    Attributes:
+        came: Models and ids of requests, in the order of their coming.
+        tokens: Takes one more answer of the ensemble.
+        vision: Whether the vision encoder answers.
+    """
+
+    def __init__(self) -> None:
+        self.came: list[tuple[str, str]] = []
+        self.tokens = asyncio.Semaphore(0)
+        self.vision = asyncio.Event()
+        self.vision.set()
+
+    def ids(self, model: str) -> list[str]:
+        return [identity for asked, identity in self.came if asked == model]
+
+    async def ModelInfer(self, request, context):  # noqa: N802 - its name
+        self.came.append((request.model_name, request.id))
+        await self.vision.wait()
+        return service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+
+    async def ModelStreamInfer(self, requests, context):  # noqa: N802 - its name
+        async for request in requests:
+            self.came.append((request.model_name, request.id))
+            final = request.model_name != "ensemble"
+            if not final:
+                await self.tokens.acquire()
+            answer = service_pb2.ModelStreamInferResponse()
+            answer.infer_response.model_name = request.model_name
+            answer.infer_response.parameters["triton_final_response"].bool_param = final
+            yield answer
+
+
+def run(monkeypatch: pytest.MonkeyPatch, scene: Callable[[Server, DecodeClient], Awaitable[None]]) -> None:
+    """Run a scene with a client that has room for two tiles."""
+
+    async def main() -> None:
+        servicer, server = Server(), grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        monkeypatch.setenv(GRPC_ADDRESS, f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        client = DecodeClient(4, max_pixel_bytes=2 * TILE.nbytes)
+        try:
+            await asyncio.wait_for(scene(servicer, client), PATIENCE)
+        finally:
+            servicer.vision.set()
+            await client.close()
+            await server.stop(None)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def begin(client: DecodeClient, tiles: int = 1) -> asyncio.Task:
+    """A request with tiles that waits for its first token."""
+
+    async def ask() -> None:
+        decoding = await client.start_ensemble("ensemble", {"tiles": np.repeat(TILE, tiles, axis=0)})
+        try:
+            async for _ in decoding:
+                raise AssertionError("the server sends no tokens")
+        finally:
+            await decoding.stop()
+
+    return asyncio.create_task(ask())
+
+
+async def give_up(*tasks: asyncio.Task) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def test_pixels_wait_until_those_of_others_are_encoded(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        tasks = [begin(client, tiles) for tiles in (1, 1, 2)]
+        await until(lambda: len(server.ids("ensemble")) == 2)
+        server.tokens.release()
+        await asyncio.sleep(0.1)
+        assert len(server.ids("ensemble")) == 2
+        server.tokens.release()
+        await until(lambda: len(server.ids("ensemble")) == 3)
+        await give_up(*tasks)
+
+    run(monkeypatch, scene)
+
+
+def test_who_gives_up_waiting_was_never_sent_and_who_gives_up_what_was_sent_makes_room(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        sent, waiting, last = begin(client, 2), begin(client), begin(client, 2)
+        await until(lambda: server.ids("ensemble"))
+        await give_up(waiting)
+        server.vision.clear()
+        await give_up(sent)
+        await until(lambda: server.ids("vision_encoder") and server.ids("tensorrt_llm"))
+        await asyncio.sleep(0.1)
+        assert len(server.ids("ensemble")) == 1  # the vision encoder may hold the pixels until it has answered
+        server.vision.set()
+        await until(lambda: len(server.ids("ensemble")) == 2)
+        assert server.ids("vision_encoder") == server.ids("tensorrt_llm") == server.ids("ensemble")[:1]
+        await give_up(last)
+
+    run(monkeypatch, scene)
+
+
+def test_the_decoder_is_told_to_stop_while_the_vision_encoder_does_not_answer(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        server.vision.clear()
+        task = begin(client)
+        await until(lambda: server.ids("ensemble"))
+        await give_up(task)
+        await until(lambda: server.ids("vision_encoder") and server.ids("tensorrt_llm"))
+
+    run(monkeypatch, scene)
+
+
+def test_a_request_that_cannot_be_sent_takes_no_room(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        with pytest.raises(TypeError):
+            await client.start_ensemble("ensemble", {"tiles": TILE, "x": np.zeros(1, np.complex64)})
+        task = begin(client, 2)
+        await until(lambda: server.ids("ensemble"))
+        await give_up(task)
+
+    run(monkeypatch, scene)
