@@ -195,7 +195,7 @@ class GrpcDecoding:
     ) -> None:
         self._with_cached = with_cached
         self._with_log_probs = bool(inputs["return_log_probs"].item()) if "return_log_probs" in inputs else False
-        self._request = {
+        request = {
             "model_name": model,
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
@@ -207,7 +207,7 @@ class GrpcDecoding:
         self._on_given_up = on_given_up
         self._complete = False
         self._ended = asyncio.Event()
-        self._stream = client.stream_infer(self._requests(), headers=STATUS_HEADER)
+        self._stream = client.stream_infer(self._requests(request), headers=STATUS_HEADER)
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
@@ -247,8 +247,9 @@ class GrpcDecoding:
         if self._on_given_up is not None:
             self._on_given_up()
 
-    async def _requests(self) -> AsyncIterator[dict[str, object]]:
-        yield self._request
+    async def _requests(self, request: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+        yield request
+        request.clear()  # the stream keeps it to its end, and with it the pixels
         await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
 
 

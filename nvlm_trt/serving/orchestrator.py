@@ -125,6 +125,7 @@ class Orchestrator:
         inputs["streaming"] = np.array([[stream or bool(stop_words)]])
         answer = _Answer(self._tokenizer, stop_words, inputs, num_tiles)
         decoding = await self._backends.decode(inputs, tiles, span)
+        del prepared, tiles  # they are sent: nobody needs the pixels any more
         rest = ""
         try:
             async for decoded in decoding:

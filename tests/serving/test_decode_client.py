@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS, DecodeClient
@@ -144,6 +146,20 @@ def test_a_request_that_cannot_be_sent_takes_no_room(monkeypatch):
             await client.start_ensemble("ensemble", {"tiles": TILE, "x": np.zeros(1, np.complex64)})
         task = begin(client, 2)
         await until(lambda: server.ids("ensemble"))
+        await give_up(task)
+
+    run(monkeypatch, scene)
+
+
+def test_what_was_sent_is_not_kept_while_the_answer_is_made(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        def kept() -> list[str]:
+            return [made.name() for made in gc.get_objects() if type(made) is triton.InferInput]
+
+        task = begin(client)
+        await until(lambda: server.ids("ensemble"))
+        await until(lambda: not kept())
+        assert not task.done()
         await give_up(task)
 
     run(monkeypatch, scene)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Mapping
 
 import numpy as np
@@ -153,6 +155,21 @@ def test_tiles_go_to_the_decoder_beside_its_inputs(tokenizer, ids, text):
     assert backends.decoded_tiles is not None
     assert backends.decoded_tiles.shape == (3, 2, 2, 3)
     assert not {"tiles", "num_tiles"} & set(backends.inputs)
+
+
+def test_pixels_are_not_kept_while_the_answer_is_made(tokenizer, ids, text):
+    backends = FakeBackends(one_by_one(ids), tiles=3)
+    fields = {"text_input": text("x"), "image_bytes": text("file"), "stream": np.array([True])}
+
+    async def run() -> None:
+        answer = Orchestrator(backends, tokenizer).answer(fields)
+        await anext(answer)
+        pixels, backends.decoded_tiles = weakref.ref(backends.decoded_tiles), None
+        gc.collect()
+        assert pixels() is None
+        await answer.aclose()
+
+    asyncio.run(run())
 
 
 def test_bad_stop_words_are_refused_before_anything_is_asked(tokenizer, text):
