@@ -37,8 +37,11 @@ class Runner(Protocol):
     def check(self, tiles: Tiles) -> None:
         """Raise RequestError where these are no tiles."""
 
-    def encode(self, tiles: Tiles) -> Rows:
-        """Rows float32 [n, tokens_per_tile, hidden] of tiles uint8 [n, s, s, 3]."""
+    def encode(self, tiles: Tiles, given_up: Callable[[], bool]) -> Rows:
+        """Rows float32 [n, tokens_per_tile, hidden] of tiles uint8 [n, s, s, 3].
+
+        It raises where `given_up` is true before it begins.
+        """
 
     def cancel(self) -> None:
         """End the `encode` that runs, from another thread: it raises; nothing to do where none runs."""
@@ -167,7 +170,7 @@ class TileEncoder:
                 key, tile = next(iter(self._jobs[0].waiting.items()))
                 self._under_way, self._abandoned = key, False
             try:
-                rows = self._runner.encode(tile)[0]
+                rows = self._runner.encode(tile, lambda: self._abandoned)[0]
             except Exception as error:  # whatever the runtime raises must not end the worker
                 if self._abandoned:  # who has come to wait for it since gets another turn
                     continue

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from nvlm_trt.errors import EngineError, RequestError
+from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.turns import Turns
 from nvlm_trt.vision.build_cpu import BIN_NAME, XML_NAME
 from nvlm_trt.vision.description import CpuEngineDescription
@@ -18,6 +19,10 @@ from nvlm_trt.vision.slices import pause_between_slices
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 """Always set: OpenVINO's own choice is bf16 wherever the processor has it. Of int8 it is for what stays in float."""
+
+
+def _wanted() -> bool:
+    return False
 
 
 class VisionRunner:
@@ -91,23 +96,27 @@ class VisionRunner:
         if tiles.ndim != 4 or tiles.shape[1:] != (side, side, 3):
             raise RequestError("tiles have the wrong shape", seen=list(tiles.shape), expected=f"[n, {side}, {side}, 3]")
 
-    def encode(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def encode(self, tiles: npt.NDArray[np.uint8], given_up: Callable[[], bool] = _wanted) -> npt.NDArray[np.float32]:
         """Encode tiles.
 
         Args:
             tiles: uint8 [n, tile_size, tile_size, 3], RGB; n may be 0.
+            given_up: Whether nobody wants them any more; asked before each tile, when its turn has come.
 
         Returns:
             float32 [n, tokens_per_tile, hidden_size], the caller's own.
 
         Raises:
             RequestError: the tiles are of another type or shape.
+            ServerError: they were given up.
         """
         self.check(tiles)
         table = np.empty((len(tiles), self.tokens_per_tile, self.hidden_size), dtype=np.float32)
         with self._lock:
             for tile, rows in zip(tiles, table, strict=True):
                 with self._turns.taken():
+                    if given_up():  # while it waited: `cancel` ends only what has been started
+                        raise ServerError("the tile was given up")
                     self._request.start_async([np.ascontiguousarray(tile[np.newaxis])])
                     self._request.wait()  # infer() of one thread cannot be cancelled
                 rows[:] = self._request.get_output_tensor().data[0]

@@ -36,7 +36,7 @@ class Steps:
         if tiles.dtype != np.uint8:
             raise RequestError("no tiles")
 
-    def encode(self, tiles: np.ndarray) -> np.ndarray:
+    def encode(self, tiles: np.ndarray, given_up: Callable[[], bool]) -> np.ndarray:
         (value,) = tiles[:, 0, 0, 0].tolist()
         self.begun.put(value)
         if not self.free:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from nvlm_trt.turns import Turns
 from nvlm_trt.vision import slices
+from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
 SHAPE = "five heads and three dummies"
@@ -64,6 +67,27 @@ def test_the_turn_is_free_after_a_tile_that_was_cancelled(export_of, checkpoint_
     others.give()
     ended.join()
     assert others.take() < 30
+
+
+def test_a_tile_that_is_given_up_while_it_waits_for_its_turn_is_not_begun(
+    export_of, checkpoint_of, tiles_of, tmp_path, caplog
+):
+    tiles = tiles_of(2, checkpoint_of(SHAPE).config.tile_size)
+    mine, others, ended = Turns(tmp_path), Turns(tmp_path), queue.SimpleQueue()
+    encoder = TileEncoder(VisionRunner(export_of(SHAPE, "fp32") / "cpu", threads=1, turns=mine))
+    others.take()
+    give_up = encoder.submit(tiles[:1], ended.put)
+    while not mine.waiting:
+        time.sleep(0.002)
+    assert give_up()
+    encoder.submit(tiles[1:], ended.put)
+    others.give()
+    assert ended.get(timeout=60).shape[0] == 1
+    encoder.close()
+    slices_of_a_tile = 2 * checkpoint_of(SHAPE).config.vision.num_layers + 1
+    assert mine.count == 1 + slices_of_a_tile
+    assert ended.empty()
+    assert not caplog.text
 
 
 def test_a_small_tile_stays_whole_and_a_larger_one_has_slices_of_some_work(
