@@ -31,7 +31,7 @@ class Turns:
 
     Attributes:
         count: Turns that it had so far.
-        waiting: Whether it waits for its turn now: then it neither computes nor hangs.
+        waiting: Whether it waits for its turn now: then it neither computes nor hangs. Whoever has the turn may hang.
     """
 
     def __init__(self, directory: Path | None = None) -> None:

@@ -92,6 +92,11 @@ class TileEncoder:
         """Requests that wait for a tile."""
         return len(self._jobs)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do, the end of a tile that nobody wants any more included."""
+        return bool(self._jobs) or self._under_way is not None
+
     def status(self) -> VisionCacheStatus:
         """Of the cache: what it did, and what it holds."""
         return self._cache.status()
@@ -173,6 +178,8 @@ class TileEncoder:
                 rows = self._runner.encode(tile, lambda: self._abandoned)[0]
             except Exception as error:  # whatever the runtime raises must not end the worker
                 if self._abandoned:  # who has come to wait for it since gets another turn
+                    with self._wake:
+                        self._under_way = None
                     continue
                 log.exception("encoding a tile failed")
                 self._end(self._turn(key, None), error)

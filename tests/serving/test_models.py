@@ -21,6 +21,7 @@ from nvlm_trt.serving.config_parts import ModelConfig
 from nvlm_trt.serving.heartbeat import read_beats
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC
+from nvlm_trt.turns import Turns
 
 
 @pytest.fixture
@@ -460,3 +461,58 @@ def test_nvlm_refuses_more_than_it_can_hold(nvlm, request_of, text):
     assert not first.sender.final
     first.sender.cancelled = True
     wait(lambda: first.sender.final)
+
+
+def position_of(load, name, **patches):
+    """What a model's heartbeat follows, and the model."""
+    followed = []
+
+    def progress(position):
+        followed.append(position)
+        return lambda: 0.0
+
+    model = load(name, Progress=progress, **patches)
+    return followed[0], model
+
+
+def test_a_decoder_that_waits_for_its_turn_does_not_hang_and_one_that_has_it_may(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVLM_TRT_HEARTBEAT_DIR", str(tmp_path))
+    position, model = position_of(load, "tensorrt_llm", DecoderEngine=Engine)
+    assert position() == model.engine.heartbeat
+    vision = Turns(tmp_path)
+    vision.take()
+    waiting = threading.Thread(target=model.turns.take)
+    waiting.start()
+    wait(lambda: position() is None)
+    vision.give()
+    waiting.join()
+    assert position() == model.engine.heartbeat
+    model.turns.give()
+
+
+def test_vision_encoder_hangs_in_a_tile_that_does_not_end_though_nobody_wants_it_any_more(load, request_of):
+    begun, ended = threading.Event(), threading.Event()
+
+    class Stuck(Runner):
+        def encode(self, tiles, given_up):
+            begun.set()
+            ended.wait(timeout=60)
+            raise RuntimeError("cancelled")
+
+        def cancel(self):
+            """It does not hear."""
+
+    position, model = position_of(load, "vision_encoder", VisionRunner=Stuck)
+    assert position() is None
+    asked, stop = (
+        of_value(request_of, 1),
+        request_of({"tiles": np.zeros((0, 2, 2, 3), np.uint8), "stop": np.array([True])}),
+    )
+    asked.identity = stop.identity = "a"
+    model.execute([asked])
+    assert begun.wait(timeout=30)
+    model.execute([stop])
+    wait(lambda: asked.sender.final)
+    assert position() == model.turns.count
+    ended.set()
+    wait(lambda: position() is None)

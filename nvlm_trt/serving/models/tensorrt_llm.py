@@ -95,8 +95,8 @@ class TritonPythonModel(Model):
         self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Tell whether the engine's worker turns; an idle one does, too."""
-        still = Progress(lambda: self.engine.heartbeat)
+        """Tell whether the engine's worker turns; an idle one does, too, and one that waits for its turn need not."""
+        still = Progress(lambda: None if self.turns.waiting else self.engine.heartbeat)
         return Heartbeat(name, still=still, active=lambda: self.server.active)
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -52,7 +52,7 @@ class TritonPythonModel(Model):
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Tell whether tiles that wait are encoded, slice by slice."""
-        still = Progress(lambda: self.turns.count if self.encoder.waiting and not self.turns.waiting else None)
+        still = Progress(lambda: self.turns.count if self.encoder.busy and not self.turns.waiting else None)
         return Heartbeat(name, still=still, active=lambda: self.encoder.waiting)
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
