@@ -99,7 +99,7 @@ def test_tiles_in_another_order_are_noticed(
     engine = engine_of("fp32", "fp32")
     for kind in (VisionRunner, TileEncoder):
         encode = kind.encode
-        monkeypatch.setattr(kind, "encode", lambda self, tiles, encode=encode: encode(self, tiles[::-1]))
+        monkeypatch.setattr(kind, "encode", lambda self, tiles, *rest, encode=encode: encode(self, tiles[::-1], *rest))
     report = verify_engine(engine, tiny_checkpoint, load_recipe(engine / "recipe.yaml"))
     failed = {(check.part, check.gate.figure) for check in report.checks if not check.ok}
     assert ("vision", "max_rel_error") in failed
@@ -163,7 +163,7 @@ def test_an_engine_that_shuffles_its_tiles_loses_points_and_is_told_so(
 ) -> None:
     engine = engine_of("bf16", "bf16")
     encode = VisionRunner.encode
-    monkeypatch.setattr(VisionRunner, "encode", lambda self, tiles: encode(self, tiles)[:, ::-1])
+    monkeypatch.setattr(VisionRunner, "encode", lambda self, tiles, *rest: encode(self, tiles, *rest)[:, ::-1])
     report = verify_engine(engine, tiny_checkpoint, with_gates(engine, task=str(task)))
     failed = {(check.part, check.gate.figure) for check in report.checks if not check.ok}
     assert ("task", "accuracy_drop") in failed
