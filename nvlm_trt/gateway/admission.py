@@ -60,7 +60,7 @@ class Admission:
 
     Attributes:
         working: Requests that the server works on.
-        buffered: Bytes of their bodies.
+        buffered: Bytes of their bodies and fetched images.
     """
 
     def __init__(
