@@ -3,6 +3,7 @@
 
     python scripts/train_mini.py --work DIR           # all phases; stopped at any time, it goes on where it was
     python scripts/train_mini.py --work DIR --until projector
+    python scripts/train_mini.py --work DIR --further CHECKPOINT    # goes on from a miniature that is finished
 
 Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language model that first have to be made:
 
@@ -14,6 +15,9 @@ Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language
     reading     decoder and projector, on pictures of one tile
     together    decoder and projector, on pictures of up to six tiles
     export      a checkpoint in the release's layout: names, F32 and BF16, dummy heads, shards, index, tokenizer
+
+A finished miniature goes on with new heads to its encoder (`heads`), the encoder through them (`vision-further`), and
+what reads it (`together-further`).
 
 State lies in DIR as safetensors, curves as log.jsonl and curves.png. Products are in bfloat16, weights in float32.
 A GPU is used where there is one, or what --device names.
@@ -30,7 +34,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +49,22 @@ from nvlm_trt.errors import UserError
 from nvlm_trt.miniature.assets import Split
 from nvlm_trt.miniature.conversations import Conversation, batches
 from nvlm_trt.miniature.labels import CHARACTERS, COLOUR_NAMES, PLACES, SHAPE_NAMES, SLOTS, label
-from nvlm_trt.miniature.scenes import ONE_TILE_SCENES, SCENES, SEEN, Shares, arithmetic, copying
+from nvlm_trt.miniature.scenes import (
+    ONE_TILE_SCENES,
+    SCENES,
+    SEEN,
+    Shares,
+    arithmetic,
+    chart,
+    compare,
+    copying,
+    follow_up,
+    objects,
+    signs,
+    tiny,
+)
 from nvlm_trt.miniature.vocabulary import learn_merges
+from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig, VisionConfig
 from nvlm_trt.model.mini_tokenizer import tokenizer_size, write_tokenizer
 from nvlm_trt.model.reference.decoder import rope_table, rotate
@@ -105,6 +125,7 @@ class Phase:
             nothing else: a conversation has few tokens of answers, and Muon's steps are as long however noisy they are.
         batch: Tiles (vision) or conversations a step.
         seed: Of its data.
+        learns: Parts of the model, of `parts`; with the heads among them the data are tiles.
         scenes: What its conversations are about.
     """
 
@@ -114,16 +135,34 @@ class Phase:
     muon: float
     batch: int
     seed: int
+    learns: tuple[str, ...]
     scenes: Shares = ()
 
 
 PHASES = (
-    Phase("vision", 9000, 1e-3, 0.02, 64, 1),
-    Phase("text", 400, 1e-3, 0.02, 48, 2, TEXT_ALONE),
-    Phase("projector", 300, 1e-3, 0.0, 24, 3, SCENES),
-    Phase("reading", 3000, 1e-3, 0.004, 32, 4, ONE_TILE_SCENES),
-    Phase("together", 3000, 1e-3, 0.004, 24, 5, SCENES),
+    Phase("vision", 9000, 1e-3, 0.02, 64, 1, ("encoder", "heads")),
+    Phase("text", 400, 1e-3, 0.02, 48, 2, ("decoder",), TEXT_ALONE),
+    Phase("projector", 300, 1e-3, 0.0, 24, 3, ("projector",), SCENES),
+    Phase("reading", 3000, 1e-3, 0.004, 32, 4, ("decoder", "projector"), ONE_TILE_SCENES),
+    Phase("together", 3000, 1e-3, 0.004, 24, 5, ("decoder", "projector"), SCENES),
 )
+WORST_MORE: Shares = (
+    (objects, 0.34),
+    (signs, 0.26),
+    (tiny, 0.12),
+    (chart, 0.12),
+    (compare, 0.06),
+    (follow_up, 0.04),
+    (arithmetic, 0.04),
+    (copying, 0.02),
+)
+"""What a finished miniature answers worst comes more often."""
+FURTHER = (
+    Phase("heads", 200, 2e-3, 0.0, 64, 6, ("heads",)),
+    Phase("vision-further", 5500, 7e-4, 0.014, 64, 7, ("encoder", "heads")),
+    Phase("together-further", 2800, 1e-3, 0.004, 24, 8, ("decoder", "projector"), WORST_MORE),
+)
+"""After a finished training: its encoder's heads were thrown away."""
 
 
 # The model, batched: the same products as nvlm_trt.model.reference, which the tests compare it with.
@@ -471,68 +510,88 @@ def _restore(path: Path, phase: Phase, parameters: Weights, rates: list[tuple[to
 
 def main() -> None:
     """Run the phases in order."""
-    names = ("tokenizer", "pictures", *(phase.name for phase in PHASES), "export")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of the state")
-    parser.add_argument("--until", choices=names, default="export", help="the last phase to run")
+    parser.add_argument("--further", type=Path, metavar="CHECKPOINT", help="go on from a miniature that is finished")
+    parser.add_argument("--until", help="the last phase to run; default: export")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the products")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="the checkpoint directory to make; default: WORK/nvlm-d-mini")
     options = parser.parse_args()
+    phases = FURTHER if options.further else PHASES
+    names = ("tokenizer", "pictures", *(phase.name for phase in phases), "export")
+    if options.until not in (None, *names):
+        parser.error(f"argument --until: {options.until} is none of {', '.join(names)}")
     torch.set_num_threads(options.threads)
-    work, todo = options.work, names[: names.index(options.until) + 1]
+    work, todo = options.work, names[: names.index(options.until or "export") + 1]
     work.mkdir(parents=True, exist_ok=True)
 
     merges = learn_merges(MAX_MERGES)
     assert tokenizer_size(merges) <= CONFIG.decoder.vocab_size
     write_tokenizer(work, merges)
     tokenizer = NvlmTokenizer.load(work)
-    files = [render(work, "train", number, SHARD_SCENES) for number in range(SHARDS)] if "pictures" in todo else []
-    vision, text, projector, reading, together = PHASES
-    width = CONFIG.projector_in
+    weights = initial(parts("encoder", "heads"), 11) | initial(parts("decoder", "projector"), 13)
+    if options.further:
+        weights |= finished(options.further)
+    files = []
+    if "pictures" in todo:
+        with ProcessPoolExecutor(options.threads) as pool:
+            files = list(pool.map(partial(render, work, "train", scenes=SHARD_SCENES), range(SHARDS)))
+
+    def data(phase: Phase, first: int) -> Iterator[object]:
+        if "heads" in phase.learns:
+            return shard_batches(files, phase.batch, phase.seed, first)
+        stream = Stream(phase, first, tokenizer)
+        return iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8))
+
+    for phase in phases:
+        if phase.name in todo:
+            loss = vision_loss if "heads" in phase.learns else answer_loss
+            validation = held_out(phase, tokenizer) if phase.scenes else ()
+            learned = list(parts(*phase.learns))
+            weights = train(work, phase, weights, learned, loss, partial(data, phase), options.device, validation)
+    if "export" in todo:
+        export(options.output or work / "nvlm-d-mini", weights, merges)
+        plot(work, phases)
+
+
+def parts(*names: str) -> dict[str, tuple[int, ...]]:
+    """Tensors of parts of the model, without dummy heads, and their shapes."""
     heads = {}
     for name, classes in HEADS.items():
         slots = SLOTS if name in ("characters", "ordinals") else 1
-        heads |= {f"head.{name}.weight": (classes * slots * CONFIG.shuffle**2, width)}
+        heads |= {f"head.{name}.weight": (classes * slots * CONFIG.shuffle**2, CONFIG.projector_in)}
         heads |= {f"head.{name}.bias": (classes * slots * CONFIG.shuffle**2,)}
-    shapes = vision_tensors(CONFIG, 0) | heads
-    weights = initial(shapes, 11)
-    if vision.name in todo:
-        weights = train(
-            work,
-            vision,
-            weights,
-            list(shapes),
-            vision_loss,
-            lambda first: shard_batches(files, vision.batch, vision.seed, first),
-            options.device,
-        )
-    weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    decoder, projecting = decoder_tensors(CONFIG), projector_tensors(CONFIG)
-    weights |= initial(decoder | projecting, 13)
-    both = decoder | projecting
-    for phase, learned in ((text, decoder), (projector, projecting), (reading, both), (together, both)):
-        if phase.name in todo:
-            held_out = batches(
-                phase.seed, 0, size=32, split="validation", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes
-            )
-            weights = train(
-                work,
-                phase,
-                weights,
-                list(learned),
-                answer_loss,
-                lambda first, phase=phase: iter(
-                    torch.utils.data.DataLoader(
-                        Stream(phase, first, tokenizer), batch_size=None, num_workers=1, prefetch_factor=8
-                    )
-                ),
-                options.device,
-                list(itertools.islice(held_out, HELD_OUT)),
-            )
-    if "export" in todo:
-        export(options.output or work / "nvlm-d-mini", weights, merges)
-        plot(work)
+    known = {
+        "encoder": vision_tensors(CONFIG, 0),
+        "heads": heads,
+        "decoder": decoder_tensors(CONFIG),
+        "projector": projector_tensors(CONFIG),
+    }
+    return {tensor: shape for name in names for tensor, shape in known[name].items()}
+
+
+def held_out(phase: Phase, tokenizer: NvlmTokenizer) -> list[list[Conversation]]:
+    """Batches of the validation split, of what a phase is about."""
+    stream = batches(
+        phase.seed, 0, size=32, split="validation", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes
+    )
+    return list(itertools.islice(stream, HELD_OUT))
+
+
+def finished(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights of a miniature that was exported, in float32, without its dummy heads.
+
+    Raises:
+        UserError: it is none, or of other sizes.
+    """
+    opened = Checkpoint.open(checkpoint)
+    if opened.config != CONFIG:
+        raise UserError(f"{checkpoint} is of another model", seen=str(opened.config), expected=str(CONFIG))
+    return {
+        name: unpadded(name, opened.read(name, torch.float32), shape)
+        for name, shape in parts("encoder", "decoder", "projector").items()
+    }
 
 
 def export(out: Path, weights: Weights, merges: str) -> None:
@@ -553,13 +612,20 @@ def padded(value: torch.Tensor, tensor: TensorSpec) -> torch.Tensor:
     return F.pad(value, (0, tensor.shape[-1] - value.shape[-1]))
 
 
-def plot(work: Path) -> None:
+def unpadded(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor without its dummy heads: what `padded` was given."""
+    if name.endswith("attn.qkv.weight"):
+        return torch.cat([part[: shape[0] // 3] for part in value.chunk(3)])
+    return value[tuple(slice(size) for size in shape)]
+
+
+def plot(work: Path, phases: Sequence[Phase]) -> None:
     """Draw the curves of log.jsonl, one panel a phase, into curves.png; of steps done twice the last ones count."""
     from matplotlib.figure import Figure
 
     logged = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
-    figure = Figure(figsize=(4 * len(PHASES), 3.2), layout="constrained")
-    for axes, phase in zip(figure.subplots(1, len(PHASES)), PHASES, strict=True):
+    figure = Figure(figsize=(4 * len(phases), 3.2), layout="constrained")
+    for axes, phase in zip(figure.subplots(1, len(phases)), phases, strict=True):
         drawn: dict[str, dict[int, float]] = {}
         for row in logged:
             for key in row.keys() - {"phase", "step"} if row["phase"] == phase.name else ():

@@ -19,21 +19,27 @@ from nvlm_trt.errors import UserError
 
 Split = Literal["train", "validation", "test"]
 
-DEJAVU = "matplotlib/mpl-data/fonts/ttf"
-FONT_FILES: dict[str, tuple[str, ...]] = {
-    "train": (
-        *(
-            f"{DEJAVU}/DejaVuS{name}.ttf"
-            for name in ("ans", "ans-Bold", "ansMono", "ansMono-Bold", "erif", "erif-Bold")
-        ),
-        f"{DEJAVU}/DejaVuSans-Oblique.ttf",
-        f"{DEJAVU}/STIXGeneralBol.ttf",
-        *(f"font_roboto/files/Roboto-{name}.ttf" for name in ("Regular", "Medium", "Bold", "Black", "BoldItalic")),
-        *(f"font_source_sans_pro/files/SourceSansPro-{name}.ttf" for name in ("Regular", "Semibold", "Bold")),
-        *(f"font_source_serif_pro/files/SourceSerifPro-{name}.ttf" for name in ("Regular", "Semibold", "Bold")),
-        *(f"font_hanken_grotesk/files/HankenGrotesk-{name}.otf" for name in ("Regular", "SemiBold", "Bold")),
-        "font_fredoka_one/files/FredokaOne-Regular.ttf",
+MATPLOTLIB = "matplotlib/mpl-data/fonts/ttf"
+_COMMON = (
+    *(
+        f"{MATPLOTLIB}/DejaVuS{name}.ttf"
+        for name in ("ans", "ans-Bold", "ansMono", "ansMono-Bold", "erif", "erif-Bold")
     ),
+    f"{MATPLOTLIB}/DejaVuSans-Oblique.ttf",
+    f"{MATPLOTLIB}/STIXGeneralBol.ttf",
+    *(f"font_roboto/files/Roboto-{name}.ttf" for name in ("Regular", "Medium", "Bold", "Black", "BoldItalic")),
+    *(f"font_source_sans_pro/files/SourceSansPro-{name}.ttf" for name in ("Regular", "Semibold", "Bold")),
+    *(f"font_source_serif_pro/files/SourceSerifPro-{name}.ttf" for name in ("Regular", "Semibold", "Bold")),
+    *(f"font_hanken_grotesk/files/HankenGrotesk-{name}.otf" for name in ("Regular", "SemiBold", "Bold")),
+    "font_fredoka_one/files/FredokaOne-Regular.ttf",
+)
+FONT_FILES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        *_COMMON,
+        *(f"{MATPLOTLIB}/{name}.ttf" for name in ("STIXGeneral", "STIXGeneralItalic", "cmr10", "cmb10", "cmss10")),
+        *(f"{MATPLOTLIB}/{name}.ttf" for name in ("cmtt10", "DejaVuSerif-BoldItalic", "DejaVuSansMono-Oblique")),
+    ),
+    "validation": _COMMON,
     "test": (
         *(f"font_manrope/files/Manrope-{name}.ttf" for name in ("Medium", "SemiBold", "Bold")),
         *(f"font_caladea/files/Caladea-{name}.ttf" for name in ("Regular", "Bold")),
@@ -48,13 +54,13 @@ TEST_SHARE = 5
 
 
 def fonts(split: Split) -> tuple[Path, ...]:
-    """The font files of a split; validation shares those of training.
+    """The font files of a split; those of validation are some of training's.
 
     Raises:
         UserError: a package of fonts is not installed.
     """
     home = Path(sysconfig.get_path("purelib"))
-    files = tuple(home / name for name in FONT_FILES[_source(split)])
+    files = tuple(home / name for name in FONT_FILES[split])
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(

@@ -29,6 +29,12 @@ OBJECT_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 MIN_CONTRAST = 80
 """Difference of luma (0 to 255) between a colour and what lies under it, below which text is not drawn there."""
+WARPED = 0.6
+"""Share of the texts of training whose letters are bent: two dozen fonts are too few to read others by."""
+
+Warp = tuple[tuple[float, float], tuple[float, float]]
+"""Rows of the matrix that takes a pixel of a bent character to its place in the straight one."""
+_SMOOTH = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +140,29 @@ class Canvas:
         left = x - sum(advances) / 2
         draw = ImageDraw.Draw(self.image)
         fill = jittered(COLOURS[colour], 10, rng)
+        warp = _warp(rng) if self.split == "train" and rng.random() < WARPED else None
         for place, (char, advance) in enumerate(zip(text, advances, strict=True)):
             centre = left + advance / 2
-            draw.text((centre, y + height / 2), char, fill=fill, font=face, anchor="ms")
+            if warp:
+                self._warped(char, centre, y, height, face, fill, warp)
+            else:
+                draw.text((centre, y + height / 2), char, fill=fill, font=face, anchor="ms")
             if char != " ":
                 self.glyphs.append(Glyph(char, centre, y, advance, height, colour, place))
             left += advance
+
+    def _warped(
+        self, char: str, x: float, y: float, height: float, face: ImageFont.FreeTypeFont, fill: Rgb, warp: Warp
+    ) -> None:
+        """Draw a character bent about its middle."""
+        half = int(face.size) + 2
+        left, top = math.floor(x) - half, math.floor(y) - half
+        middle = x - left, y - top
+        mask = Image.new("L", (2 * half, 2 * half))
+        ImageDraw.Draw(mask).text((middle[0], middle[1] + height / 2), char, fill=255, font=face, anchor="ms")
+        (a, b), (c, d) = warp
+        from_there = (a, b, middle[0] - a * middle[0] - b * middle[1], c, d, middle[1] - c * middle[0] - d * middle[1])
+        self.image.paste(fill, (left, top), mask.transform(mask.size, Image.Transform.AFFINE, from_there, _SMOOTH))
 
     def plate(self, box: tuple[float, float, float, float], rng: np.random.Generator) -> None:
         """Draw an empty sign for text."""
@@ -208,6 +231,14 @@ def blank(columns: int, rows: int, tile: int, split: Split, rng: np.random.Gener
 def advances_of(text: str, face: ImageFont.FreeTypeFont, pitch: float) -> list[float]:
     """Width of every character in pixels, at least `pitch`."""
     return [max(face.getlength(char), pitch) for char in text]
+
+
+def _warp(rng: np.random.Generator) -> Warp:
+    """Wider or narrower, taller or lower, leaning and turned a little."""
+    across, down = 1 / rng.uniform(0.8, 1.15), 1 / rng.uniform(0.9, 1.1)
+    lean, turn = rng.uniform(-0.25, 0.25), rng.uniform(-0.12, 0.12)
+    cos, sin = math.cos(turn), math.sin(turn)
+    return (across * (cos + lean * sin), across * (lean * cos - sin)), (down * sin, down * cos)
 
 
 def luma(colour: Rgb) -> float:

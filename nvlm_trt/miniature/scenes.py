@@ -252,6 +252,20 @@ def dense(rng: Rng, split: Split, tile: int) -> Canvas:
     return canvas
 
 
+def scattered(rng: Rng, split: Split, tile: int) -> Canvas:
+    """Shapes anywhere, up to a dozen, at most a third of one under another, which nobody asks about."""
+    columns, rows = _grid(rng, GRIDS)
+    canvas = blank(columns, rows, tile, split, rng)
+    width, height = canvas.size
+    for _ in range(int(rng.integers(3, 13))):
+        radius = min(width, height) * float(rng.uniform(0.07, 0.15))
+        x, y = float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius))
+        if all(np.hypot(x - item.x, y - item.y) > 0.65 * (radius + item.radius) for item in canvas.items):
+            colour = str(rng.choice(OBJECT_COLOURS))
+            canvas.shape(str(rng.choice(SHAPES)), colour, x, y, radius, rng)
+    return canvas
+
+
 Scene = Callable[[Rng, Split, int], Example]
 Shares = tuple[tuple[Scene, float], ...]
 SCENES: Shares = (
@@ -284,12 +298,13 @@ def draw(rng: Rng, split: Split, tile: int, scenes: Shares = SCENES) -> Example:
 
 
 SEEN: tuple[tuple[Scene | Callable[[Rng, Split, int], Canvas], float], ...] = (
-    (dense, 0.45),
-    (objects, 0.14),
-    (signs, 0.2),
-    (tiny, 0.09),
-    (chart, 0.08),
-    (compare, 0.04),
+    (dense, 0.4),
+    (scattered, 0.14),
+    (objects, 0.1),
+    (signs, 0.18),
+    (tiny, 0.08),
+    (chart, 0.07),
+    (compare, 0.03),
 )
 """What the vision encoder is shown."""
 

@@ -54,6 +54,14 @@ def test_the_exported_checkpoint_has_the_layout_of_the_release(train_mini: Modul
     assert sum(file.stat().st_size for file in files) < 40_000_000
 
 
+def test_a_finished_miniature_is_taken_up_as_it_was_exported(
+    train_mini: ModuleType, weights: dict[str, torch.Tensor], exported: Checkpoint
+) -> None:
+    taken = train_mini.finished(exported.path)
+    assert taken.keys() == weights.keys()
+    assert all(torch.equal(taken[name], weights[name]) for name in weights)
+
+
 def test_what_is_trained_computes_what_the_reference_computes(
     train_mini: ModuleType, weights: dict[str, torch.Tensor], exported: Checkpoint
 ) -> None:
@@ -103,7 +111,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
     monkeypatch.setattr(train_mini, "SAVE_EVERY", 2)
     monkeypatch.setattr(train_mini, "LOG_EVERY", 2)
     first = {"a.layers.0.w": torch.ones(4, 3), "b": torch.ones(3), "c": torch.ones(3)}
-    phase = train_mini.Phase("toy", 8, 0.01, 0.2, 1, 1)
+    phase = train_mini.Phase("toy", 8, 0.01, 0.2, 1, 1, ())
 
     def data(start: int, stop: int = 99) -> Iterator[int]:
         for step in range(start, 99):
@@ -133,7 +141,7 @@ def test_the_state_of_another_training_is_refused_and_kept(train_mini: ModuleTyp
     first = {"a.layers.0.w": torch.ones(2, 2), "b": torch.ones(2)}
 
     def run(steps: int) -> None:
-        phase = train_mini.Phase("toy", steps, 0.01, 0.2, 1, 1)
+        phase = train_mini.Phase("toy", steps, 0.01, 0.2, 1, 1, ())
         train_mini.train(
             tmp_path,
             phase,
