@@ -136,14 +136,15 @@ class Heartbeat:
             fresh = self._file.with_suffix(f"{self._file.suffix}.new")
             fresh.write_text(f"{time.monotonic()} {self._active()} {self._still()}")
             fresh.replace(self._file)
-        except OSError:
-            self._stopped.set()  # the directory went away with its supervisor
+        except OSError:  # of a full disk the next beat may know nothing any more
+            if not self._file.parent.is_dir():
+                self._stopped.set()  # it went away with its supervisor
 
 
 def read_beats(directory: Path) -> list[Beat]:
-    """The last beat of every process that beat in a directory and did not end in order."""
+    """The last beat of every process that beat in a directory and did not end in order; none without the directory."""
     beats = []
-    for file in sorted(directory.iterdir()):
+    for file in sorted(directory.iterdir()) if directory.is_dir() else ():
         model, _, pid = file.name.partition(".")
         if pid.isdecimal():
             with contextlib.suppress(FileNotFoundError):  # it ends just now

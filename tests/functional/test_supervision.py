@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,16 @@ def test_a_model_process_that_hangs_is_replaced(fragile):
     stub_of(fragile, "tensorrt_llm").send_signal(signal.SIGSTOP)
     with NvlmClient(fragile.grpc_url, idle_timeout=20) as client:
         wait_replaced(fragile, before)
+        assert client.generate("Hello", options=SHORT).num_output_tokens == 4
+
+
+def test_a_server_whose_directory_was_removed_is_replaced_in_another_one(fragile):
+    before, removed = fragile.restarts, fragile.log.parents[1]
+    shutil.rmtree(removed)
+    wait_replaced(fragile, before)
+    assert fragile.restarts_by_reason["hung"] > 0
+    assert fragile.log.parents[1] != removed
+    with NvlmClient(fragile.grpc_url, idle_timeout=20) as client:
         assert client.generate("Hello", options=SHORT).num_output_tokens == 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,9 @@ from nvlm_trt.serving.host.silence import Silence
 from nvlm_trt.serving.host.supervisor import Fault
 
 SERVER: Final = "tritonserver"
+
+SUSPICIOUS_SHARE: Final = 0.5
+"""Of the seconds that mean hung: from then on it is seen whether signs of life could be given at all."""
 
 
 class Condition:
@@ -74,12 +78,21 @@ class Condition:
     @property
     def ended_in_order(self) -> set[str]:
         """Models that were unloaded and have no request left; their processes end a little later."""
+        if not self._beats.is_dir():  # somebody removed it: no model says anything
+            return set()
         return set(self._models.values()) - {beat.model for beat in read_beats(self._beats)}
 
     def _hung(self) -> Fault | None:
-        beats = {self._name(beat.pid): beat for beat in read_beats(self._beats)}
-        marks: dict[str, object] = {name: beat.at for name, beat in beats.items()}
-        for name, seconds in self._silence.of({**marks, SERVER: self._pulse.count}).items():
+        seen = read_beats(self._beats)
+        self._models |= {beat.pid: beat.model for beat in seen}
+        beats = {self._name(beat.pid): beat for beat in seen}
+        marks: dict[str, object] = {self._name(pid): None for pid in self._models}  # none of them ends while it serves
+        marks |= {name: beat.at for name, beat in beats.items()}
+        quiet = self._silence.of({**marks, SERVER: self._pulse.count})
+        if max(quiet.values()) > SUSPICIOUS_SHARE * self._hang_timeout and not _has_room(self._beats):
+            self._silence = Silence()  # nobody can beat, and no other server could start: this one goes on
+            return None
+        for name, seconds in quiet.items():
             still = beats[name].still if name in beats else 0.0
             if max(seconds, still) > self._hang_timeout:
                 sign = "no sign of life" if seconds >= still else "no progress"
@@ -93,3 +106,15 @@ class Condition:
     def _name(self, pid: int) -> str:
         model = self._models.get(pid)
         return f"{model} (process {pid})" if model else f"process {pid}"
+
+
+def _has_room(directory: Path) -> bool:
+    """Whether files can be written there, as far as there is such a directory."""
+    if not directory.is_dir():
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"room")
+    except OSError:
+        return False
+    return True

@@ -266,7 +266,11 @@ class TritonServer:
     def _launch(self) -> TritonProcess:
         if self._runtime is None:
             raise ServerError("the server was not started")
-        self._process = TritonProcess(self._triton, self._options, self._runtime / f"run-{next(self._runs)}")
+        if not self._runtime.is_dir():  # somebody emptied the machine's directory of temporary files
+            self._runtime = new_runtime_dir()
+        run = next(self._runs)
+        shutil.rmtree(self._runtime / f"run-{run - 2}", ignore_errors=True)  # of the last one the log may be wanted
+        self._process = TritonProcess(self._triton, self._options, self._runtime / f"run-{run}")
         return self._process
 
     def _run(self) -> None:

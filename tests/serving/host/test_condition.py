@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from nvlm_trt.serving.host.condition import Condition
 from nvlm_trt.serving.host.memory import Leak
 from nvlm_trt.serving.host.shm import region_bytes
 from nvlm_trt.serving.host.silence import Silence
+from nvlm_trt.serving.host.supervisor import Fault
 
 GROWS = """
 import sys
@@ -64,6 +68,17 @@ def beat(beats: Path, pid: int, still: float = 0.0) -> None:
     (beats / f"decoder.{pid}").write_text(f"{time.monotonic()} 0 {still}")
 
 
+def wait_for_fault(watched: Condition, pulse: SimpleNamespace) -> Fault | None:
+    """What becomes wrong with a server that itself answers; None where nothing does."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        pulse.count += 1
+        time.sleep(0.05)
+        if (fault := watched.fault()) is not None:
+            return fault
+    return None
+
+
 def test_a_server_is_well_while_it_and_its_processes_move(child, tmp_path):
     pulse = SimpleNamespace(count=0)
     beat(tmp_path, child.pid)
@@ -91,12 +106,7 @@ def test_a_process_that_ended_is_named_by_its_model(child, tmp_path):
 def test_a_process_without_a_heartbeat_hangs(child, tmp_path):
     pulse = SimpleNamespace(count=0)
     beat(tmp_path, child.pid)
-    watched, fault = condition(child, tmp_path, pulse), None
-    deadline = time.monotonic() + 5
-    while fault is None and time.monotonic() < deadline:
-        pulse.count += 1
-        time.sleep(0.05)
-        fault = watched.fault()
+    fault = wait_for_fault(condition(child, tmp_path, pulse), pulse)
     assert fault is not None
     assert fault.reason == "hung"
     assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for 0.")
@@ -129,6 +139,47 @@ def test_a_model_without_its_beat_has_ended_in_order(child, tmp_path):
     assert watched.ended_in_order == set()
     (tmp_path / f"decoder.{child.pid}").unlink()
     assert watched.ended_in_order == {"decoder"}
+
+
+def test_a_model_whose_beat_was_lost_has_not_ended_in_order(child, tmp_path):
+    beats = tmp_path / "beats"
+    beats.mkdir()
+    beat(beats, child.pid)
+    watched = condition(child, beats, SimpleNamespace(count=0))
+    shutil.rmtree(beats)
+    assert watched.ended_in_order == set()
+
+
+@pytest.mark.parametrize("with_directory", [True, False])
+def test_a_process_whose_beat_was_lost_hangs(child, tmp_path, with_directory):
+    beats, pulse = tmp_path / "beats", SimpleNamespace(count=0)
+    beats.mkdir()
+    watched = condition(child, beats, pulse)
+    beat(beats, child.pid)  # its first one came after the server was ready
+    assert watched.fault() is None
+    shutil.rmtree(beats)
+    if with_directory:
+        beats.mkdir()
+    fault = wait_for_fault(watched, pulse)
+    assert fault is not None
+    assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for 0.")
+
+
+def test_on_a_full_disk_nobody_can_beat_and_nobody_hangs(child, tmp_path, monkeypatch):
+    pulse = SimpleNamespace(count=0)
+    beat(tmp_path, child.pid)
+    watched = condition(child, tmp_path, pulse)
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(tempfile, "TemporaryFile", full)
+        for _ in range(20):
+            pulse.count += 1
+            time.sleep(0.05)
+            assert watched.fault() is None
+    assert wait_for_fault(watched, pulse) is not None, "there is room again, and still no beat"
 
 
 def test_time_in_which_the_watcher_did_not_run_counts_for_a_second_at_most():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import socket
 import sys
@@ -21,6 +22,13 @@ from nvlm_trt.serving.host.selftest import echo_works, is_ready
 from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
+
+
+def wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class FakeProcess:
@@ -254,6 +262,30 @@ def test_a_heartbeat_ends_with_its_directory(tmp_path, monkeypatch):
     while not beating._stopped.is_set() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert beating._stopped.is_set()
+
+
+def test_a_process_beats_again_once_the_disk_has_room(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.HEARTBEAT_DIR, str(tmp_path))
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.01)
+    refused = threading.Event()
+
+    def full(*_: object) -> None:
+        refused.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    beating = heartbeat.Heartbeat("decoder")
+    wait(lambda: heartbeat.read_beats(tmp_path))
+    with monkeypatch.context() as disk:
+        disk.setattr(heartbeat.Path, "write_text", full)
+        assert refused.wait(5)
+        (last,) = heartbeat.read_beats(tmp_path)  # it has not ended
+    wait(lambda: heartbeat.read_beats(tmp_path)[0].at > last.at)
+    beating.stop()
+    assert heartbeat.read_beats(tmp_path) == []
+
+
+def test_a_directory_that_is_gone_has_no_beats(tmp_path):
+    assert heartbeat.read_beats(tmp_path / "gone") == []
 
 
 def test_regions_of_the_dead_are_removed_and_others_are_left(tmp_path):
