@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Final, TextIO
 
 POLL_SECONDS: Final = 0.25
+CHUNK_BYTES: Final = 1 << 20
+"""So much is read at a time."""
+
 MAX_LINE: Final = 64 << 10
 """Bytes of a line that has no end yet."""
 
@@ -71,15 +75,26 @@ class LogFollower:
         self._read_on()
 
     def _read_on(self) -> None:
+        while data := self._next():
+            self._take(data)
+
+    def _next(self) -> bytes:
+        """What comes next in the log; nothing at its end."""
         if self._read is None:
-            return
+            return b""
         try:
             with self._read.open("rb") as opened:
-                opened.seek(self._place)
-                data = opened.read()
-        except OSError:  # it went away with its server
-            return
-        self._place += len(data)
+                start = os.lseek(opened.fileno(), self._place, os.SEEK_DATA)
+                opened.seek(start)
+                data = opened.read(CHUNK_BYTES)
+        except OSError:  # there is no more, or it went away with its server
+            return b""
+        if start > self._place:  # whoever reads our stderr was slower than the log was trimmed
+            log.warning("%d bytes of the server's log were left out", start - self._place)
+        self._place = start + len(data)
+        return data
+
+    def _take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             lines, self._rest = [*lines, self._rest], b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -25,14 +24,13 @@ from nvlm_trt.serving.host import launch
 from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_command
 from nvlm_trt.serving.host.condition import SERVER, Condition
 from nvlm_trt.serving.host.environment import Installation
+from nvlm_trt.serving.host.log import LogFile
 from nvlm_trt.serving.host.ports import LOOPBACK
 from nvlm_trt.serving.host.pulse import Pulse
 from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model, loaded_models, unload_model
 from nvlm_trt.serving.host.shm import new_prefix, remove_regions
 from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
-RAISED: Final = re.compile(r"Failed to initialize Python stub: \w+: (.+?)(?:\\n|\"|$)", re.MULTILINE)
-"""How the Python backend logs what a model raised when it was loaded; newlines are spelt out there."""
 SETTLE_SECONDS: Final = 0.1
 """From the end of taking requests at the gateway to that at the models: what it has sent arrives meanwhile."""
 
@@ -57,7 +55,7 @@ class TritonProcess:
         self._children: list[psutil.Process] = []  # ranks, model instances, the guard of launch.py
         self._pulse: Pulse | None = None
         self._condition: Condition | None = None  # from readiness on
-        self.log = runtime_dir / "server.log"
+        self._log = LogFile(runtime_dir / "server.log")
         self._beats.mkdir(parents=True)
         serving = server_command(
             triton,
@@ -72,13 +70,13 @@ class TritonProcess:
         environment = triton.environment({HEARTBEAT_DIR: str(self._beats), GRPC_ADDRESS: self._grpc})
         niceness = str(options.niceness)
         command = [sys.executable, "-I", launch.__file__, niceness, str(os.getpid()), *serving]
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 cwd=options.repository.parent,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=environment,
                 start_new_session=True,
             )
@@ -87,6 +85,11 @@ class TritonProcess:
     def pid(self) -> int:
         """Process id of tritonserver, of mpirun where there are several ranks."""
         return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        """What it and its models write; long ago is a hole."""
+        return self._log.path
 
     def wait_ready(self, stop: threading.Event) -> None:
         """Wait until every model is loaded and tensors cross the Python backend unharmed, or until `stop` is set.
@@ -108,7 +111,7 @@ class TritonProcess:
             try:
                 loading.result()
             except ServerError as error:
-                raise ServerError(str(error), seen=self._last_words(), fix=f"its log: {self.log}") from None
+                raise self._error(str(error)) from None
         if not echo_works(url):
             raise ServerError("tensors do not cross the Python backend unharmed", fix="check that numpy is 1.26")
         server = psutil.Process(self.pid)
@@ -129,6 +132,7 @@ class TritonProcess:
         code = self._process.poll()
         if code is not None:
             return Fault("dead", f"{SERVER} ended {_how(code)}")
+        self._log.trim()
         return None if self._condition is None else self._condition.fault()
 
     def models(self) -> dict[str, int]:
@@ -177,9 +181,7 @@ class TritonProcess:
             if self._process.poll() is not None:
                 raise self._start_failure()
             if time.monotonic() > deadline:
-                raise ServerError(
-                    f"{SERVER} was not ready in time", seen=self._last_words(), fix=f"its log: {self.log}"
-                )
+                raise self._error(f"{SERVER} was not ready in time")
             if stop.wait(0.1):
                 return False
         return True
@@ -197,25 +199,15 @@ class TritonProcess:
         ended = self._condition.ended_in_order if self._condition is not None else set()
         return [model for model in models if states.get(model) != "UNAVAILABLE" and model not in ended]
 
+    def _error(self, what: str) -> ServerError:
+        return ServerError(what, seen=self._log.last_words(), fix=f"its log: {self.log}")
+
     def _start_failure(self) -> ServerError:
         """What to say of a server that ended while it started; one that a signal ended may do better next time."""
         code = self._process.returncode
         if code < 0:
-            return CrashedError(f"{SERVER} ended {_how(code)} while starting", seen=self._last_words())
-        return ServerError(f"{SERVER} ended while starting", seen=self._last_words(), fix=f"its log: {self.log}")
-
-    def _last_words(self) -> str:
-        return last_words(self.log.read_bytes().decode(errors="replace"))
-
-
-def last_words(text: str) -> str:
-    """What a log says went wrong: what a model raised where one did, else the log's last error lines."""
-    raised = RAISED.findall(text)
-    if raised:
-        return str(raised[-1])
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("+", "|"))]
-    errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
-    return " / ".join((errors or lines)[-3:])
+            return CrashedError(f"{SERVER} ended {_how(code)} while starting", seen=self._log.last_words())
+        return self._error(f"{SERVER} ended while starting")
 
 
 def _how(code: int) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_trt.serving.host import log
 from nvlm_trt.serving.host.follow import MAX_LINE, NO_GPU, POLL_SECONDS, LogFollower
+from nvlm_trt.serving.host.log import LogFile
 
 JSON = '{"time": "2026-11-30T07:28:25.382Z", "level": "info", "event": "answered"}'
 TEXT = "2026-11-30T07:28:25.382Z INFO nvlm_trt answered"
@@ -74,6 +76,20 @@ def test_a_server_that_is_replaced_has_another_log(tmp_path: Path) -> None:
     files.append(second)
     follower.stop()
     assert out.getvalue() == f"{TEXT}\n{JSON}\n"
+
+
+def test_what_was_trimmed_before_it_was_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "KEPT_BYTES", log.STEP_BYTES)
+    file, out = LogFile(tmp_path / "log"), io.StringIO()
+    file.path.write_text(f"{TEXT}\n" * (3 * log.STEP_BYTES // len(TEXT)))
+    file.trim()
+    LogFollower(lambda: file.path, out).stop()
+    assert "bytes of the server's log were left out" in caplog.records[0].getMessage()
+    kept = out.getvalue().splitlines()
+    assert set(kept) == {TEXT}
+    assert log.STEP_BYTES // len(TEXT) * 0.9 < len(kept) < 2.1 * log.STEP_BYTES // len(TEXT)
 
 
 def test_no_log_and_a_line_without_an_end_are_borne(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,6 @@ from nvlm_trt.errors import EngineError, ServerError
 from nvlm_trt.serving import heartbeat
 from nvlm_trt.serving.host import environment, runtime, shm, supervisor
 from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.process import last_words
 from nvlm_trt.serving.host.selftest import echo_works, is_ready
 from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, Supervisor
 
@@ -334,20 +333,3 @@ def test_nobody_there_is_not_ready():
         port = taken.getsockname()[1]
     assert not is_ready(f"127.0.0.1:{port}")
     assert not echo_works(f"127.0.0.1:{port}")
-
-
-@pytest.mark.parametrize(
-    ("log", "words"),
-    [
-        (
-            'I1 pb_stub.cc:366] "Failed to initialize Python stub: EngineError: the repository is old; do\\n\\nAt:'
-            '\\n  /x/spec.py(1): from_json\\n"\nerror: creating server: Internal - failed to load all models\n',
-            "the repository is old; do",
-        ),
-        ("I1 fine\n+---+\n| x |\nE1 first\nerror: second\n", "E1 first / error: second"),
-        ("I1 fine\nI2 gone", "I1 fine / I2 gone"),
-        ("", ""),
-    ],
-)
-def test_a_server_that_does_not_start_says_why(log, words):
-    assert last_words(log) == words
