@@ -34,6 +34,9 @@ from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 SETTLE_SECONDS: Final = 0.1
 """From the end of taking requests at the gateway to that at the models: what it has sent arrives meanwhile."""
 
+EXIT_SECONDS: Final = 2.0
+"""From a broken connection to the exit status: the kernel closes the one before it has the other."""
+
 CALLED: Final = ("nvlm", "ensemble")
 """The models that clients call: once they are unloaded, new calls are refused and those under way go on."""
 
@@ -111,9 +114,9 @@ class TritonProcess:
             try:
                 loading.result()
             except ServerError as error:
-                raise self._error(str(error)) from None
+                raise self._failure(str(error)) from None
         if not echo_works(url):
-            raise ServerError("tensors do not cross the Python backend unharmed", fix="check that numpy is 1.26")
+            raise self._failure("tensors do not cross the Python backend unharmed", "check that numpy is 1.26; ")
         server = psutil.Process(self.pid)
         self._children = server.children(recursive=self._options.world_size > 1)
         self._pulse = Pulse(url, self._grpc)
@@ -199,8 +202,16 @@ class TritonProcess:
         ended = self._condition.ended_in_order if self._condition is not None else set()
         return [model for model in models if states.get(model) != "UNAVAILABLE" and model not in ended]
 
-    def _error(self, what: str) -> ServerError:
-        return ServerError(what, seen=self._log.last_words(), fix=f"its log: {self.log}")
+    def _failure(self, what: str, fix: str = "") -> ServerError:
+        """What to say of a step of the start that failed: that the server has ended, where it has."""
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return self._error(what, fix)
+        return self._start_failure()
+
+    def _error(self, what: str, fix: str = "") -> ServerError:
+        return ServerError(what, seen=self._log.last_words(), fix=f"{fix}its log: {self.log}")
 
     def _start_failure(self) -> ServerError:
         """What to say of a server that ended while it started; one that a signal ended may do better next time."""
