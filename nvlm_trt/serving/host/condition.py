@@ -66,7 +66,7 @@ class Condition:
         for child in self._children:
             if self._models.get(child.pid) in expected:
                 continue
-            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+            if _has_ended(child):
                 return Fault("dead", f"{self._name(child.pid)} ended")
         return None
 
@@ -106,6 +106,13 @@ class Condition:
     def _name(self, pid: int) -> str:
         model = self._models.get(pid)
         return f"{model} (process {pid})" if model else f"process {pid}"
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two questions
+        return True
 
 
 def _has_room(directory: Path) -> bool:

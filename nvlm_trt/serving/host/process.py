@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ from typing import Final
 import psutil
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.logs import fields
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.host import launch
@@ -40,6 +42,8 @@ EXIT_SECONDS: Final = 2.0
 CALLED: Final = ("nvlm", "ensemble")
 """The models that clients call: once they are unloaded, new calls are refused and those under way go on."""
 
+log = logging.getLogger(__name__)
+
 
 class TritonProcess:
     """A running tritonserver with its model processes, on the gpu target with the ranks under mpirun.
@@ -59,6 +63,7 @@ class TritonProcess:
         self._pulse: Pulse | None = None
         self._condition: Condition | None = None  # from readiness on
         self._log = LogFile(runtime_dir / "server.log")
+        self._is_blind = False  # the last look at the server failed
         self._beats.mkdir(parents=True)
         serving = server_command(
             triton,
@@ -136,7 +141,15 @@ class TritonProcess:
         if code is not None:
             return Fault("dead", f"{SERVER} ended {_how(code)}")
         self._log.trim()
-        return None if self._condition is None else self._condition.fault()
+        try:
+            fault = None if self._condition is None else self._condition.fault()
+        except (OSError, psutil.Error) as error:  # too many open files, say: such a look tells nothing about the server
+            if not self._is_blind:
+                log.warning("the server cannot be watched", extra=fields(error=str(error)))
+            self._is_blind = True
+            return None
+        self._is_blind = False
+        return fault
 
     def models(self) -> dict[str, int]:
         """Process ids by name: of tritonserver, and of the models that gave a sign of life."""

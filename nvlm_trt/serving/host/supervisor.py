@@ -137,8 +137,17 @@ class Supervisor:
         """Serve until stopped.
 
         Raises:
-            ServerError: the first server did not start, or replacing it did not help.
+            ServerError: the first server did not start, or replacing it did not help; or this supervisor failed.
         """
+        try:
+            self._run()
+        except ServerError:
+            raise
+        except Exception as error:
+            log.exception("the supervisor failed")
+            self._fail(ServerError("the supervisor failed", seen=repr(error), fix="the log has its traceback"))
+
+    def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
             fault, healthy_for = self._serve()
@@ -204,4 +213,7 @@ class Supervisor:
         reason: Reason | None = None,
     ) -> None:
         self.state = state
-        self._on_event(ServerEvent(kind, detail, reason))
+        try:
+            self._on_event(ServerEvent(kind, detail, reason))
+        except Exception:  # a listener's mistake is not the server's
+            log.exception("an event was not heard")

@@ -109,7 +109,7 @@ def test_a_process_without_a_heartbeat_hangs(child, tmp_path):
     fault = wait_for_fault(condition(child, tmp_path, pulse), pulse)
     assert fault is not None
     assert fault.reason == "hung"
-    assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for 0.")
+    assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for ")
 
 
 def test_a_process_that_beats_without_progress_hangs(child, tmp_path):
@@ -162,7 +162,7 @@ def test_a_process_whose_beat_was_lost_hangs(child, tmp_path, with_directory):
         beats.mkdir()
     fault = wait_for_fault(watched, pulse)
     assert fault is not None
-    assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for 0.")
+    assert fault.what.startswith(f"decoder (process {child.pid}) hangs: no sign of life for ")
 
 
 def test_on_a_full_disk_nobody_can_beat_and_nobody_hangs(child, tmp_path, monkeypatch):
@@ -180,6 +180,18 @@ def test_on_a_full_disk_nobody_can_beat_and_nobody_hangs(child, tmp_path, monkey
             time.sleep(0.05)
             assert watched.fault() is None
     assert wait_for_fault(watched, pulse) is not None, "there is room again, and still no beat"
+
+
+def test_a_process_that_is_reaped_while_it_is_looked_at_has_ended(child, tmp_path, monkeypatch):
+    watched = condition(child, tmp_path, SimpleNamespace(count=0))
+
+    def gone(process: psutil.Process) -> str:
+        raise psutil.NoSuchProcess(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", gone)
+    fault = watched.fault()
+    assert fault is not None
+    assert (fault.reason, fault.what) == ("dead", f"process {child.pid} ended")
 
 
 def test_time_in_which_the_watcher_did_not_run_counts_for_a_second_at_most():

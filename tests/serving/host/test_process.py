@@ -17,7 +17,7 @@ from nvlm_trt.serving.host import process
 from nvlm_trt.serving.host.command import ServerOptions
 from nvlm_trt.serving.host.ports import LOOPBACK, Ports
 from nvlm_trt.serving.host.process import TritonProcess
-from nvlm_trt.serving.host.supervisor import CrashedError
+from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
 SERVER = """#!{python}
 import http.server, os, signal, sys
@@ -98,4 +98,25 @@ def test_a_server_that_lives_and_echoes_wrong_is_said_to_spoil_tensors(start, mo
         with pytest.raises(ServerError, match=r"tensors do not cross .* check that numpy is 1.26; its log: "):
             server.wait_ready(threading.Event())
     finally:
+        server.kill()
+
+
+def test_a_look_that_the_system_refuses_tells_nothing_of_the_server(start, caplog):
+    class Refused:
+        looks = 0
+
+        def fault(self) -> Fault | None:
+            self.looks += 1
+            if self.looks < 3:
+                raise OSError(24, "Too many open files")
+            return Fault("hung", "it hangs")
+
+    server = start("nothing")
+    try:
+        server._condition = Refused()
+        assert [server.fault(), server.fault()] == [None, None]
+        assert [record.getMessage() for record in caplog.records] == ["the server cannot be watched"]
+        assert server.fault() == Fault("hung", "it hangs")
+    finally:
+        server._condition = None
         server.kill()

@@ -18,7 +18,7 @@ from nvlm_trt.serving import heartbeat
 from nvlm_trt.serving.host import environment, runtime, shm, supervisor
 from nvlm_trt.serving.host.environment import Triton
 from nvlm_trt.serving.host.selftest import echo_works, is_ready
-from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, Supervisor
+from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, ServerEvent, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
 
@@ -178,6 +178,35 @@ def test_a_launch_that_the_system_refuses_is_a_failure():
 
     with pytest.raises(ServerError, match="no memory"):
         Supervisor(launch, lambda event: None, QUICK).run()
+
+
+def test_a_supervisor_that_fails_says_so_and_ends_the_server(caplog):
+    process, events = FakeProcess("well"), []
+
+    def mistaken() -> Fault | None:
+        raise ZeroDivisionError("a mistake")
+
+    process.fault = mistaken  # type: ignore[method-assign]
+    watching = Supervisor(lambda: process, lambda event: events.append(event.kind), QUICK)
+    with pytest.raises(ServerError, match="a mistake"):
+        watching.run()
+    assert process.ended == "killed"
+    assert (events, watching.state) == (["ready", "failed"], "failed")
+    assert "Traceback" in caplog.text
+
+
+def test_a_listener_that_fails_does_not_end_the_server(caplog):
+    def deaf(event: ServerEvent) -> None:
+        raise ValueError(event.kind)
+
+    watching = Supervisor(lambda: FakeProcess("well"), deaf, QUICK)
+    thread = threading.Thread(target=watching.run)
+    thread.start()
+    assert watching.ready.wait(5)
+    watching.stop()
+    thread.join(10)
+    assert watching.state == "stopped"
+    assert "ValueError: ready" in caplog.text
 
 
 def test_a_process_beats_until_it_ends_in_order(tmp_path, monkeypatch):
