@@ -85,7 +85,7 @@ async def ask(deadline: float, how: Callable[[Model, Exchange], Awaitable[str]])
 
     scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}
     with admission.place() as place:
-        exchange = Exchange(scope, nothing, nothing, limits)
+        exchange = Exchange(scope, nothing, nothing, limits, admission.buffer)
         exchange.place = place
         async with exchange.stack:
             try:
