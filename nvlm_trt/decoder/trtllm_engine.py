@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nvlm_trt.decoder.trtllm_build_command import EngineSettings
-from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, TrtllmConfig
+from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, GPUS_PER_NODE, TrtllmConfig
 from nvlm_trt.errors import BuildError, listed
 
 
@@ -81,6 +81,10 @@ def _expected(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, Se
     }
     return {
         **{place: (value,) for place, value in _exactly(settings, config).items()},
+        # absent is TensorRT-LLM's own default
+        "pretrained_config.mapping.gpus_per_node": (config.gpus_per_node,)
+        if config.gpus_per_node != GPUS_PER_NODE
+        else (GPUS_PER_NODE, None),
         **{f"build_config.plugin_config.{name}": values for name, values in plugins.items()},
     }
 
@@ -100,7 +104,6 @@ def _exactly(settings: EngineSettings, config: TrtllmConfig) -> Mapping[str, obj
         "pretrained_config.mapping.world_size": config.world_size,
         "pretrained_config.mapping.tp_size": config.tp,
         "pretrained_config.mapping.pp_size": config.pp,
-        "pretrained_config.mapping.gpus_per_node": config.gpus_per_node,
         "pretrained_config.quantization.quant_algo": config.quantization.quant_algo,
         "pretrained_config.quantization.kv_cache_quant_algo": config.quantization.kv_cache_quant_algo,
         "build_config.max_batch_size": settings.max_batch_size,
