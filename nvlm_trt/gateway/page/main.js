@@ -12,6 +12,7 @@ import { followTheme } from "./theme.js";
 import { Thread } from "./thread.js";
 
 const TYPING_PAUSE = 500; // milliseconds without a key, after which the length of a text is asked for
+const LOOK_PATIENCE = 1000; // milliseconds that a question waits for a look under way
 const LIGHT_BODY = 1 << 20; // bytes of a request that may be sent for that alone
 
 const server = new Server(askForKey);
@@ -148,7 +149,8 @@ async function answer(turn) {
   thread.show(turns);
   showState();
   try {
-    await looked; // a key may allow one request at a time
+    // a key may allow one request at a time; but no question waits for a look that ends only with a dialogue
+    await Promise.race([looked, new Promise((resolve) => setTimeout(resolve, LOOK_PATIENCE))]);
     turn.asked = performance.now();
     for await (const part of server.answer(written(turn.request), own.signal)) take(turn, part);
     turn.state = "done";
