@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -23,6 +23,9 @@ SPREAD: Final = 1.4
 """So many times the expected wait has to be allowed. It is told by means, and depends on chance and on which requests
 come with images: with the miniature, under four times the capacity, one in a hundred waited 1.3 times as long."""
 
+BODY_SECONDS: Final = 1.0
+"""Whoever's body takes longer does not count as waiting for the decoder before it is there."""
+
 MAX_RETRY_SECONDS: Final = 60
 """What is told of a wait beyond that holds no longer by then."""
 
@@ -32,13 +35,17 @@ class Place:
 
     Attributes:
         tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
+        came: When it came in.
+        has_arrived: Whether all of it is there.
         in_line: Whether it was ever in the line for the decoder.
     """
 
-    __slots__ = ("in_line", "tokens")
+    __slots__ = ("came", "has_arrived", "in_line", "tokens")
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, came: float) -> None:
         self.tokens = tokens
+        self.came = came
+        self.has_arrived = False
         self.in_line = False
 
 
@@ -47,9 +54,8 @@ class Admission:
 
     How long a newcomer would wait is told by the planned tokens of those before it and by how fast such tokens were
     worked off (`nvlm_trt.gateway.drain`). Those of the decoder's batch are served, so that nobody waits behind them but
-    for one of their places. Whoever's body is still on its way, whose images are still fetched, or who asks for a plan
-    alone is not in that line: nobody waits for it. So the line is looked at twice, at the door and when a request joins
-    it: of many that come at once, all are let in and few may stay.
+    for one of their places. Who came in is before a newcomer; but whose body takes its time is so only once it is
+    there. A request joins the line when it is planned, and is refused then if the line is too long for certain.
 
     Args:
         limits: How many.
@@ -78,7 +84,8 @@ class Admission:
         self._slots = asyncio.Semaphore(limits.max_concurrent)
         self._batch = min(batch or limits.max_concurrent, limits.max_concurrent)
         self._drain: Drain[Place] = Drain(self._batch, now)
-        self._places: set[Place] = set()
+        self._places: dict[Place, None] = {}  # in the order of coming
+        self._now = now
         self._plans = 0
         self._mean = 1.0
         self.working = 0
@@ -102,10 +109,9 @@ class Admission:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
-        line = self._drain.line
-        if len(line) < self._batch or not (rate := self.rate):
-            return 0.0
-        return (sum(place.tokens for place in line[self._batch :]) + self._mean) / rate
+        lately = self._now() - BODY_SECONDS
+        coming = [place for place in self._places if not place.in_line and (place.has_arrived or place.came > lately)]
+        return self._wait_behind((*self._drain.line, *coming))
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Place]:
@@ -119,14 +125,14 @@ class Admission:
             raise unavailable()
         if self.present >= limits.max_concurrent + limits.max_queue:
             raise self._overloaded(self._mean)
-        self._check_wait()
-        place = Place(round(self._mean))
-        self._places.add(place)
+        self._check(self.wait, limits.queue_time / SPREAD)
+        place = Place(round(self._mean), self._now())
+        self._places[place] = None
         try:
             yield place
         finally:
             self._drain.given_up(place)  # unless it was answered
-            self._places.remove(place)
+            del self._places[place]
 
     def plan(self, place: Place, tokens: int) -> None:
         """Note what a request will take; it joins the line for the decoder.
@@ -149,7 +155,7 @@ class Admission:
             ApiError: 503, those before it take too long.
         """
         if not place.in_line:
-            self._check_wait()
+            self._check(self._wait_behind(self._drain.line), self._limits.queue_time)
             place.in_line = True
             self._drain.came(place)
 
@@ -189,10 +195,14 @@ class Admission:
             raise unavailable("the server holds too many large requests; try again in a moment", "overloaded")
         self.buffered += size
 
-    def _check_wait(self) -> None:
-        late = self.wait - self._limits.queue_time / SPREAD
-        if late > 0:
-            raise self._overloaded(late * self.rate)
+    def _wait_behind(self, before: Sequence[Place]) -> float:
+        if len(before) < self._batch or not (rate := self.rate):
+            return 0.0
+        return (sum(place.tokens for place in before[self._batch :]) + self._mean) / rate
+
+    def _check(self, wait: float, most: float) -> None:
+        if wait > most:
+            raise self._overloaded((wait - most) * self.rate)
 
     def _overloaded(self, tokens: float) -> ApiError:
         """The refusal of a request that would have come in after so many tokens."""

@@ -112,6 +112,8 @@ class Door:
                 exchange.place = exchange.stack.enter_context(self._admission.place())
         limit = self._limits.max_body
         exchange.has_body(await self._read(exchange, min(limit, OPEN_BODY) if is_open else limit))
+        if exchange.place is not None:
+            exchange.place.has_arrived = True
         await self._run(exchange)
 
     async def _read(self, exchange: Exchange, limit: int) -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from nvlm_trt.gateway.admission import SPREAD, Admission
+from nvlm_trt.gateway.admission import BODY_SECONDS, SPREAD, Admission
 from nvlm_trt.gateway.errors import ApiError
 from nvlm_trt.gateway.settings import Limits
 
@@ -86,8 +86,10 @@ def test_a_request_that_the_decoder_cannot_take_yet_keeps_nobody_out_and_is_no_w
         admission = busy(Limits(queue_time=1), batch=2, clock=clock, stack=stack)
     before = admission.rate
     with contextlib.ExitStack() as uploads:
-        slow = [uploads.enter_context(admission.place()) for _ in range(20)]
-        clock.now += 60
+        slow = []
+        for _ in range(20):
+            slow.append(uploads.enter_context(admission.place()))
+            clock.now += 3
         assert (admission.wait, admission.rate) == (0, before)
         for place in slow[:2]:
             admission.plan(place, 50)
@@ -95,29 +97,49 @@ def test_a_request_that_the_decoder_cannot_take_yet_keeps_nobody_out_and_is_no_w
     assert admission.rate == before
 
 
-def test_of_many_that_come_at_once_those_that_would_wait_too_long_are_refused_when_they_join_the_line() -> None:
+def test_of_many_that_come_at_once_no_more_are_let_in_than_are_answered_in_time() -> None:
     with contextlib.ExitStack() as stack:
         admission = busy(Limits(queue_time=2.4 * SPREAD), batch=2, clock=Clock(), stack=stack)
-        crowd = [stack.enter_context(admission.place()) for _ in range(10)]  # the line is as it was: all are let in
+        came = 0
+        for _ in range(10):
+            with contextlib.suppress(ApiError):
+                stack.enter_context(admission.place())
+                came += 1
+        assert came == 4  # half a second each, beside the half until a place of the batch comes free
+
+
+def test_of_many_whose_bodies_were_slow_those_that_would_wait_too_long_are_refused_when_they_join_the_line() -> None:
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=2.4), batch=2, clock=clock, stack=stack)
+        crowd = []
+        for _ in range(10):
+            crowd.append(stack.enter_context(admission.place()))
+            clock.now += BODY_SECONDS
         joined = 0
         for place in crowd:
             with contextlib.suppress(ApiError):
                 admission.plan(place, 50)
                 joined += 1
-        assert joined == 4  # half a second each, beside the half until a place of the batch comes free
+        assert 0 < joined < 4  # nothing was answered meanwhile: the pace fell
         with pytest.raises(ApiError) as refusal:
             admission.line_up(crowd[-1])
         assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
 
 
-def test_what_is_not_planned_counts_as_what_requests_take_from_its_joining_the_line_on() -> None:
+def test_what_is_not_planned_counts_as_what_requests_take_but_while_its_body_takes_its_time() -> None:
+    clock = Clock()
     with contextlib.ExitStack() as stack:
-        admission = busy(Limits(queue_time=2), batch=2, clock=Clock(), stack=stack)
+        admission = busy(Limits(queue_time=2), batch=2, clock=clock, stack=stack)
         unplanned = stack.enter_context(admission.place())
-        assert admission.wait == pytest.approx(0.5, rel=0.05)
+        assert admission.wait == pytest.approx(1.0, rel=0.05)
+        clock.now += BODY_SECONDS
+        assert admission.wait == pytest.approx(0.5, rel=0.1)
+        unplanned.has_arrived = True
+        assert admission.wait == pytest.approx(1.0, rel=0.1)
         for _ in range(2):
             admission.line_up(unplanned)
-            assert admission.wait == pytest.approx(1.0, rel=0.05)
+            assert admission.wait == pytest.approx(1.0, rel=0.1)
 
 
 def test_where_fewer_are_worked_on_than_the_batch_holds_the_others_wait() -> None:
