@@ -678,6 +678,7 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(open_page: Open, guarded
     page.get_by_text("the API key is not one of this server's").wait_for()
     page.fill("#key-text", KEY)
     page.get_by_role("button", name="Use this key").click()
+    page.get_by_text("Add a picture to see its tiles.").wait_for()  # the limits have come: questions are taken now
     opened.ask("Hello")
     assert KEY in opened.stored("sessionStorage").values()
     assert KEY not in str(opened.stored("localStorage"))
