@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ KvCachePrecision = Literal["auto", "u8"]
 
 
 class DecoderSession:
-    """Runs steps of packed sequences. Not thread-safe: the engine's worker owns it.
+    """Runs steps of packed sequences. Not thread-safe but for `cancel`: the engine's worker owns it.
 
     fp32, int8_wo and int4_wo engines compute and cache in float32: what a sequence gets does not hang on its batch, up
     to float32 rounding. int8 engines round the inputs of every product with weights to 8 bits, with a scale for each
@@ -67,6 +68,9 @@ class DecoderSession:
                 f"the compiled decoder cannot be loaded ({first})", fix="build the engine again"
             ) from None
         self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+        self._can_be_ended = False
+        self._tokens = 0
         for port in compiled.inputs:
             if "_cache." in port.any_name:  # an 8-bit block is larger than its values: it has their scales
                 shape = [num_blocks, *(dimension.get_length() for dimension in list(port.partial_shape)[1:])]
@@ -78,10 +82,12 @@ class DecoderSession:
         Returns:
             float32 [parts that want logits, vocab_size], valid until the next step.
         """
-        for name, array in self._inputs(parts).items():
-            self._request.set_tensor(name, ov.Tensor(array))
-        self._request.start_async()
-        self._request.wait()  # infer() of one thread cannot be cancelled
+        try:
+            self._infer(self._inputs(parts), can_be_ended=True)
+        except RuntimeError:
+            self._forget(parts[0])
+            raise
+        self._tokens = sum(len(part.input_ids) for part in parts)
         logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits[: sum(part.wants_logits for part in parts)]
 
@@ -90,7 +96,41 @@ class DecoderSession:
 
         What it wrote to the cache is of no meaning. Nothing to do where none runs.
         """
-        self._request.cancel()
+        with self._lock:
+            if self._can_be_ended:
+                self._request.cancel()
+
+    def _infer(self, inputs: Mapping[str, npt.NDArray[np.generic]], *, can_be_ended: bool) -> None:
+        for name, array in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(array))
+        self._allow_ending(can_be_ended)
+        try:
+            self._request.start_async()
+            self._request.wait()  # infer() of one thread cannot be cancelled
+        finally:
+            self._allow_ending(False)
+
+    def _allow_ending(self, can_be_ended: bool) -> None:
+        with self._lock:
+            self._can_be_ended = can_be_ended
+
+    def _forget(self, part: StepPart) -> None:
+        """Make the graph sound again after a step that did not come to its end.
+
+        OpenVINO gives all operators their outputs' shapes before it runs the first, and lets each remember the shapes
+        of its inputs once it ran: it works shapes out again only where its inputs have others. So an operator that did
+        not run would keep the shapes of the ended step, if the next one had those of the step before: it would fail, or
+        compute something else. A small step that has nothing in common with the step before lets every operator forget.
+
+        Args:
+            part: A part of the ended step, whose request ends with it: the block that it was to write is written to.
+        """
+        own = part.blocks[part.past // self._config.block_size]
+        ids = np.zeros(2 if self._tokens == 1 else 1, np.int32)
+        inputs = self._inputs([StepPart(ids, 0, [own], None, wants_logits=False)])
+        empty = {"logit_rows": _int32([]), "prompt_table": self._no_table[:0]}  # no other step has none of either
+        self._infer({**inputs, **empty}, can_be_ended=False)
+        self._tokens = len(ids)
 
     def _inputs(self, parts: Sequence[StepPart]) -> dict[str, npt.NDArray[np.generic]]:
         counts = [len(part.input_ids) for part in parts]

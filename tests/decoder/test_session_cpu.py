@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,3 +75,36 @@ def in_chunks(
         part = StepPart(ids[past : past + 30], past, range(BLOCKS), table, wants_logits=True)
         logits = session.run([part])[0]
     return logits.copy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_step_that_is_ended_leaves_no_shapes_behind(compiled: Callable[..., Path], make_prompt, precision):
+    """A step like the one before the ended one is the case in which operators would take their shapes for known."""
+    engine = compiled(precision)
+    session = DecoderSession(engine, DecoderEngineConfig.read(engine), BLOCKS, 1)
+    ids, table = make_prompt(5, 90, 16)
+
+    def step(*counts: int) -> npt.NDArray[np.float32]:
+        """As many prompts as counts, each of so many tokens and in blocks of its own."""
+        blocks = [range(2 * place, 2 * place + 2) for place in range(len(counts))]
+        return session.run(
+            [StepPart(ids[:count], 0, own, table, wants_logits=True) for count, own in zip(counts, blocks, strict=True)]
+        ).copy()
+
+    steps = [(1,), (7,), (7, 1), (40,), (1, 1), (20, 3, 9), (2,), (5, 5, 5, 5), (60,)]
+    expected = {counts: step(*counts) for counts in steps}
+    ended = 0
+    for trial in range(1000):
+        before, between = steps[trial % len(steps)], steps[(trial // len(steps) + trial + 1) % len(steps)]
+        assert np.array_equal(step(*before), expected[before])
+        end = threading.Timer(trial % 40 * 1e-5, session.cancel)
+        end.start()
+        try:
+            step(*between)
+        except RuntimeError:
+            ended += 1
+        end.join()
+        assert np.array_equal(step(*before), expected[before]), (before, between)
+        if ended == 200:
+            break
+    assert ended >= 50, "steps were ended"
