@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
-from nvlm_trt.decoder.session_cpu import INPUT_GROUP, DecoderSession, compile_properties
+from nvlm_trt.decoder.session_cpu import INPUT_GROUP, KERNELS, PRIMITIVES, DecoderSession, compile_properties
 from nvlm_trt.decoder.step import StepPart
 
 BLOCKS = 8
@@ -53,6 +55,34 @@ def test_int8_alone_rounds_inputs():
 def test_threads_are_named_only_where_they_are_chosen():
     assert "INFERENCE_NUM_THREADS" not in compile_properties(NEW, "fp32", 0)
     assert compile_properties(NEW, "fp32", 3)["INFERENCE_NUM_THREADS"] == "3"
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+import numpy as np
+import psutil
+from nvlm_trt.decoder import session_cpu
+from nvlm_trt.decoder.engine_config import DecoderEngineConfig
+from nvlm_trt.decoder.step import StepPart
+
+session_cpu.KERNELS, session_cpu.PRIMITIVES = map(int, sys.argv[2:])
+config = DecoderEngineConfig.read(Path(sys.argv[1]))
+session = session_cpu.DecoderSession(Path(sys.argv[1]), config, 64, 1)
+blocks, before = tuple(range(64)), 0
+for tokens in (5, *np.random.default_rng(0).permutation(300)):
+    session.run([StepPart(np.full(1 + tokens, 7, np.int32), 0, blocks, None, True)])
+    before = before or psutil.Process().memory_info().rss
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_steps_of_ever_new_lengths_do_not_take_ever_more_memory(compiled: Callable[..., Path]):
+    def grown(kernels: int, primitives: int) -> int:
+        words = [sys.executable, "-c", GROWTH, str(compiled("int8_wo")), str(kernels), str(primitives)]
+        return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+    assert grown(KERNELS, PRIMITIVES) < grown(5000, 1024) / 2  # OpenVINO's own bounds
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8_wo"])
