@@ -77,6 +77,7 @@ def serve(
     import threading
 
     from nvlm_trt import logs, tracing
+    from nvlm_trt.collector import set_aside
     from nvlm_trt.environment.built_with import read_records, require_match
     from nvlm_trt.environment.seen import look
     from nvlm_trt.errors import RequestError
@@ -133,6 +134,7 @@ def serve(
     follower = LogFollower(lambda: server.log, expected=NO_GPU if recipe.target == "cpu" else None)
     try:
         with server:
+            set_aside()
             while not asked.wait(0.05) and not server.wait(0):
                 continue
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nvlm_trt import logs
+from nvlm_trt.collector import set_aside
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.metrics import close_metrics
@@ -43,6 +44,7 @@ class Model:
         self.input_names, self.output_names = input_names(config), output_names(config)
         self.load()
         self.heartbeat = self.make_heartbeat(str(config["name"]))
+        set_aside()
 
     def load(self) -> None:
         """Load what the model needs."""
