@@ -40,3 +40,9 @@ def off(span: Span, rng: Rng) -> float:
     least, most = span
     drawn = float(rng.uniform(-most, most))
     return drawn * (most - least) / most + math.copysign(least, drawn)
+
+
+def is_held_back(across: float, down: float) -> bool:
+    """Whether the sealed test alone has objects there, in shares of the picture: far off the middle of a place."""
+    least, most = LAYOUTS["test"].off_place
+    return all(least <= abs(share - (1 + 2 * int(share * 3)) / 6) <= most for share in (across, down))

@@ -14,7 +14,7 @@ import numpy as np
 
 from nvlm_trt.miniature.assets import Split, words
 from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, advances_of, blank
-from nvlm_trt.miniature.layouts import LAYOUTS, off
+from nvlm_trt.miniature.layouts import LAYOUTS, is_held_back, off
 from nvlm_trt.miniature.questions import (
     PLACES,
     Kind,
@@ -54,11 +54,26 @@ def objects(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     count = int(rng.integers(1, 9))
-    some_shapes = list(map(str, rng.choice(SHAPES, min(len(SHAPES), int(rng.integers(1, 5))), replace=False)))
-    some_colours = list(map(str, rng.choice(OBJECT_COLOURS, int(rng.integers(1, 5)), replace=False)))
-    kinds = _scatter(canvas, split, count, rng, some_shapes, some_colours)
+    kinds = _scatter(canvas, split, count, rng, _few(SHAPES, rng), _few(OBJECT_COLOURS, rng))
     turns = [*about_colours(kinds, rng), *about_places(canvas, kinds, rng), *about_counts(kinds, rng)]
     return Example((canvas,), tuple(some(turns, 8, rng)))
+
+
+def loose(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
+    """Shapes on no places, some of them partly under others: colour, shape, counting.
+
+    No test asks about such pictures. Whoever counts by nine places alone counts one too few where two lie close.
+    """
+    columns, rows = _grid(rng, grids)
+    canvas = blank(columns, rows, tile, split, rng)
+    count = int(rng.integers(1, 9))
+    some_shapes, some_colours = _few(SHAPES, rng), _few(OBJECT_COLOURS, rng)
+    kinds: list[Kind] = []
+    while len(kinds) < count:
+        shape, colour = str(rng.choice(some_shapes)), str(rng.choice(some_colours))
+        if _squeeze(canvas, shape, colour, (0.085, 0.14), rng):
+            kinds.append((shape, colour, ""))
+    return Example((canvas,), tuple(some([*about_colours(kinds, rng), *about_counts(kinds, rng)], 6, rng)))
 
 
 def signs(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
@@ -256,13 +271,8 @@ def scattered(rng: Rng, split: Split, tile: int) -> Canvas:
     """Shapes anywhere, up to a dozen, at most a third of one under another, which nobody asks about."""
     columns, rows = _grid(rng, GRIDS)
     canvas = blank(columns, rows, tile, split, rng)
-    width, height = canvas.size
     for _ in range(int(rng.integers(3, 13))):
-        radius = min(width, height) * float(rng.uniform(0.07, 0.15))
-        x, y = float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius))
-        if all(np.hypot(x - item.x, y - item.y) > 0.65 * (radius + item.radius) for item in canvas.items):
-            colour = str(rng.choice(OBJECT_COLOURS))
-            canvas.shape(str(rng.choice(SHAPES)), colour, x, y, radius, rng)
+        _squeeze(canvas, str(rng.choice(SHAPES)), str(rng.choice(OBJECT_COLOURS)), (0.07, 0.15), rng)
     return canvas
 
 
@@ -374,6 +384,32 @@ def _draw_objects(canvas: Canvas, split: Split, pairs: Sequence[tuple[str, str]]
         canvas.shape(shape, colour, x, y, radius, rng)
         kinds.append((shape, colour, PLACES[place]))
     return kinds
+
+
+def _few(kinds: Sequence[str], rng: Rng) -> list[str]:
+    """One to four of them."""
+    return list(map(str, rng.choice(kinds, min(len(kinds), int(rng.integers(1, 5))), replace=False)))
+
+
+def _squeeze(canvas: Canvas, shape: str, colour: str, radii: tuple[float, float], rng: Rng) -> bool:
+    """Draw an object anywhere but where the sealed test has them, at most a third of it over another, if chance lets.
+
+    Args:
+        canvas: The picture.
+        shape: What is drawn.
+        colour: In which colour.
+        radii: The least and the most, as shares of the picture's shorter side.
+        rng: Decides.
+    """
+    width, height = canvas.size
+    radius = min(width, height) * float(rng.uniform(*radii))
+    x, y = float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius))
+    if is_held_back(x / width, y / height):
+        return False
+    if any(np.hypot(x - item.x, y - item.y) <= 0.65 * (radius + item.radius) for item in canvas.items):
+        return False
+    canvas.shape(shape, colour, x, y, radius, rng)
+    return True
 
 
 def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng, *, pitch: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from nvlm_trt.miniature import scenes
 from nvlm_trt.miniature.assets import Split, fonts, photographs, words
 from nvlm_trt.miniature.canvas import COLOURS, MIN_CONTRAST, SHAPES, luma
+from nvlm_trt.miniature.layouts import is_held_back
 from nvlm_trt.miniature.questions import PLACES
 from nvlm_trt.miniature.scenes import Example, Scene
 from nvlm_trt.model.tiling import plan_grid
@@ -26,7 +28,7 @@ def written(example: Example, picture: int = 0) -> str:
     return "".join(glyph.char for glyph in example.pictures[picture].glyphs)
 
 
-@pytest.mark.parametrize("scene", [scene for scene, _ in scenes.SCENES])
+@pytest.mark.parametrize("scene", [scenes.loose, *(scene for scene, _ in scenes.SCENES)])
 def test_equal_seeds_give_equal_pictures_and_questions(scene: Scene) -> None:
     first, again, other = drawn(scene, 1), drawn(scene, 1), drawn(scene, 2)
     assert first.turns == again.turns
@@ -34,7 +36,7 @@ def test_equal_seeds_give_equal_pictures_and_questions(scene: Scene) -> None:
     assert first.turns != other.turns
 
 
-@pytest.mark.parametrize("scene", [scene for scene, _ in scenes.SCENES])
+@pytest.mark.parametrize("scene", [scenes.loose, *(scene for scene, _ in scenes.SCENES)])
 def test_a_picture_is_cut_into_the_grid_that_it_was_drawn_for(scene: Scene) -> None:
     for seed in SEEDS:
         for picture in drawn(scene, seed).pictures:
@@ -68,6 +70,31 @@ def test_counts_colours_shapes_and_places_are_those_of_the_marks() -> None:
                 continue
             checked[turn.category] += 1
     assert min(checked[name] for name in ("colour", "shape", "position", "count")) > 10
+
+
+def test_loose_shapes_are_counted_and_never_lie_where_the_sealed_test_has_its_own() -> None:
+    close = 0
+    for seed in range(80):
+        example = drawn(scenes.loose, seed)
+        (picture,) = example.pictures
+        for turn in example.turns:
+            if turn.question == "How many shapes are there?":
+                assert turn.answer == str(len(picture.items))
+            assert turn.category in ("colour", "shape", "count"), "there are no places in it"
+        assert not any(is_held_back(item.x / picture.size[0], item.y / picture.size[1]) for item in picture.items)
+        for one, other in itertools.combinations(picture.items, 2):
+            apart = np.hypot(one.x - other.x, one.y - other.y) / (one.radius + other.radius)
+            assert apart > 0.65
+            close += apart < 1
+    assert close > 10
+
+
+def test_the_sealed_test_has_all_its_shapes_where_training_has_none() -> None:
+    for seed in range(20):
+        (picture,) = drawn(scenes.objects, seed, "test").pictures
+        assert all(is_held_back(item.x / picture.size[0], item.y / picture.size[1]) for item in picture.items)
+        (picture,) = drawn(scenes.objects, seed, "train").pictures
+        assert not any(is_held_back(item.x / picture.size[0], item.y / picture.size[1]) for item in picture.items)
 
 
 def test_signs_are_read_as_written() -> None:
