@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.tensors import DECODER_PREFIX, PROJECTOR_PREFIX, VISION_PREFIX
+from nvlm_trt.pipeline.preflight import needs
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Stage
 from nvlm_trt.pipeline.stages import build_plan
@@ -33,7 +34,7 @@ class StageCost:
     Attributes:
         name: The stage.
         read_bytes: Of the checkpoint; None where that is not known.
-        disk_bytes: Of its outputs; None where the stage has no estimate.
+        disk_bytes: Of its outputs, and of its work folder while it runs; None where the stage has no estimate.
         memory_bytes: Peak of host memory; None where the stage has no estimate.
         seconds: At the disk's speed, if nothing else holds it up; None: unknown until measured.
     """
@@ -52,11 +53,13 @@ class BuildCosts:
     Attributes:
         disk_rate: Bytes a second that are read or written, an assumption.
         stages: In the order in which they run; empty where they cannot be known.
+        disk_bytes: At most at a time, by the stages that have estimates.
         unknown: Why they cannot be known, in one sentence.
     """
 
     disk_rate: float
     stages: tuple[StageCost, ...]
+    disk_bytes: int = 0
     unknown: str | None = None
 
 
@@ -68,14 +71,15 @@ def build_costs(sources: Sources, disk_rate: float) -> BuildCosts:
         disk_rate: Bytes a second that the disk reads or writes.
     """
     try:
-        costs = [_cost(stage, sources, disk_rate) for stage in build_plan(sources)]
+        stages = build_plan(sources)
+        costs = [_cost(stage, sources, disk_rate) for stage in stages]  # asks for their estimates
     except ModuleNotFoundError as error:
-        return BuildCosts(disk_rate, (), f"the stages need {error.name}: install nvlm-trt with the extra gpu")
+        return BuildCosts(disk_rate, (), unknown=f"the stages need {error.name}: install nvlm-trt with the extra gpu")
     except RecipeError as error:
-        return BuildCosts(disk_rate, (), str(error))
+        return BuildCosts(disk_rate, (), unknown=str(error))
     whole = sources.checkpoint.nbytes
     digest = StageCost(DIGEST, whole, 0, None, whole / disk_rate)
-    return BuildCosts(disk_rate, (digest, *costs))
+    return BuildCosts(disk_rate, (digest, *costs), needs(stages, {}, {}).disk_bytes)
 
 
 def _cost(stage: Stage, sources: Sources, disk_rate: float) -> StageCost:

@@ -213,6 +213,7 @@ def cost_facts(costs: BuildCosts) -> dict[str, object]:
     return {
         "disk_rate_bytes_per_s": costs.disk_rate,
         "unknown": costs.unknown,
+        "disk_bytes": costs.disk_bytes,
         "stages": [
             {
                 "name": stage.name,

@@ -194,10 +194,9 @@ def cost_table(costs: BuildCosts) -> Table:
         )
         for stage in costs.stages
     ]
-    total = in_words(sum(stage.disk_bytes or 0 for stage in costs.stages))
     least = "at least " if any(stage.disk_bytes is None for stage in costs.stages) else ""
     rate = f"times: bytes at {costs.disk_rate / 1e9:g} GB/s of disk, an assumption (--disk-gbps)"
-    notes = (costs.unknown,) if costs.unknown else (f"{least}{total} of disk in all; {rate}",)
+    notes = (costs.unknown,) if costs.unknown else (f"{least}{in_words(costs.disk_bytes)} of disk at a time; {rate}",)
     return Table("build", ("stage", "disk", "host memory", "time at best"), tuple(rows), notes)
 
 

@@ -31,6 +31,14 @@ def test_disk_and_memory_are_what_the_build_itself_asks_for(plan: Deployment) ->
     assert (digest.name, digest.read_bytes) == (DIGEST, 176_901_927_168)
 
 
+def test_the_disk_of_a_build_leaves_out_what_a_stage_frees_before_the_next(deploy: Deploy) -> None:
+    calibrated = deploy(tp=4, decoder_precision="int8_sq")
+    costs = build_costs(calibrated.sources, 1e9)
+    work = {stage.name: stage.estimate.work_bytes for stage in build_plan(calibrated.sources)}
+    assert work["decoder-calibrate"] > 1e9
+    assert costs.disk_bytes == sum(cost.disk_bytes or 0 for cost in costs.stages) - sum(work.values())
+
+
 def test_copying_stages_take_what_the_disk_takes(plan: Deployment) -> None:
     """Vision and projector are read as stored, F32 in part, and written in bf16 without dummy heads."""
     slow = {cost.name: cost for cost in build_costs(plan.sources, 1e9).stages}
