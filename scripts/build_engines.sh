@@ -18,14 +18,16 @@ fi
 named=build/recipes/$recipe.yaml
 [ -e "$recipe" ] || [ ! -f "$named" ] || recipe=$named
 
-extras=cpu
-grep -Eq "^target: *[\"']?gpu" "$recipe" 2>/dev/null && extras=none
+target=cpu extras=cpu
+grep -Eq "^target: *[\"']?gpu" "$recipe" 2>/dev/null && target=gpu
+# In NVIDIA's image; elsewhere a recipe for GPUs can be planned and taken up to its checkpoint.
+[ $target = cpu ] || ! "${PYTHON:-python3}" -c "import tensorrt_llm" 2>/dev/null || extras=image
 . scripts/venv.sh "$extras"
 
 for word; do # a plan, a part of a build, facts for a program: there is nothing to ask
     case $word in --dry-run | --until | --until=* | --json | --help) exec nvlm-trt build "$recipe" "$@" ;; esac
 done
-[ "$extras" = cpu ] || exec nvlm-trt build "$recipe" "$@" # nor where engines are for another machine
+[ $target = cpu ] || exec nvlm-trt build "$recipe" "$@" # nor where engines are for another machine
 
 engine=$(nvlm-trt build "$recipe" "$@")
 member() { python -c 'import json, sys; print(json.loads(sys.stdin.readline())[sys.argv[1]])' "$1"; }

@@ -1,17 +1,24 @@
 # Sourced by the other scripts: makes .venv with the extras asked for, once, and puts it first on PATH.
-# Usage: . scripts/venv.sh EXTRAS   (such as cpu, or cpu,dev; "none" installs nothing but the project itself)
+# Usage: . scripts/venv.sh EXTRAS   (such as cpu, or cpu,dev; "image" in NVIDIA's image, whose libraries are used)
 
 prepare_venv() {
     local extras=$1 python=${PYTHON:-python3} stamp
     local -a options=()
-    # On the pinned GPU image TensorRT, TensorRT-LLM and torch are the image's own.
-    [ "$extras" = none ] && options=(--system-site-packages)
+    [ "$extras" = image ] && options=(--system-site-packages)
     stamp=.venv/installed-$(cat pyproject.toml hatch_build.py nvlm_trt/model/_resize.c | sha256sum | cut -c1-16)-${extras//,/-}
     [ -f "$stamp" ] && return
-    [ -x .venv/bin/python ] || "$python" -m venv "${options[@]}" .venv
+    [ -x .venv/bin/python ] || {
+        "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
+            echo "nvlm-trt needs Python 3.11 or 3.12 (seen: $("$python" --version)); name one: PYTHON=python3.12" >&2
+            return 2
+        }
+        "$python" -m venv "${options[@]}" .venv
+    }
     echo "Installing nvlm-trt [$extras] into .venv (once; a few minutes) ..." >&2
-    if [ "$extras" = none ]; then
+    if [ "$extras" = image ]; then
+        build/docker/add_libraries.sh "$PWD/.venv/bin/python"
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+        .venv/bin/python build/docker/check_requirements.py nvlm-trt
     else
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
     fi

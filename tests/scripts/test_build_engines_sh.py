@@ -57,9 +57,13 @@ def test_a_whole_build_for_this_machine_is_served_and_asked(words: tuple[str, ..
 
 
 @pytest.mark.parametrize("recipe", [GPU, f"build/recipes/{GPU}.yaml"])
-def test_for_the_gpu_target_libraries_are_the_image_s_own_and_nothing_is_served(recipe: str, run: Run) -> None:
+@pytest.mark.parametrize(("python", "extras"), [("true", "image"), ("false", "cpu")])
+def test_for_the_gpu_target_libraries_are_the_image_s_own_where_it_is_and_nothing_is_served(
+    recipe: str, python: str, extras: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON", python)  # asked whether it can import TensorRT-LLM
     assert run(recipe, "--checkpoint", "/weights") == [
-        ["none"],
+        [extras],
         ["build", f"build/recipes/{GPU}.yaml", "--checkpoint", "/weights"],
     ]
 
