@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class Session(Protocol):
     """What the engine needs of a compiled decoder."""
 
-    def run(self, parts: Sequence[StepPart]) -> npt.NDArray[np.float32]:
-        """Logits float32 [parts that want logits, vocab_size] of one step."""
+    def run(self, parts: Sequence[StepPart], given_up: Callable[[], bool]) -> npt.NDArray[np.float32]:
+        """Logits float32 [parts that want logits, vocab_size] of one step; raises where it was given up before."""
 
     def cancel(self) -> None:
         """End the step that runs, from another thread: its `run` raises; nothing to do where none runs."""
@@ -284,10 +284,8 @@ class DecoderEngine:
     def _compute(self, step: Step) -> None:
         try:
             with self._turns.taken() as waited:
-                if self._given_up():
-                    return
                 began = self._clock()
-                logits = iter(self._session.run([part for _, part in step]))
+                logits = iter(self._session.run([part for _, part in step], self._given_up))
                 seconds = self._clock() - began
         except Exception:  # whatever the runtime raises must not end the worker
             if self._given_up():  # it was ended, because nobody wants it
@@ -327,8 +325,10 @@ class DecoderEngine:
             self._end(generation, TokenEvent(event.request_id, None, "cancelled"))
 
     def _end(self, generation: Generation, event: TokenEvent) -> None:
-        """Free everything that the request holds, then tell its caller."""
+        """Free everything that the request holds, then tell its caller; whoever gave it up meanwhile was told."""
         with self._wake:
+            if self._known.get(generation.name) is not generation:
+                return
             self._forget(generation)
         self._send(generation, event)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import openvino as ov
 from nvlm_trt.decoder.attention_cpu import splice_attention
 from nvlm_trt.decoder.engine_config import BF16_COMPUTE, MODEL_NAME, DecoderEngineConfig
 from nvlm_trt.decoder.step import StepPart
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, ServerError
 
 Ints = npt.NDArray[np.int32]
 
@@ -34,6 +34,10 @@ process grew by 0.9 MB with each new one, up to hundreds of MB (docs/performance
 """
 
 KvCachePrecision = Literal["auto", "u8"]
+
+
+def _wanted() -> bool:
+    return False
 
 
 class DecoderSession:
@@ -86,17 +90,36 @@ class DecoderSession:
                 shape = [num_blocks, *(dimension.get_length() for dimension in list(port.partial_shape)[1:])]
                 self._request.set_tensor(port, ov.Tensor(port.element_type, ov.Shape(shape)))
 
-    def run(self, parts: Sequence[StepPart]) -> npt.NDArray[np.float32]:
+    def run(self, parts: Sequence[StepPart], given_up: Callable[[], bool] = _wanted) -> npt.NDArray[np.float32]:
         """Run one step.
+
+        Args:
+            parts: What each sequence brings.
+            given_up: Whether nobody wants it any more; asked when all is prepared, so that no `cancel` comes too early.
 
         Returns:
             float32 [parts that want logits, vocab_size], valid until the next step.
+
+        Raises:
+            ServerError: it was given up before it began.
+            RuntimeError: it was ended, or OpenVINO failed.
         """
+        self._prepare(self._inputs(parts))
+        with self._lock:
+            if given_up():
+                raise ServerError("the step was given up")
+            self._request.start_async()
+            self._can_be_ended = True
+        failure = None
         try:
-            self._infer(self._inputs(parts), can_be_ended=True)
-        except RuntimeError:
+            self._request.wait()  # infer() of one thread cannot be cancelled
+        except RuntimeError as error:
+            failure = error
+        with self._lock:
+            self._can_be_ended = False
+        if failure is not None:
             self._forget(parts[0])
-            raise
+            raise failure
         self._tokens = sum(len(part.input_ids) for part in parts)
         logits: npt.NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits[: sum(part.wants_logits for part in parts)]
@@ -110,19 +133,9 @@ class DecoderSession:
             if self._can_be_ended:
                 self._request.cancel()
 
-    def _infer(self, inputs: Mapping[str, npt.NDArray[np.generic]], *, can_be_ended: bool) -> None:
+    def _prepare(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
         for name, array in inputs.items():
             self._request.set_tensor(name, ov.Tensor(array))
-        self._allow_ending(can_be_ended)
-        try:
-            self._request.start_async()
-            self._request.wait()  # infer() of one thread cannot be cancelled
-        finally:
-            self._allow_ending(False)
-
-    def _allow_ending(self, can_be_ended: bool) -> None:
-        with self._lock:
-            self._can_be_ended = can_be_ended
 
     def _forget(self, part: StepPart) -> None:
         """Make the graph sound again after a step that did not come to its end.
@@ -139,7 +152,8 @@ class DecoderSession:
         ids = np.zeros(2 if self._tokens == 1 else 1, np.int32)
         inputs = self._inputs([StepPart(ids, 0, [own], None, wants_logits=False)])
         empty = {"logit_rows": _int32([]), "prompt_table": self._no_table[:0]}  # no other step has none of either
-        self._infer({**inputs, **empty}, can_be_ended=False)
+        self._prepare({**inputs, **empty})
+        self._request.infer()
         self._tokens = len(ids)
 
     def _inputs(self, parts: Sequence[StepPart]) -> dict[str, npt.NDArray[np.generic]]:

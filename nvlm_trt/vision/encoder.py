@@ -185,7 +185,9 @@ class TileEncoder:
                 self._end(self._turn(key, None), error)
             else:
                 self._end(self._turn(key, rows))
-        self._end(self._jobs, ServerError("the vision encoder is closed"))
+        with self._wake:  # whoever is taken out here is not given up any more
+            left, self._jobs = self._jobs, deque()
+        self._end(left, ServerError("the vision encoder is closed"))
 
     def _give_up(self, job: _Job) -> bool:
         with self._wake:

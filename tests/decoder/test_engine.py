@@ -47,9 +47,11 @@ class Counting:
     def cancel(self) -> None:
         self.cancelled.set()
 
-    def run(self, parts: Sequence[StepPart]) -> np.ndarray:
-        self.steps += 1
+    def run(self, parts: Sequence[StepPart], given_up: Callable[[], bool]) -> np.ndarray:
         self.on_step(parts)
+        if given_up():
+            raise ServerError("given up")
+        self.steps += 1
         wanted = [int(part.input_ids[-1]) for part in parts if part.wants_logits]
         return np.eye(20, dtype=np.float32)[[(last + 1) % 20 for last in wanted]]
 
@@ -258,8 +260,8 @@ def test_a_sink_that_raises_ends_its_own_request_only(caplog):
 
 def test_a_fault_in_sampling_ends_its_own_request_only(caplog):
     class Wide(Counting):
-        def run(self, parts: Sequence[StepPart]) -> np.ndarray:
-            rows = zip(super().run(parts), parts, strict=True)
+        def run(self, parts: Sequence[StepPart], given_up: Callable[[], bool]) -> np.ndarray:
+            rows = zip(super().run(parts, given_up), parts, strict=True)
             return [row[:2] if part.input_ids[-1] == 7 else row for row, part in rows]
 
     with DecoderEngine(config(), Wide(), 4) as engine:
@@ -287,6 +289,41 @@ def test_close_ends_everything_and_refuses_new_requests():
     assert [handle.result()[1] for handle in handles] == ["cancelled", "cancelled"]
     with pytest.raises(ServerError, match="closed"):
         engine.submit(request("c"))
+
+
+def test_whoever_hangs_up_while_the_engine_closes_is_told_once_and_nobody_is_forgotten():
+    hold = threading.Event()
+    engine = DecoderEngine(config(max_batch_size=1), Counting(lambda parts: hold.wait(5)), 4)
+    told: dict[str, list[str | None]] = {name: [] for name in "abcd"}
+
+    def sink(event: TokenEvent) -> None:
+        told[event.request_id].append(event.finish_reason)
+        if event.finish_reason is not None:
+            engine.cancel("c")
+
+    for name in told:
+        engine.submit(request(name, max_tokens=50), sink)
+    threading.Timer(0.02, hold.set).start()
+    engine.close()
+    assert [reasons[-1] for reasons in told.values()] == ["cancelled"] * 4
+    assert all(reasons.count("cancelled") == 1 for reasons in told.values())
+
+
+def test_a_step_that_is_given_up_while_it_is_prepared_does_not_run():
+    preparing, prepared = threading.Event(), threading.Event()
+
+    def prepare(parts: Sequence[StepPart]) -> None:
+        preparing.set()
+        prepared.wait(5)
+
+    session = Counting(prepare)
+    with DecoderEngine(config(), session, 4) as engine:
+        handle = engine.submit(request("a"))
+        preparing.wait(5)
+        handle.cancel()
+        prepared.set()
+        assert handle.result() == ([], "cancelled")
+        assert session.steps == 0
 
 
 def test_an_idle_engine_runs_no_steps_but_its_heart_beats():

@@ -33,9 +33,9 @@ class Watched:
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, parts: Sequence[StepPart]) -> np.ndarray:
+    def run(self, parts: Sequence[StepPart], given_up: Callable[[], bool]) -> np.ndarray:
         assert self.gate.wait(30)
-        logits = self.session.run(parts)
+        logits = self.session.run(parts, given_up)
         self.tokens += sum(len(part.input_ids) for part in parts)
         if self.fail_at is not None and self.tokens >= self.fail_at:
             self.fail_at = None

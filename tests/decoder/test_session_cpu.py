@@ -15,6 +15,7 @@ import pytest
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.session_cpu import INPUT_GROUP, KERNELS, PRIMITIVES, DecoderSession, compile_properties
 from nvlm_trt.decoder.step import StepPart
+from nvlm_trt.errors import ServerError
 
 BLOCKS = 8
 
@@ -138,3 +139,14 @@ def test_a_step_that_is_ended_leaves_no_shapes_behind(compiled: Callable[..., Pa
         if ended == 200:
             break
     assert ended >= 50, "steps were ended"
+
+
+def test_a_step_that_was_given_up_before_it_begins_is_not_run(compiled: Callable[..., Path], make_prompt):
+    engine = compiled("fp32")
+    session = DecoderSession(engine, DecoderEngineConfig.read(engine), BLOCKS, 1)
+    ids, table = make_prompt(6, 30, 0)
+    part = StepPart(ids, 0, range(BLOCKS), table, wants_logits=True)
+    expected = session.run([part]).copy()
+    with pytest.raises(ServerError, match="given up"):
+        session.run([StepPart(ids[:7], 0, range(BLOCKS), table, wants_logits=True)], lambda: True)
+    assert np.array_equal(session.run([part]), expected)

@@ -238,6 +238,26 @@ def test_closing_ends_what_waits_and_refuses_what_comes(make):
         encoder.encode(tiles_of(1))
 
 
+def test_a_request_that_closing_ends_can_be_given_up_no_more():
+    steps = Steps()
+    encoder = TileEncoder(steps)
+    told, in_time = [], []
+
+    def done(outcome: np.ndarray | Exception) -> None:
+        told.append(outcome)
+        if isinstance(outcome, Exception):
+            in_time.extend(give_up() for give_up in give_ups)
+
+    give_ups = [encoder.submit(tiles_of(value), done) for value in (1, 2, 3)]
+    steps.begun.get(timeout=30)
+    closing = threading.Thread(target=encoder.close)
+    closing.start()
+    steps.gate.release()
+    closing.join(timeout=30)
+    assert len(told) == 3
+    assert not any(in_time)
+
+
 def test_the_real_engine_s_rows_are_the_same_bit_for_bit(export_of, tiles_of):
     runner = VisionRunner(export_of("five heads and three dummies", "bf16") / "cpu", threads=1)
     tiles = tiles_of(5, runner.tile_size)
