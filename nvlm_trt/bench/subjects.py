@@ -12,6 +12,7 @@ from pydantic import Field
 from nvlm_trt.bench.peers.engines import PEERS, PeerName
 from nvlm_trt.bench.record import Device, Frozen
 from nvlm_trt.bench.work import REFERENCE_DTYPES
+from nvlm_trt.client.address import check_address
 from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.eval.subject import engine_recipe
@@ -213,7 +214,7 @@ def choose_subjects(
 
     Raises:
         UserError: there is nobody to measure, two of them have one name, one cannot be asked that way, one that is to
-            be served is not among them, or the reference's checkpoint is not there.
+            be served is not among them, the reference's checkpoint is not there, or an address is none.
     """
     known = {engine.name for engine in engines}
     if strangers := sorted(set(served or ()) - known):
@@ -231,8 +232,10 @@ def choose_subjects(
             engine_dir, device = engine.directory, engine.device
             subjects.append(EngineSubject(name=name, transport=transport, engine=engine_dir, device=device))
     if grpc_url is not None:
+        check_address(grpc_url)
         subjects.append(ServerSubject(name=f"{grpc_url} (grpc)", transport="grpc", url=grpc_url))
     if http_url is not None:
+        check_address(http_url, "HTTP")
         subjects.append(ServerSubject(name=f"{http_url} (http)", transport="http", url=http_url))
     if not subjects:
         raise UserError("there is nothing to measure", fix="give engine directories, --url or --http-url")

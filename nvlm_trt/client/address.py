@@ -20,12 +20,12 @@ def channel_options(url: str) -> tuple[Option, ...]:
     return (*MESSAGES, *RECONNECTING, *([DIRECT] if is_loopback(host) else []))
 
 
-def check_address(url: str) -> None:
-    """Refuse what is no ``HOST:PORT``: gRPC would try such an address for as long as it is let.
+def check_address(url: str, service: str = "gRPC") -> None:
+    """Refuse what is no ``HOST:PORT``: gRPC would try such an address for as long as it is let, or dial another port.
 
     Raises:
         UserError: it is none.
     """
     host, _, port = url.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError("this is no address of a server", seen=url, expected="HOST:PORT of its gRPC")
+        raise UserError("this is no address of a server", seen=url or "nothing", expected=f"HOST:PORT of its {service}")

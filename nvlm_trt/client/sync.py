@@ -11,7 +11,7 @@ from typing import Self
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from nvlm_trt.client.address import channel_options
+from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
 
@@ -133,9 +133,13 @@ class NvlmClient:
     Args:
         url: ``host:port`` of the server's gRPC.
         idle_timeout: Seconds without a sign of the server after which a request is given up.
+
+    Raises:
+        UserError: the url is no such address.
     """
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
+        check_address(url)
         self._connections = Connections(url)
         self._idle_timeout = idle_timeout
 

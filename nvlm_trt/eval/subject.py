@@ -93,9 +93,7 @@ def server_subject(url: str, options: AnswerOptions, *, idle_timeout: float = 12
         UserError: this is no address, or the options ask for what a server does not do.
     """
     from nvlm_trt.client import NvlmClient
-    from nvlm_trt.client.address import check_address
 
-    check_address(url)
     client = NvlmClient(url, idle_timeout=idle_timeout)
     return _server(client, Subject(f"server {url}", ServerAnswerer(client, options), _identity(options, {"url": url})))
 

@@ -93,6 +93,11 @@ def test_the_size_on_disk_is_of_what_serving_reads(small_engine: Path) -> None:
     [
         ({"engines": ()}, "nothing to measure"),
         ({"engines": (Path("nowhere"),)}, "no engine directory"),
+        ({"grpc_url": "nosuch"}, "no address of a server; seen: nosuch; expected: HOST:PORT of its gRPC"),
+        (
+            {"http_url": "http://there:1"},
+            "no address of a server; seen: http://there:1; expected: HOST:PORT of its HTTP",
+        ),
         ({"checkpoint": Path("nowhere")}, "the checkpoint that the baseline reads is not there"),
         ({"workload": SMALL.model_copy(update={"max_tokens": 17})}, "answers are longer"),
         ({"workload": SMALL.model_copy(update={"columns": 6, "rows": 2, "prompt": "a" * 300})}, "does not fit small"),

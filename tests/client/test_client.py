@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
 from nvlm_trt.client.request import build_inputs, image_bytes
 from nvlm_trt.client.response import AnswerBuilder, error_of
-from nvlm_trt.errors import ImageRejected, RequestError, ServerError
+from nvlm_trt.errors import ImageRejected, RequestError, ServerError, UserError
 from nvlm_trt.serving.faults import UnavailableError
 
 
@@ -117,6 +117,13 @@ def nobody() -> str:
     """An address where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("client", [NvlmClient, AsyncNvlmClient])
+@pytest.mark.parametrize("url", ["", "localhost", "localhost:99999", "http://localhost:1"])
+def test_what_is_no_address_is_never_dialled(client, url):
+    with pytest.raises(UserError, match=f"no address of a server; seen: {url or 'nothing'}; expected: HOST:PORT"):
+        client(url)
 
 
 def test_a_server_that_is_not_there_is_a_clear_error(nobody):
