@@ -190,7 +190,7 @@ def _prompt_tokens(engines: Sequence[OpenedEngine], workload: Workload, tile_siz
     """Tokens of the longest prompt.
 
     Raises:
-        UserError: it does not fit an engine.
+        UserError: it does not fit an engine, or its pictures would be cut otherwise than asked.
     """
     questions = [workload.question(number, tile_size) for number in range(max(1, len(workload.images)))]
     longest = 0
@@ -204,7 +204,7 @@ def _prompt_tokens(engines: Sequence[OpenedEngine], workload: Workload, tile_siz
                 fix="give fewer --max-tokens",
             )
         room = recipe.max_seq_len(engine.config.decoder.max_position_embeddings) - workload.max_tokens
-        for tokens in _lengths(engine, questions):
+        for tokens in _lengths(engine, questions, workload):
             if tokens > min(room, recipe.max_input_len):
                 raise UserError(
                     f"the prompt does not fit {engine.name}",
@@ -216,8 +216,12 @@ def _prompt_tokens(engines: Sequence[OpenedEngine], workload: Workload, tile_siz
     return longest or None
 
 
-def _lengths(engine: OpenedEngine, questions: Sequence[Question]) -> Iterator[int]:
-    """Tokens of each prompt."""
+def _lengths(engine: OpenedEngine, questions: Sequence[Question], workload: Workload) -> Iterator[int]:
+    """Tokens of each prompt.
+
+    Raises:
+        UserError: the engine cuts a made picture into another grid than the one asked for.
+    """
     recipe, config = engine.recipe, engine.config
     tokenizer = NvlmTokenizer.load(engine.directory / "tokenizer")
     limits = ImageLimits(**recipe.image_limits.model_dump())
@@ -232,6 +236,13 @@ def _lengths(engine: OpenedEngine, questions: Sequence[Question]) -> Iterator[in
                 tile_size=config.tile_size,
                 use_thumbnail=config.use_thumbnail,
             )
+            if not workload.images and (grid.columns, grid.rows) != (workload.columns, workload.rows):
+                raise UserError(
+                    f"{engine.name} cuts made pictures of this size into another grid",
+                    seen=f"--columns {workload.columns} --rows {workload.rows}, cut {grid.columns} x {grid.rows}",
+                    expected=f"one that stays as it is, of at most {recipe.max_tiles} tiles (max_tiles of its recipe)",
+                    fix="give other --columns and --rows, or pictures of yours with --image",
+                )
             tiles.append(grid.num_tiles)
         yield len(build_prompt(tokenizer, config.tokens_per_tile, question.text, tiles=tiles).input_ids)
 

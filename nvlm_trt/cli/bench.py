@@ -86,10 +86,19 @@ def bench(
 
     if text_only and image:
         raise UserError("--text-only and --image exclude each other")
+    if prompt == "":
+        raise UserError("--prompt is empty", seen="''", expected="a text", fix=f"leave it out to ask {PROMPT!r}")
+    if task_limit is not None and task is None:
+        raise UserError(
+            "--task-limit counts questions of a task",
+            seen=f"--task-limit {task_limit}",
+            expected="--task FILE beside it",
+            fix="leave it out, or give --task",
+        )
     if not no_plots:
         require_matplotlib()
     workload = Workload(
-        prompt=prompt or PROMPT,
+        prompt=PROMPT if prompt is None else prompt,
         images=tuple(image or ()),
         text_only=text_only,
         columns=columns,

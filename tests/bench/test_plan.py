@@ -100,7 +100,11 @@ def test_the_size_on_disk_is_of_what_serving_reads(small_engine: Path) -> None:
         ),
         ({"checkpoint": Path("nowhere")}, "the checkpoint that the baseline reads is not there"),
         ({"workload": SMALL.model_copy(update={"max_tokens": 17})}, "answers are longer"),
-        ({"workload": SMALL.model_copy(update={"columns": 6, "rows": 2, "prompt": "a" * 300})}, "does not fit small"),
+        ({"workload": SMALL.model_copy(update={"columns": 2, "rows": 1, "prompt": "a " * 600})}, "does not fit small"),
+        (
+            {"workload": SMALL.model_copy(update={"columns": 12, "rows": 12})},
+            "into another grid; seen: --columns 12 --rows 12, cut .*; expected: .* at most 6 tiles",
+        ),
         ({"workload": SMALL.model_copy(update={"images": (Path("nowhere.jpg"),)})}, "cannot be read"),
         ({"task": Path("nowhere.jsonl")}, "task cannot be read"),
         ({"tools": ("perf_analyzer",)}, "perf_analyzer is not on PATH"),

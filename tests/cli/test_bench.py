@@ -172,10 +172,12 @@ def test_without_matplotlib_nothing_is_measured(
         (("--task", "nowhere.jsonl"), "the task cannot be read"),
         (("--text-only", "--image", "cat.png"), "--text-only and --image exclude each other"),
         (("--requests", "1001"), "for '--requests'"),
+        (("--prompt", ""), "--prompt is empty; seen: ''; expected: a text"),
+        (("--task-limit", 3), "seen: --task-limit 3; expected: --task FILE beside it"),
     ],
 )
 def test_a_wrong_choice_names_the_right_ones(
-    words: tuple[str, ...], message: str, nvlm_trt: Run, small_engine: Path
+    words: tuple[object, ...], message: str, nvlm_trt: Run, small_engine: Path
 ) -> None:
     shown = nvlm_trt("bench", small_engine, *FEW, *words)
     assert shown.code == 2
