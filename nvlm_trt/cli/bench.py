@@ -61,7 +61,7 @@ def bench(
         float, typer.Option(min=1, help="Seconds after which a round of a subject is given up.")
     ] = 3600.0,
     output: Annotated[Path | None, typer.Option(help="Folder of the report; default engines/bench/<time>.")] = None,
-    no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw no PNG; they need the extra plots.")] = False,
+    no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw no PNG, as without the extra plots.")] = False,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two report.json, measure nothing.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -80,7 +80,7 @@ def bench(
     from nvlm_trt.bench.peers.engines import PEERS as KNOWN_PEERS
     from nvlm_trt.bench.plan import Request, make_plan
     from nvlm_trt.bench.scenarios import NAMES
-    from nvlm_trt.bench.show.plots import require_matplotlib
+    from nvlm_trt.bench.show.plots import NO_PLOTS, can_draw
     from nvlm_trt.bench.workload import PROMPT, Workload
     from nvlm_trt.errors import UserError
 
@@ -95,8 +95,6 @@ def bench(
             expected="--task FILE beside it",
             fix="leave it out, or give --task",
         )
-    if not no_plots:
-        require_matplotlib()
     workload = Workload(
         prompt=PROMPT if prompt is None else prompt,
         images=tuple(image or ()),
@@ -127,10 +125,13 @@ def bench(
         peers_dir=peers_dir,
     )
     plan = make_plan(request)
+    plots = not no_plots and can_draw()
+    if not (plots or no_plots):
+        typer.echo(NO_PLOTS, err=True)
     if dry_run:
         _show_plan(plan, json=json)
     else:
-        _measure(plan, output, round_timeout, plots=not no_plots, quiet=quiet, json=json)
+        _measure(plan, output, round_timeout, plots=plots, quiet=quiet, json=json)
 
 
 def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bool, quiet: bool, json: bool) -> None:

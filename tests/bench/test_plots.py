@@ -1,4 +1,4 @@
-"""Plots, where matplotlib is installed; and what is said where it is not."""
+"""Plots, where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from PIL import Image
 
 from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.show import plots
-from nvlm_trt.errors import UserError
-
-
-def test_a_missing_matplotlib_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"nvlm-trt\[plots\].*--no-plots"):
-        plots.require_matplotlib()
 
 
 def test_plots_are_pictures_that_show_something(report: Report, scenario_report: Report) -> None:

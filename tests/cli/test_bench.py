@@ -147,14 +147,22 @@ def test_two_reports_are_compared(
     assert nvlm_trt("bench", "--compare", path, tmp_path / "none.json").code == 2
 
 
-def test_without_matplotlib_nothing_is_measured(
-    nvlm_trt: Run, small_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_matplotlib_the_report_has_no_plots_and_a_line_says_so(
+    nvlm_trt: Run,
+    small_engine: Path,
+    tmp_path: Path,
+    made_up: dict[str, BaseException],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda _name: None)
-    shown = nvlm_trt("bench", small_engine, "--output", tmp_path / "out")
-    assert shown.code == 2
-    assert "--no-plots" in shown.err
-    assert not (tmp_path / "out").exists()
+    asked = ("bench", small_engine, *FEW[:-1], "--output", tmp_path / "out")
+    for words in (("--dry-run",), ("--json",)):
+        shown = nvlm_trt(*asked, *words)
+        assert shown.code == 0
+        assert shown.err == "the report has no plots: they need matplotlib (pip install 'nvlm-trt[plots]')\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.json", "report.md"}
+    assert list((tmp_path / "out").glob("*.png")) == []
+    assert "matplotlib" not in nvlm_trt(*asked, "--dry-run", "--no-plots").err
 
 
 @pytest.mark.parametrize(

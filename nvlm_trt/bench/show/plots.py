@@ -9,7 +9,6 @@ from typing import Final
 from nvlm_trt.bench.report import Figure, Report
 from nvlm_trt.bench.show.canvas import canvas, place_of, png
 from nvlm_trt.bench.show.size_plots import draw_growth, draw_sizes, sized_metrics
-from nvlm_trt.errors import UserError
 
 PANELS: Final = (
     ("accuracy", None),
@@ -33,18 +32,12 @@ PANELS: Final = (
 
 COLUMNS: Final = 3
 
+NO_PLOTS: Final = "the report has no plots: they need matplotlib (pip install 'nvlm-trt[plots]')"
 
-def require_matplotlib() -> None:
-    """Look for matplotlib before anything is measured.
 
-    Raises:
-        UserError: it is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise UserError(
-            "plots need matplotlib",
-            fix="install nvlm-trt with the extra plots (pip install 'nvlm-trt[plots]'), or give --no-plots",
-        )
+def can_draw() -> bool:
+    """Whether matplotlib is installed; where it is not, `NO_PLOTS` says what is missing."""
+    return find_spec("matplotlib") is not None
 
 
 def draw(report: Report) -> dict[str, bytes]:
