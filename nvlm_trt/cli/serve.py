@@ -88,11 +88,13 @@ def serve(
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
 
-    nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes(hostfile=hostfile.resolve())
     ports = Ports(http_port, grpc_port, metrics_port)
+    ports.check()
     growth = max_growth and max_growth << 20
     engine = ServedEngine.open(engine_dir)
     recipe = engine.recipe
+    nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes.of_file(hostfile, engine.world_size)
+    endpoint = None if otlp_endpoint is None else tracing.check_endpoint(otlp_endpoint)
     if not dry_run and recipe.target == "gpu" and (records := read_records(engine_dir)):
         require_match(records, look())
     settings = None
@@ -106,8 +108,8 @@ def serve(
         return
     # The environment, as the model processes have to know too.
     os.environ |= {logs.FORMAT_VARIABLE: log_format, logs.LEVEL_VARIABLE: log_level}
-    if otlp_endpoint is not None:
-        os.environ[tracing.ENDPOINT] = tracing.check_endpoint(otlp_endpoint)
+    if endpoint is not None:
+        os.environ[tracing.ENDPOINT] = endpoint
     logs.set_up()
     engine.check_repository()
     asked = threading.Event()
@@ -153,14 +155,17 @@ def _print_plan(
     *,
     json: bool,
 ) -> None:
+    from dataclasses import replace
+
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.serving.host.dry_run import LaunchPlan
     from nvlm_trt.serving.host.engine import ServedEngine
+    from nvlm_trt.serving.host.ports import LOOPBACK
 
     engine = ServedEngine.open(engine_dir)
     options = engine.options(
         settings.inner_host(host) if settings else host,
-        ports,
+        replace(ports, http=0) if settings else ports,  # behind the gateway HTTP has a port that the start chooses
         nodes,
         start_timeout=None,
         hang_timeout=hang_timeout,
@@ -182,7 +187,8 @@ def _print_plan(
     else:
         typer.echo("\n".join(plan.lines()))
         if settings is not None:
-            facts = ", ".join(f"{name} {value}" for name, value in settings.shown().items())
+            facts = ", ".join(f"{name} {'none' if fact is None else fact}" for name, fact in settings.shown().items())
+            typer.echo(f"HTTP_PORT: a free port of {LOOPBACK}, chosen at each start", err=True)
             typer.echo(f"gateway on {host}:{ports.http} in front of it: {facts}", err=True)
 
 

@@ -139,13 +139,12 @@ class GatewaySettings:
         return LOOPBACK if self.api_keys else host
 
     def shown(self) -> dict[str, object]:
-        """The settings for people; of the keys their number alone."""
-        limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
+        """The settings for people, None for what is not set; of the keys their number alone."""
         return {
             "api_keys": len(self.api_keys),
             "api_key_file": self.key_file and str(self.key_file),
             "image_domains": " ".join(self.image_domains) or None,
-            **limits,
+            **asdict(self.limits),
         }
 
 

@@ -61,6 +61,8 @@ def test_a_dry_run_shows_the_gateway_and_its_limits(nvlm_trt: Run, packaged: Pat
     assert shown["api_key_file"] == str(keys)
     assert "--grpc-address=127.0.0.1" in facts["command"]
     assert "a-key-that-is-long-enough" not in str(facts)
+    assert (shown["key_per_minute"], shown["key_concurrent"]) == (None, None)
+    assert "key_per_minute none, key_concurrent none" in nvlm_trt("serve", packaged, "--dry-run").err
 
 
 def test_without_the_gateway_its_options_are_refused(nvlm_trt: Run, packaged: Path) -> None:
@@ -87,10 +89,21 @@ def test_an_engine_that_another_version_packaged_is_refused(
     assert f"package it again: nvlm-trt build RECIPE --output {packaged}" in shown.err
 
 
-def test_an_endpoint_that_is_no_url_is_the_users_mistake(nvlm_trt: Run, packaged: Path) -> None:
-    shown = nvlm_trt("serve", packaged, "--otlp-endpoint", "collector:4318")
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--otlp-endpoint", "collector:4318"), "the OTLP endpoint is no URL"),
+        (("--http-port", 8001), "two services cannot share a port"),
+        (("--hostfile", "/nope"), "this engine has one; seen: --hostfile /nope"),
+    ],
+)
+def test_an_option_that_no_start_could_use_is_refused_in_a_dry_run_too(
+    nvlm_trt: Run, packaged: Path, words: tuple[object, ...], sentence: str, dry: tuple[str, ...]
+) -> None:
+    shown = nvlm_trt("serve", packaged, *words, *dry)
     assert shown.code == 2
-    assert "the OTLP endpoint is no URL" in shown.err
+    assert sentence in shown.err
 
 
 def test_events_that_nobody_reads_any_more_do_not_end_the_server() -> None:

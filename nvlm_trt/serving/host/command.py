@@ -34,7 +34,7 @@ class ServerOptions:
         repository: The model repository.
         host: Address of gRPC and metrics; HTTP is on loopback, for the gateway. Not hardened: another than loopback
             needs a proxy in front.
-        ports: Its ports, none of them 0.
+        ports: Its ports; none of them is 0, except to show a command whose ports are not chosen yet.
         max_body_bytes: Largest HTTP body.
         world_size: The decoder's ranks, tp * pp; 1 where it runs in the server's own process.
         nodes: Where they run.
@@ -153,14 +153,15 @@ def _common_flags(options: ServerOptions, backends: Path) -> list[str]:
 
 
 def _endpoint_flags(options: ServerOptions, restricted: str) -> list[str]:
+    http, grpc, metrics = options.ports.words()
     return [
         "--strict-readiness=true",
         f"--http-address={LOOPBACK}",
-        f"--http-port={options.ports.http}",
+        f"--http-port={http}",
         f"--http-restricted-api={restricted}",
         f"--grpc-address={options.host}",
-        f"--grpc-port={options.ports.grpc}",
+        f"--grpc-port={grpc}",
         f"--grpc-restricted-protocol={restricted}",
         f"--metrics-address={options.host}",
-        f"--metrics-port={options.ports.metrics}",
+        f"--metrics-port={metrics}",
     ]

@@ -23,16 +23,16 @@ class LaunchPlan:
 
     Attributes:
         directory: Where to run them.
-        command: The server; `ADMIN_KEY` stands for a key that every start makes anew, and the HTTP port is the
-            server's own, which the gateway hides.
+        command: The server; `ADMIN_KEY` stands for a key that every start makes anew, `HTTP_PORT` and its like for
+            a port that every start chooses (behind the gateway, HTTP's always is one).
         load_order: Models to load, in this order, once the server is ready.
-        http_port: The server's port.
+        http_port: The server's port, or its `HTTP_PORT`.
     """
 
     directory: Path
     command: tuple[str, ...]
     load_order: tuple[str, ...]
-    http_port: int
+    http_port: str
 
     @classmethod
     def of(cls, options: ServerOptions, target: str) -> LaunchPlan:
@@ -44,7 +44,7 @@ class LaunchPlan:
         installation: Installation = Triton.find() if target == "cpu" else ImageTriton(IMAGE)
         backends = RUNTIME / "backends" if target == "cpu" else installation.prepare_backends(RUNTIME)
         command = server_command(installation, options, backends=backends, shm_prefix=SHM_PREFIX, admin_key=ADMIN_KEY)
-        return cls(options.repository.parent, tuple(command), options.load_order, options.ports.http)
+        return cls(options.repository.parent, tuple(command), options.load_order, options.ports.words()[0])
 
     def lines(self) -> list[str]:
         """The commands for a shell."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,28 @@ class Nodes:
     def are_several(self) -> bool:
         """Whether there are several."""
         return len(self.hosts) > 1 or self.hostfile is not None
+
+    @classmethod
+    def of_file(cls, hostfile: Path, world_size: int) -> Nodes:
+        """The machines of an OpenMPI hostfile.
+
+        Args:
+            hostfile: The file; mpirun reads it.
+            world_size: Ranks that run on them.
+
+        Raises:
+            UserError: there is no such file, or a single rank, which mpirun does not start.
+        """
+        if world_size == 1:
+            raise UserError(
+                "a hostfile deals out the ranks of a decoder, and this engine has one",
+                seen=f"--hostfile {hostfile}",
+                expected="an engine of the gpu target with tp * pp above 1",
+                fix="leave it out",
+            )
+        if not hostfile.is_file():
+            raise UserError("there is no such hostfile", seen=hostfile, expected="a file of OpenMPI, one host a line")
+        return cls(hostfile=hostfile.resolve())
 
     @classmethod
     def of_group(cls, environment: Mapping[str, str]) -> Nodes:

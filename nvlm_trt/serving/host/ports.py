@@ -14,11 +14,29 @@ LOOPBACK: Final = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Ports of HTTP, gRPC and metrics; 0 takes any free one."""
+    """Ports of HTTP, gRPC and metrics; 0 takes any free one, when the server is started."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+
+    def words(self) -> tuple[str, str, str]:
+        """The ports for a command line; HTTP_PORT, GRPC_PORT and METRICS_PORT stand for those chosen at the start."""
+        return (
+            str(self.http or "HTTP_PORT"),
+            str(self.grpc or "GRPC_PORT"),
+            str(self.metrics or "METRICS_PORT"),
+        )
+
+    def check(self) -> None:
+        """Look whether they differ.
+
+        Raises:
+            BusyError: two are the same.
+        """
+        given = [port for port in (self.http, self.grpc, self.metrics) if port]
+        if len(set(given)) < len(given):
+            raise BusyError("two services cannot share a port", seen=given, fix="give different ports")
 
     def held(self, host: str) -> HeldPorts:
         """These ports, every 0 replaced by a free one, kept from everybody else until they are released.
@@ -26,9 +44,7 @@ class Ports:
         Raises:
             BusyError: one of them is in use, or two are the same.
         """
-        given = [port for port in (self.http, self.grpc, self.metrics) if port]
-        if len(set(given)) < len(given):
-            raise BusyError("two services cannot share a port", seen=given, fix="give different ports")
+        self.check()
         with contextlib.ExitStack() as sockets:
             bound = [sockets.enter_context(_bound(host, port)) for port in (self.http, self.grpc, self.metrics)]
             return HeldPorts(Ports(*(int(one.getsockname()[1]) for one in bound)), sockets.pop_all())

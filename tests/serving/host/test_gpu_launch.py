@@ -239,7 +239,24 @@ def test_a_dry_run_prints_commands_for_a_shell_and_starts_nothing(gpu_engine, ca
         "selftest/load",
         "nvlm/load",
     ]
-    assert all("127.0.0.1:9000" in line and "nvlm-admin: ADMIN_KEY" in line for line in loads)
+    assert "--http-port=HTTP_PORT" in words, "9000 is the gateway's"
+    assert all("127.0.0.1:HTTP_PORT/" in line and "nvlm-admin: ADMIN_KEY" in line for line in loads)
+    assert "gateway on 127.0.0.1:9000" in shown.err
+    _, bare = run(capsys, "serve", gpu_engine, "--dry-run", "--http-port", 9000, "--no-gateway")
+    assert "--http-port=9000 " in bare.out
+    assert "127.0.0.1:9000/v2" in bare.out
+
+
+def test_a_hostfile_has_to_be_there_and_to_have_ranks_to_place(gpu_engine, gpu_recipe, capsys, tmp_path):
+    hosts = tmp_path / "hosts"
+    code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
+    assert (code, f"no such hostfile; seen: {hosts}" in shown.err) == (2, True)
+    hosts.write_text("a slots=4\n")
+    code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
+    assert (code, f"--hostfile {hosts}" in shown.out) == (0, True)
+    rebuilt(gpu_engine, gpu_recipe, tp=1)
+    code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
+    assert (code, "this engine has one" in shown.err) == (2, True)
 
 
 def test_a_dry_run_in_json_is_the_same(gpu_engine, capsys):
