@@ -83,8 +83,13 @@ class ImageRejected(UserError):  # noqa: N818 - the name states the verdict that
 
     def numbered(self, place: int, count: int) -> ImageRejected:
         """The same, told of image `place` (from 0) of `count`."""
-        what = f"image {place + 1} of {count}: {self.what}"
-        return ImageRejected(what, seen=self.seen, expected=self.expected, fix=self.fix)
+        return self.named(f"image {place + 1} of {count}")
+
+    def named(self, image: object) -> ImageRejected:
+        """The same, told of an image by its name, unless it tells that already."""
+        if str(image) in str(self):
+            return self
+        return ImageRejected(f"{image}: {self.what}", seen=self.seen, expected=self.expected, fix=self.fix)
 
 
 class RequestError(UserError):

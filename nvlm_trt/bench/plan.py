@@ -24,7 +24,7 @@ from nvlm_trt.bench.subjects import (
     choose_subjects,
 )
 from nvlm_trt.bench.workload import Question, Workload
-from nvlm_trt.errors import UserError
+from nvlm_trt.errors import ImageRejected, UserError
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.image import ImageLimits, read_image
 from nvlm_trt.model.prompt import build_prompt
@@ -220,15 +220,19 @@ def _lengths(engine: OpenedEngine, questions: Sequence[Question], workload: Work
     """Tokens of each prompt.
 
     Raises:
+        ImageRejected: the engine takes no such image.
         UserError: the engine cuts a made picture into another grid than the one asked for.
     """
     recipe, config = engine.recipe, engine.config
     tokenizer = NvlmTokenizer.load(engine.directory / "tokenizer")
     limits = ImageLimits(**recipe.image_limits.model_dump())
-    for question in questions:
+    for number, question in enumerate(questions):
         tiles = []
         for data in question.images:
-            image = read_image(data, limits, exif_orientation=recipe.exif_orientation)
+            try:
+                image = read_image(data, limits, exif_orientation=recipe.exif_orientation)
+            except ImageRejected as error:
+                raise (error.named(workload.images[number]) if workload.images else error) from None
             grid = plan_grid(
                 image.width,
                 image.height,

@@ -40,9 +40,7 @@ def open_image(path: Path, limits: ImageLimits | None = None, *, exif_orientatio
     try:
         return read_image(read_bytes(path), limits or ImageLimits(), exif_orientation=exif_orientation)
     except ImageRejected as error:
-        if str(path) in str(error):
-            raise
-        raise ImageRejected(f"{path}: {error.what}", seen=error.seen, expected=error.expected, fix=error.fix) from None
+        raise error.named(path) from None
 
 
 def read_history(path: Path | None) -> list[Turn]:

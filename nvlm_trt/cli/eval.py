@@ -174,6 +174,7 @@ def _show_plan(task: str, data: Path | None, limit: int | None, folder: Path, *,
 
     with tempfile.TemporaryDirectory(prefix="nvlm-trt-eval-") as extracted:
         samples, _ = _samples(task, data, Path(extracted), limit)
+        _check_images(samples)
     counted = Counter((sample.category, sample.metric) for sample in samples)
     if as_json:
         parts = [
@@ -187,6 +188,29 @@ def _show_plan(task: str, data: Path | None, limit: int | None, folder: Path, *,
     print_table(("category", "metric", "samples"), [*rows, ("all", "", len(samples))])
     typer.echo(f"\nfirst question: {samples[0].question}")
     typer.echo(f"records would go to {folder}")
+
+
+def _check_images(samples: tuple[Sample, ...]) -> None:
+    """Look at the header of every image; what is beyond an engine's limits is its own matter.
+
+    Raises:
+        UserError: naming the images that are none.
+    """
+    from nvlm_trt.cli.conversation import read_bytes
+    from nvlm_trt.errors import ImageRejected, UserError, listed
+    from nvlm_trt.model.image import ImageLimits, read_size
+
+    anything = ImageLimits(max_bytes=1 << 62, max_pixels=1 << 62, max_side=1 << 62, min_side=1)
+    faults = []
+    for sample in samples:
+        for path in sample.images:
+            try:
+                read_size(read_bytes(path), anything, exif_orientation=False)
+            except ImageRejected as error:
+                faults.append(f"sample {sample.id}: {error.named(path)}")
+    if faults:
+        fix = "mend them: in a run their samples count as wrong"
+        raise UserError(f"{len(faults)} images cannot be read{listed(faults)}", fix=fix)
 
 
 def _show(title: str, summary: Summary, published: Published | None, folder: Path) -> None:

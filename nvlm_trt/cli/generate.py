@@ -30,11 +30,13 @@ def generate(
     """Answer a prompt with an engine directory in this process, without a server."""
     from dataclasses import asdict
 
-    from nvlm_trt.cli.conversation import read_bytes, read_history
+    from nvlm_trt.cli.conversation import open_image, read_bytes, read_history
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.decoder.request import SamplingParams
     from nvlm_trt.errors import UserError
+    from nvlm_trt.eval.subject import engine_recipe
     from nvlm_trt.local import LocalEngine
+    from nvlm_trt.model.image import ImageLimits
 
     if stream and json:
         raise UserError("--stream and --json exclude each other")
@@ -47,6 +49,10 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    recipe = engine_recipe(engine_dir)
+    limits = ImageLimits(**recipe.image_limits.model_dump())
+    for path in image or []:  # decoded again by the engine, which knows no names and takes seconds to load
+        open_image(path, limits, exif_orientation=recipe.exif_orientation)
     images, turns = [read_bytes(path) for path in image or []], read_history(history)
     with LocalEngine(engine_dir) as engine:
         answer = engine.stream(prompt, sampling, images=images, history=turns, system=system)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from nvlm_trt.bench.plan import Request, make_plan
 from nvlm_trt.bench.subjects import Dtype, OpenedEngine, ReferenceSubject, ServerSubject, size_of
 from nvlm_trt.bench.workload import Workload
-from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.errors import EngineError, ImageRejected, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 
 from .engines import NVIDIA_SMI, copied, gpu_engine, on_path
@@ -116,6 +117,14 @@ def test_what_cannot_be_measured_is_refused(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=message):
         make_plan(dataclasses.replace(request_of, **fields))
+
+
+def test_an_image_that_an_engine_does_not_take_is_named(request_of: Request, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (300, 200)).save(good)
+    bad.write_bytes(b"")
+    with pytest.raises(ImageRejected, match=r"bad\.png: the image is empty"):
+        make_plan(dataclasses.replace(request_of, workload=SMALL.model_copy(update={"images": (good, bad)})))
 
 
 def test_two_engines_of_one_name_are_refused(request_of: Request, small_engine: Path, tmp_path: Path) -> None:

@@ -76,6 +76,19 @@ def test_generate_refuses_bad_requests(nvlm_trt: Run, small_engine: Path, words:
     assert "Traceback" not in shown.err
 
 
+def test_generate_names_the_image_that_it_refuses(
+    nvlm_trt: Run, small_engine: Path, photograph: Path, tmp_path: Path
+) -> None:
+    for name, data, message in (
+        ("empty.png", b"", "the image is empty"),
+        ("cut.png", photograph.read_bytes()[:9000], "the image is damaged"),
+    ):
+        bad = tmp_path / name
+        bad.write_bytes(data)
+        shown = nvlm_trt("generate", small_engine, "--prompt", "Why?", "--image", photograph, "--image", bad)
+        assert (shown.code, f"{bad}: {message}" in shown.err) == (2, True)
+
+
 def test_generate_and_verify_need_an_engine_directory(nvlm_trt: Run, tmp_path: Path) -> None:
     for words in (["generate", tmp_path, "--prompt", "Why?"], ["verify", tmp_path]):
         shown = nvlm_trt(*words)

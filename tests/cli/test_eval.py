@@ -152,6 +152,15 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(nvlm_trt, small_engine, tas
         assert (shown.code, message in shown.err) == (2, True), words
 
 
+def test_a_dry_run_names_what_is_no_image(nvlm_trt, small_engine, task, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    row = json.loads(task.read_text().splitlines()[0])
+    task.write_text(json.dumps(row | {"images": ["empty.png"]}))
+    shown = nvlm_trt("eval", small_engine, "--task", task, "--dry-run")
+    assert shown.code == 2
+    assert f"sample 1: {tmp_path / 'empty.png'}: the image is empty" in shown.err
+
+
 def test_what_is_asked_is_one_and_an_option_without_use_is_refused(nvlm_trt, small_engine, task, tiny_checkpoint):
     for words, seen in (
         ((), "neither an engine directory nor --url"),
