@@ -29,7 +29,7 @@ def changed(*ttfts: float) -> Report:
 def test_a_report_does_not_differ_from_itself(report: Report) -> None:
     found = compare(report, report)
     assert found.differences
-    assert {each.verdict for each in found.differences} == {"within spread"}
+    assert {each.verdict for each in found.differences} == {"within spread", "one sample", "not judged"}
     assert {each.ratio for each in found.differences} <= {1.0, None}
     assert (found.only_first, found.only_second) == ((), ())
 
@@ -43,6 +43,16 @@ def test_what_moves_beyond_its_spread_is_better_or_worse(
 ) -> None:
     found = difference(report, changed(*ttfts), "ttft", 1, "mini-fp32")
     assert (found.verdict, found.ratio) == (verdict, pytest.approx(ratio))
+
+
+def test_one_sample_has_no_spread_and_gets_no_verdict(report: Report) -> None:
+    for first, second in ((report, changed(0.01)), (changed(0.01), report)):
+        found = difference(first, second, "ttft", 1, "mini-fp32")
+        assert (found.verdict, found.ratio == 1) == ("one sample", False)
+
+
+def test_what_disturbed_the_machine_is_not_judged(report: Report) -> None:
+    assert difference(report, report, "others_load", None, "mini-fp32").verdict == "not judged"
 
 
 def test_a_rate_that_rises_is_better(report: Report) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nvlm_trt.bench.report import Figure, Report
+from nvlm_trt.bench.report import Definition, Figure, Range, Report
 from nvlm_trt.bench.show.markdown import ranged, row_title
 
-Verdict = Literal["within spread", "better", "worse"]
+Verdict = Literal["within spread", "better", "worse", "one sample", "not judged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Difference:
         before: In the first report.
         after: In the second.
         ratio: The second by the first; None where the first is zero.
-        verdict: "within spread" where the ranges overlap.
+        verdict: "within spread" where the ranges overlap, "one sample" where a side has no spread to tell, "not judged"
+            of what disturbed the machine, which is no merit of whoever was measured.
     """
 
     subject: str
@@ -111,12 +112,26 @@ def compare(first: Report, second: Report) -> Comparison:
 
 def _difference(report: Report, subject: str, before: Figure, after: Figure) -> Difference:
     old, new = before.range, after.range
-    higher_is_better = report.metrics[before.metric].better == "higher"
-    verdict: Verdict = "better" if (new.value > old.value) == higher_is_better else "worse"
-    if old.overlaps(new):
-        verdict = "within spread"
     ratio = new.value / old.value if old.value else None
-    return Difference(subject, before.metric, before.concurrency, before, after, ratio, verdict)
+    return Difference(
+        subject,
+        before.metric,
+        before.concurrency,
+        before,
+        after,
+        ratio,
+        _verdict(report.metrics[before.metric], old, new),
+    )
+
+
+def _verdict(metric: Definition, old: Range, new: Range) -> Verdict:
+    if metric.section == "disturbance":
+        return "not judged"
+    if min(old.n, new.n) == 1:
+        return "one sample"
+    if old.overlaps(new):
+        return "within spread"
+    return "better" if (new.value > old.value) == (metric.better == "higher") else "worse"
 
 
 def _remarks(first: Report, second: Report) -> Iterator[str]:
