@@ -15,6 +15,9 @@ from nvlm_trt.top.window import Scrape
 READ_SECONDS: Final = 5.0
 MAX_PAGE: Final = 16 << 20
 
+ABSENT: Final = "start it with nvlm-trt serve, or give the HOST:PORT that it says HTTP is on"
+ELSEWHERE: Final = "give the HOST:PORT of HTTP or of metrics that nvlm-trt serve says when it is ready"
+
 
 def metrics_url(given: str) -> str:
     """The address of a server's metrics.
@@ -46,9 +49,9 @@ def read_page(url: str) -> Scrape:
         with opener_for(urllib.parse.urlsplit(url).hostname or "").open(url, timeout=READ_SECONDS) as answer:
             return Scrape.read(answer.read(MAX_PAGE).decode(), time.monotonic())
     except urllib.error.HTTPError as error:
-        raise ServerError("no metrics are shown there", seen=f"status {error.code}", fix=url) from None
+        raise ServerError("no metrics are shown there", seen=f"{url}: status {error.code}", fix=ELSEWHERE) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise ServerError("the server cannot be reached", seen=str(reason), fix=url) from None
+        raise ServerError("the server cannot be reached", seen=f"{url}: {reason}", fix=ABSENT) from None
     except ValueError:  # UnicodeDecodeError is one
-        raise ServerError("what is shown there are no metrics", fix=url) from None
+        raise ServerError("what is shown there are no metrics", seen=url, fix=ELSEWHERE) from None

@@ -110,9 +110,11 @@ def test_people_read_the_same(nvlm_trt: Run, server: Server) -> None:
 def test_a_server_that_is_not_there_is_an_error_once(nvlm_trt: Run) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        shown = nvlm_trt("top", f"127.0.0.1:{nobody.getsockname()[1]}", "--once")
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        shown = nvlm_trt("top", address, "--once")
     assert shown.code == 1
-    assert "the server cannot be reached" in shown.err
+    assert f"the server cannot be reached; seen: http://{address}/metrics: " in shown.err
+    assert "start it with nvlm-trt serve" in shown.err
 
 
 @pytest.mark.parametrize("address", ["ftp://a", "a:b", "http://", ""])
@@ -126,7 +128,7 @@ def test_what_is_no_page_of_metrics_is_an_error(nvlm_trt: Run, server: Server) -
     server.text = "<html>\n{"
     shown = nvlm_trt("top", server.address, "--once")
     assert shown.code == 1
-    assert "no metrics" in shown.err
+    assert f"no metrics; seen: http://{server.address}/metrics; give the HOST:PORT of HTTP" in shown.err
     assert nvlm_trt("top", f"http://{server.address}/else", "--once").code == 1
 
 
