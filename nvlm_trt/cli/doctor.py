@@ -18,15 +18,19 @@ def doctor(
 ) -> None:
     """Show what this machine can build and serve, and why not.
 
-    Exit code 0: the cpu target or the gpu target can be built and served; 1: neither. A verdict of "-" is about what
-    only the other target needs.
+    Exit code 0: the cpu target or the gpu target can be built and served; 1: neither; 2: a directory that was given is
+    not there. A verdict of "-" is about what only the other target needs.
     """
     from dataclasses import asdict
 
     from nvlm_trt.cli.output import print_json, print_table
+    from nvlm_trt.errors import UserError
     from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
     from nvlm_trt.pipeline.finding import EVERYTHING
 
+    for option, directory in (("--checkpoint", checkpoint), ("--engine", engine)):
+        if directory is not None and not directory.is_dir():
+            raise UserError(f"{option} is no directory", seen=directory, expected="one that is there")
     found = findings(checkpoint=checkpoint, engine=engine)
     hindered_by: dict[str, list[str]] = {goal: hindrances(found, goal) for goal in EVERYTHING}
     works = usable(found)

@@ -82,10 +82,17 @@ def test_a_checkpoint_that_cannot_be_built_from_is_told(nvlm_trt: Run, tiny_chec
     shown = nvlm_trt("doctor", "--checkpoint", tiny_checkpoint)
     assert shown.code == 0
     assert rows(shown.out)["checkpoint"][2] == "ok"
-    shown = nvlm_trt("doctor", "--checkpoint", tmp_path / "nothing")
+    shown = nvlm_trt("doctor", "--checkpoint", tmp_path)  # nothing lies there
     assert shown.code == 1
     assert "build the cpu target: no: checkpoint\n" in shown.out
     assert "serve the cpu target: yes" in shown.out
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--engine"])
+def test_a_directory_that_is_not_there_is_the_users_mistake(nvlm_trt: Run, option: str, tmp_path: Path) -> None:
+    shown = nvlm_trt("doctor", option, tmp_path / "nope")
+    assert (shown.code, shown.out) == (2, "")
+    assert f"{option} is no directory; seen: {tmp_path / 'nope'}" in shown.err
 
 
 def test_an_engine_that_another_version_packaged_is_a_finding(
