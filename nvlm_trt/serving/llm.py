@@ -80,7 +80,8 @@ class Job:
         channel: The way back.
         span: Of the request.
         streaming: Whether tokens are sent as they come.
-        cancelled: Whether the client gave it up.
+        cancelled: Whether the engine was told to end it: the client gave it up, or it is `broken`.
+        broken: Whether some of its tokens could not be sent.
         ids: Tokens not sent yet.
         log_probs: Theirs, where they are asked for.
         tokens: Tokens so far.
@@ -92,6 +93,7 @@ class Job:
     span: Span = UNTRACED
     streaming: bool = False
     cancelled: bool = False
+    broken: bool = False
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -232,6 +234,8 @@ class LlmServer:
         self._note_end(job, event)
         if event.finish_reason == "error":
             job.channel.fail(ServerError(event.error or "the decoder failed"))
+        elif job.broken:  # an answer with a gap must not end as a whole one
+            job.channel.fail(UnavailableError("a part of the answer could not be sent", fix="send the request again"))
         elif event.finish_reason == "cancelled" and not job.cancelled:
             job.channel.fail(UnavailableError("the decoder is closing", fix="send the request again"))
         else:
@@ -251,8 +255,9 @@ class LlmServer:
                 ids, log_probs, job.ids, job.log_probs = job.ids, job.log_probs, [], []
                 try:
                     job.channel.send(ids, final=False, log_probs=log_probs, cached=job.cached)
-                except Exception:  # a client that went away must not hold up the tokens of the others
+                except Exception:  # one stream must not hold up the tokens of the others
                     log.exception("sending failed")
+                    job.broken = True
                     self._cancel(name, job)
 
 

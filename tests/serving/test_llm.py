@@ -252,6 +252,18 @@ def test_a_broken_client_does_not_end_the_others(server, engine, caplog):
     assert "sending failed" in caplog.text
 
 
+def test_an_answer_with_a_gap_does_not_end_as_a_whole_one(server, engine):
+    channel = submit(server, engine, streaming=[True])
+    engine.tokens("0", 1)
+    wait(lambda: channel.ids == [1])
+    channel.broken = True
+    engine.sinks["0"](TokenEvent("0", 2))
+    wait(lambda: engine.cancelled == ["0"])
+    assert channel.ended.wait(5)
+    assert isinstance(channel.error, UnavailableError)
+    assert channel.sent == [[1], [2]]  # the second is the one that failed; nothing was sent behind it
+
+
 def test_an_ensemble_carries_no_empty_tensor():
     ids, length = padded([], 7)
     assert (ids.tolist(), length) == ([[[7]]], 0)
