@@ -6,6 +6,7 @@ The supervisor names the directory in the environment; a server started by hand 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -33,7 +34,7 @@ class Beat:
         pid: Its id.
         at: `time.monotonic()` of the beat, which all processes of a machine share.
         active: Requests that it was working on.
-        still: Seconds for which its work had stood still, though there was some.
+        still: Seconds for which its work had stood still, though there was some; infinite where it cannot go on.
     """
 
     model: str
@@ -114,6 +115,10 @@ class Heartbeat:
         if self._file is not None:
             self._thread = threading.Thread(target=self._run, name="nvlm-heartbeat", daemon=True)
             self._thread.start()
+
+    def condemn(self) -> None:
+        """From now on tell that the work stands still for good: only another process can go on with it."""
+        self._still = lambda: math.inf
 
     def stop(self) -> None:
         """End the thread and take the file away: the process ends in order, with no work left."""

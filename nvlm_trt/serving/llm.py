@@ -113,6 +113,7 @@ class LlmServer:
         vocab_size: Rows of its embedding.
         report: Called with the engine's status when it has changed, by the thread that sends.
         observe: Called, by the same, with the stages of each request that has ended.
+        lost: Called, by the same, when a last response could not be sent: its request never ends then.
     """
 
     def __init__(
@@ -121,11 +122,14 @@ class LlmServer:
         vocab_size: int,
         report: Callable[[EngineStatus], None] | None = None,
         observe: Callable[[Stages], None] | None = None,
+        *,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._vocab_size = vocab_size
         self._report = report
         self._observe = observe
+        self._lost = lost
         self._reported: tuple[float, EngineStatus] | None = None
         self._numbers = itertools.count()
         self._jobs: dict[str, Job] = {}
@@ -160,7 +164,7 @@ class LlmServer:
             self._outbox.put(lambda: self._start(name, job, checked))
         except Exception as error:
             refusal = error
-            self._outbox.put(lambda: job.channel.fail(refusal))
+            self._outbox.put(lambda: self._end(lambda: channel.fail(refusal)))
 
     def close(self) -> None:
         """Send what is waiting and end the thread."""
@@ -190,14 +194,15 @@ class LlmServer:
             job.stages = handle.stages
         except Exception as error:
             del self._jobs[name]
-            job.channel.fail(error)
+            refusal = error
+            self._end(lambda: job.channel.fail(refusal))
 
     def _stop(self, client_id: str, channel: Channel) -> None:
         """End the client's requests of this id; an unknown id is nothing to do."""
         for name, job in self._jobs.items():
             if client_id and job.client_id == client_id:
                 self._cancel(name, job)
-        channel.send([], final=True)
+        self._end(lambda: channel.send([], final=True))
 
     def _cancel(self, name: str, job: Job) -> None:
         job.cancelled = True
@@ -231,7 +236,10 @@ class LlmServer:
         if event.finish_reason is None:
             return
         del self._jobs[name]
+        self._end(lambda: self._send_last(job, event))
         self._note_end(job, event)
+
+    def _send_last(self, job: Job, event: TokenEvent) -> None:
         if event.finish_reason == "error":
             job.channel.fail(ServerError(event.error or "the decoder failed"))
         elif job.broken:  # an answer with a gap must not end as a whole one
@@ -241,12 +249,24 @@ class LlmServer:
         else:
             job.channel.send(job.ids, final=True, log_probs=job.log_probs, cached=job.cached)
 
+    def _end(self, send: Callable[[], None]) -> None:
+        """Send the last response of a request; nothing more can be sent after it, whether it went or not."""
+        try:
+            send()
+        except Exception:
+            log.exception("the last response of a request could not be sent")
+            if self._lost is not None:
+                self._lost()
+
     def _note_end(self, job: Job, event: TokenEvent) -> None:
         if job.stages is None:
             return
-        trace_decoding(job.span, job.stages, job.tokens, event.finish_reason or "error")
-        if self._observe is not None:
-            self._observe(job.stages)
+        try:
+            trace_decoding(job.span, job.stages, job.tokens, event.finish_reason or "error")
+            if self._observe is not None:
+                self._observe(job.stages)
+        except Exception:  # a figure must not hold up what waits to be sent
+            log.exception("noting the end of a request failed")
 
     def _flush(self) -> None:
         """Send the tokens that streams have; under load several go together."""

@@ -93,6 +93,7 @@ class VisionServer:
         encoder: The vision encoder.
         report: Called with the cache's figures after each answer.
         observe: Called with the seconds from each request to its rows.
+        lost: Called when an answer could not be sent: its request never ends then.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class VisionServer:
         report: Callable[[VisionCacheStatus], None],
         *,
         observe: Callable[[float], None] | None = None,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         self._encoder = encoder
         self._report = report
         self._observe = observe
+        self._lost = lost
         self._lock = threading.Lock()
         self._under_way: list[_Asked] = []
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
@@ -150,20 +153,30 @@ class VisionServer:
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
             asked, outcome = answer
+            self._send(asked, outcome)
             try:
-                self._send(asked, outcome)
-                self._report(self._encoder.status())
+                self._note_end(asked, outcome)
             except Exception:  # one request must not end the thread that serves the others
-                log.exception("sending failed")
+                log.exception("noting the end of a request failed")
             with self._lock:
                 self._under_way.remove(asked)
 
     def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                asked.channel.fail(outcome)
+            else:
+                asked.channel.send(outcome)
+        except Exception:  # nothing more can be sent after that
+            log.exception("the answer to a request could not be sent")
+            if self._lost is not None:
+                self._lost()
+
+    def _note_end(self, asked: _Asked, outcome: Rows | Exception) -> None:
         if isinstance(outcome, Exception):
             asked.span.end(fault_of(outcome).code)
-            asked.channel.fail(outcome)
-            return
-        asked.span.end()
-        asked.channel.send(outcome)
-        if self._observe is not None:
-            self._observe(time.monotonic() - asked.came)
+        else:
+            asked.span.end()
+            if self._observe is not None:
+                self._observe(time.monotonic() - asked.came)
+        self._report(self._encoder.status())

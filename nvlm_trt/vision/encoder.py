@@ -221,7 +221,11 @@ class TileEncoder:
     def _end(self, jobs: Iterable[_Job], fault: Exception | None = None) -> None:
         for job in jobs:
             try:
-                job.done(fault or self._table(job))
+                outcome = fault or self._table(job)
+            except Exception as error:  # there may be no memory for it; the request has to end nevertheless
+                outcome = error
+            try:
+                job.done(outcome)
             except Exception:  # what is done with rows is the caller's code
                 log.exception("handing over the rows of a request failed")
 

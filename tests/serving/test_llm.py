@@ -68,7 +68,7 @@ class FakeChannel:
         self.cached = []
         self.error = None
         self.gone = False
-        self.broken = False
+        self.broken = self.ending_breaks = False
         self.threads = set()
         self.ended = threading.Event()
 
@@ -80,10 +80,15 @@ class FakeChannel:
         if self.broken:
             raise OSError("gone")
         if final:
-            self.ended.set()
+            self._end()
 
     def fail(self, error):
         self.error = error
+        self._end()
+
+    def _end(self):
+        if self.ending_breaks:
+            raise OSError("no memory")
         self.ended.set()
 
     def is_cancelled(self):
@@ -189,6 +194,46 @@ def test_the_stages_of_each_request_that_ended_are_told(engine):
         submit(server, engine)
         engine.tokens("0", 4, 5, reason="length")
         assert observed.get(timeout=30) == Stages(3, 2, queued=1.0, began=2.0, first=4.0)
+
+
+def test_an_answer_is_sent_whatever_becomes_of_its_figures(engine, caplog):
+    def observe(stages):
+        raise ValueError("no such figure")
+
+    with contextlib.closing(LlmServer(engine, vocab_size=10, observe=observe)) as server:
+        channel = submit(server, engine)
+        engine.tokens("0", 4, 5, reason="length")
+        assert channel.ended.wait(5)
+        assert channel.sent == [[4, 5]]
+        wait(lambda: "noting the end of a request failed" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda engine: engine.tokens("0", 4, reason="stop"),
+        lambda engine: engine.tokens("0", reason="error", error="bad"),
+        lambda engine: engine.tokens("0", reason="cancelled"),
+    ],
+    ids=["answer", "fault", "closing"],
+)
+def test_a_last_response_that_cannot_be_sent_is_told(engine, end):
+    lost = threading.Event()
+    with contextlib.closing(LlmServer(engine, VOCABULARY, lost=lost.set)) as server:
+        channel = submit(server, engine)
+        channel.ending_breaks = True
+        assert not lost.is_set()
+        end(engine)
+        assert lost.wait(5)
+        assert server.active == 0
+
+
+def test_a_refusal_that_cannot_be_sent_is_told(engine):
+    lost, channel = threading.Event(), FakeChannel()
+    channel.ending_breaks = True
+    with contextlib.closing(LlmServer(engine, VOCABULARY, lost=lost.set)) as server:
+        server.submit(tensors(beam_width=[4]), "", channel)
+        assert lost.wait(5)
 
 
 def test_a_client_that_goes_away_frees_its_place(server, engine):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import importlib
 import json
+import math
 import threading
 import time
 import types
@@ -398,6 +399,30 @@ def test_tile_parallel_vision_tells_that_it_waits_for_an_engine(load, backend, g
 def test_tile_parallel_vision_is_no_model_of_the_cpu_target(load):
     with pytest.raises(EngineError, match="cpu target"):
         load("tile_parallel_vision")
+
+
+def unsendable(response=None, flags=0):
+    if flags:
+        raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "patches", "tensors"),
+    [
+        ("vision_encoder", {"VisionRunner": Runner}, {"tiles": np.zeros((1, 2, 2, 3), np.uint8)}),
+        ("tensorrt_llm", {"DecoderEngine": Engine}, {"input_ids": np.array([[1, 2]], np.int32)}),
+        ("nvlm", {"DecodeClient": Decoder, "Preprocessor": Prepared}, {"text_input": np.array([b"x"], np.object_)}),
+    ],
+)
+def test_a_process_that_cannot_end_a_request_says_that_it_stands_still(
+    load, request_of, tmp_path, monkeypatch, name, patches, tensors
+):
+    monkeypatch.setenv("NVLM_TRT_HEARTBEAT_DIR", str(tmp_path))
+    model = load(name, **patches)
+    request = request_of(tensors)
+    request.sender.send = unsendable
+    model.execute([request])
+    wait(lambda: [beat.still for beat in read_beats(tmp_path)] == [math.inf])
 
 
 def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backend, request_of, text):

@@ -66,7 +66,7 @@ class Channel:
 @pytest.fixture
 def served():
     encoder, reported = Encoder(), queue.SimpleQueue()
-    server = VisionServer(encoder, reported.put)
+    server = VisionServer(encoder, reported.put, lost=lambda: reported.put("lost"))
     yield server, encoder, reported
     server.close()
     assert encoder.closed
@@ -101,15 +101,16 @@ def test_the_caches_figures_are_told_after_each_answer(served):
         assert reported.get(timeout=30).misses == count
 
 
-def test_a_client_that_went_away_does_not_hold_up_the_others(served, caplog):
-    server, encoder, _ = served
+def test_an_answer_that_cannot_be_sent_is_told_and_does_not_hold_up_the_others(served, caplog):
+    server, encoder, reported = served
     gone, here = Channel(broken=True), Channel()
     server.submit(tile(), gone)
     server.submit(tile(), here)
     encoder.give(ROWS)
     encoder.give(ROWS)
     assert here.next() is ROWS
-    assert "sending failed" in caplog.text
+    assert reported.get(timeout=30) == "lost"
+    assert "the answer to a request could not be sent" in caplog.text
 
 
 def test_a_stop_is_heard_however_many_pixels_wait(served):

@@ -217,6 +217,19 @@ def test_a_callers_fault_does_not_end_the_worker(make, caplog):
     assert "handing over" in caplog.text
 
 
+def test_a_request_whose_table_cannot_be_made_ends_with_the_fault(make, monkeypatch):
+    runner, encoder, ask = make()
+
+    def no_memory(job):
+        raise MemoryError
+
+    monkeypatch.setattr(encoder, "_table", no_memory)
+    ask("one", 1)
+    runner.gate.release()
+    assert ask.ended.get(timeout=30) == "one"
+    assert isinstance(ask.outcomes["one"], MemoryError)
+
+
 def test_what_is_no_tile_is_refused_before_it_waits(make):
     _, encoder, _ = make()
     with pytest.raises(RequestError):

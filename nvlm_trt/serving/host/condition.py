@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -94,6 +95,8 @@ class Condition:
             return None
         for name, seconds in quiet.items():
             still = beats[name].still if name in beats else 0.0
+            if still == math.inf:
+                return Fault("hung", f"{name} hangs: a request there cannot be ended any more, the log says why")
             if max(seconds, still) > self._hang_timeout:
                 sign = "no sign of life" if seconds >= still else "no progress"
                 return Fault("hung", f"{name} hangs: {sign} for {max(seconds, still):.1f} s")

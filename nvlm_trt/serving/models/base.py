@@ -54,6 +54,11 @@ class Model:
         still = Progress(lambda: self.begun if self.working else None)
         return Heartbeat(name, still=still, active=lambda: int(self.working))
 
+    def answer_lost(self) -> None:
+        """A last response could not be sent, and the backend sends none after it: the process has to be replaced."""
+        if self.heartbeat is not None:
+            self.heartbeat.condemn()
+
     def finalize(self) -> None:
         """Called by Triton before the process ends; the model's own threads have ended by now."""
         close_metrics()

@@ -149,7 +149,7 @@ class TritonPythonModel(Model):
 
     def _take(self, request: Any, sender: Any) -> None:
         if len(self.tasks) >= self.spec.max_requests:
-            sender.send(failure(UnavailableError("the server is busy", fix="try again later")), flags=FINAL)
+            self._end(sender, failure(UnavailableError("the server is busy", fix="try again later")))
             return
         task = self.loop.create_task(self._answer(request, sender))
         self.tasks[task] = sender
@@ -162,15 +162,26 @@ class TritonPythonModel(Model):
         try:
             refuse_unknown(parameters(request), NVLM_FIELDS)
             async for piece in self.orchestrator.answer(inputs_of(request, self.input_names), span):
-                sender.send(_response(piece), flags=FINAL if piece.reason else 0)
+                if piece.reason:
+                    self._end(sender, _response(piece))
+                else:
+                    sender.send(_response(piece), flags=0)
         except asyncio.CancelledError as given_up:
             error = word_of(given_up)
-            sender.send(flags=FINAL)
+            self._end(sender)
         except Exception as fault:
             error = word_of(fault)
-            sender.send(failure(fault), flags=FINAL)
+            self._end(sender, failure(fault))
         span.end(error)
         _log(request, piece, error, time.monotonic() - began)
+
+    def _end(self, sender: Any, *last: Any) -> None:
+        """End a request, with a last response where there is one."""
+        try:
+            sender.send(*last, flags=FINAL)
+        except Exception:
+            log.exception("the last response of a request could not be sent")
+            self.answer_lost()
 
     async def _watch(self) -> None:
         """Give up the requests whose clients did."""

@@ -92,7 +92,9 @@ class TritonPythonModel(Model):
         )
         metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
         metrics.report(self.engine.status())  # they are shown before the first request
-        self.server = LlmServer(self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe)
+        self.server = LlmServer(
+            self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe, lost=self.answer_lost
+        )
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Tell whether the engine's worker turns; an idle one does, too, and one that waits for its turn need not."""

@@ -48,7 +48,7 @@ class TritonPythonModel(Model):
         metrics = StatusMetrics(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
         metrics.report(self.encoder.status())  # the bound is shown before the first request
         seconds = Seconds("nvlm_vision_seconds", "From a request's coming to the rows of its tiles")
-        self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe)
+        self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe, lost=self.answer_lost)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Tell whether tiles that wait are encoded, slice by slice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -120,6 +121,17 @@ def test_a_process_that_beats_without_progress_hangs(child, tmp_path):
     fault = watched.fault()
     assert fault is not None
     assert (fault.reason, fault.what.partition(": ")[2]) == ("hung", "no progress for 0.4 s")
+
+
+def test_a_process_that_cannot_end_a_request_hangs_at_once(child, tmp_path):
+    watched = condition(child, tmp_path, SimpleNamespace(count=0))
+    beat(tmp_path, child.pid, still=math.inf)
+    fault = watched.fault()
+    assert fault is not None
+    assert (fault.reason, fault.what.partition(": ")[2]) == (
+        "hung",
+        "a request there cannot be ended any more, the log says why",
+    )
 
 
 def test_a_server_that_does_not_answer_hangs(child, tmp_path):
