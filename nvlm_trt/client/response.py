@@ -99,7 +99,7 @@ def error_of(error: InferenceServerException | grpc.RpcError) -> NvlmTrtError:
         code, message = error.code().name, str(error.details())
     else:
         code, message = str(error.status() or "").removeprefix("StatusCode."), str(error.message())
-    if code == "UNAVAILABLE" or NOT_LOADED in message:
+    if code == "UNAVAILABLE" or NOT_LOADED.search(message):
         return UnavailableError("the server cannot be reached or is busy", seen=message, fix="try again later")
     if code in CLIENT_FAULTS:
         return RequestError(message)

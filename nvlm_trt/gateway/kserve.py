@@ -198,7 +198,7 @@ def _plain_body(body: bytes) -> bytes:
 def _true_status(status: int, body: bytes) -> int:
     """The status that an answer deserves, which for decoupled models Triton always makes 400."""
     beginning = body[:MARK_WITHIN].decode(errors="replace")
-    if status >= 400 and (NOT_LOADED in beginning or (status == 400 and MARKS["UNAVAILABLE"] in beginning)):
+    if status >= 400 and (NOT_LOADED.search(beginning) or (status == 400 and MARKS["UNAVAILABLE"] in beginning)):
         return 503
     if status == 400 and MARKS["INTERNAL"] in beginning:
         return 500

@@ -33,8 +33,9 @@ class Fault:
         return cls(code, MARKS.get(code, "") + sentence)
 
 
-NOT_LOADED: Final = "has no available versions"
-"""What Triton says of a model that was unloaded: the server ends, or is replaced."""
+NOT_LOADED: Final = re.compile(r"unknown model: '(nvlm|ensemble)' (is not found|has no available versions)")
+"""What Triton says of a model to call that is not loaded yet, then of one that was unloaded: the server begins, ends or
+is replaced. Of other models, which a client may name by mistake, the first is said for good."""
 
 STEP: Final = re.compile(r"in ensemble '\w+', ")
 """How Triton begins the message of a step of an ensemble."""
@@ -68,6 +69,8 @@ def error_of(code: str, message: str) -> NvlmTrtError:
         code: Name of the code, in Triton's spelling or gRPC's (``INVALID_ARGUMENT``).
         message: Its sentence.
     """
+    if code == "NOT_FOUND":  # only our own models are asked for
+        return UnavailableError("a model of the server is not loaded", fix="try again later")
     kinds: dict[str, type[NvlmTrtError]] = {
         "INVALID_ARG": UserError,
         "INVALID_ARGUMENT": UserError,

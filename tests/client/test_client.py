@@ -112,6 +112,20 @@ def test_errors_are_ours(status, kind):
     assert "a sentence" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("model", "said", "kind"),
+    [
+        ("nvlm", "is not found", UnavailableError),
+        ("nvlm", "has no available versions", UnavailableError),
+        ("another", "is not found", RequestError),
+    ],
+    ids=["loading", "unloaded", "unknown"],
+)
+def test_a_server_that_is_loading_or_ending_is_to_be_asked_again(model, said, kind):
+    sentence = f"Request for unknown model: '{model}' {said}"
+    assert type(error_of(InferenceServerException(sentence, status="StatusCode.NOT_FOUND"))) is kind
+
+
 @pytest.fixture
 def nobody() -> str:
     """An address where nobody listens."""

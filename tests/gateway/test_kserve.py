@@ -84,6 +84,9 @@ def test_the_models_are_told_the_id_that_logs_show_unless_the_client_names_one(d
         ("a client's error; seen: 3", 400),
         ("unavailable: an error for now; try again later", 503),
         ("internal error: the server failed on this request", 500),
+        ("Request for unknown model: 'nvlm' is not found", 503),
+        ("Request for unknown model: 'nvlm' has no available versions", 503),
+        ("Request for unknown model: 'another' is not found", 400),
         ("in ensemble 'ensemble', internal error: a model failed", 500),
     ],
 )

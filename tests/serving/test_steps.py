@@ -66,3 +66,9 @@ def test_what_a_broken_model_says_stays_in_the_log():
     told = fault_of(error_of("INTERNAL", "Stub process 'x_0_0' is not healthy."))
     assert "Stub" not in told.message
     assert told.code == "INTERNAL"
+
+
+def test_a_model_that_is_not_loaded_yet_is_to_be_asked_again():
+    error = error_of("NOT_FOUND", "Request for unknown model: 'tensorrt_llm' is not found")
+    assert isinstance(error, UnavailableError)
+    assert "tensorrt_llm" not in str(error)
