@@ -22,7 +22,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="Sample among the k best tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the best tokens of this probability.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repetition.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random numbers; default: another one each time.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer.")] = None,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles an image is cut into at most.")] = None,
     idle_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a token that end the wait.")] = 120.0,

@@ -22,7 +22,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Sample among the k best tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the best tokens of this probability.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the random numbers; default: another one each time.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -170,7 +170,7 @@ def _check_options(options: Options) -> None:
             top_k=options.top_k,
             top_p=options.top_p,
             repetition_penalty=1.0 if options.repetition_penalty is None else options.repetition_penalty,
-            seed=options.seed or 0,
+            seed=options.seed,
             stop=options.stop_words,
         )
     except RequestError as error:

@@ -41,7 +41,7 @@ class Options:
         top_k: Sample among the k best tokens.
         top_p: Sample among the best tokens of this probability.
         repetition_penalty: Above 1 discourages repetition.
-        seed: Of the random numbers.
+        seed: Of the random numbers; the server draws one for each request that samples and names none.
         stop_words: Texts that end the answer and are no part of it.
         max_tiles: Tiles an image is cut into at most.
         exif_orientation: Whether images are turned upright.

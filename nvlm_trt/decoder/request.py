@@ -33,7 +33,7 @@ class SamplingParams:
             ignores values up to 0).
         repetition_penalty: Divides positive and multiplies negative logits of tokens of the prompt and the answer so
             far; 1 is off. Visual tokens do not count.
-        seed: Of the request's own random numbers.
+        seed: Of the request's own random numbers; None draws one.
         min_tokens: Stop ids are forbidden before this many tokens.
         stop_ids: Tokens that end the answer; they are no part of it.
         stop: Texts that end the answer; they are no part of it. The engine knows no text: `stopping.AnswerText` finds
@@ -46,7 +46,7 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
-    seed: int = 0
+    seed: int | None = None
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
@@ -55,7 +55,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1)
         _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _whole("seed", self.seed, 0, MAX_SEED)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, MAX_SEED)
         _number("repetition_penalty", self.repetition_penalty, low=MIN_PENALTY, high=MAX_PENALTY)
         if self.temperature is not None:
             _number("temperature", self.temperature, low=0.0)

@@ -76,7 +76,7 @@ def _sampling(tensors: Tensors) -> SamplingParams:
         top_k=top_k,
         top_p=max(top_p, 0.0),
         repetition_penalty=one_value(tensors, "repetition_penalty", float, 1.0),
-        seed=one_value(tensors, "seed", int, 0),
+        seed=one_value(tensors, "seed", int, 0),  # the C++ backend's own default
         min_tokens=one_value(tensors, "min_tokens", int, 0),
         stop_ids=(end,) if end >= 0 else (),
         log_probs=parse_flag(tensors, "return_log_probs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -151,13 +152,20 @@ class Preprocessor:
             "pad_id": np.int32(end),
             "min_tokens": np.int32(sampling.min_tokens),
             "repetition_penalty": np.float32(sampling.repetition_penalty),
-            "seed": np.uint64(sampling.seed),
+            "seed": np.uint64(_seed(sampling)),
             "streaming": np.bool_(stream),
             "return_log_probs": np.bool_(False),  # nvlm asks for them, after this
             "prompt_vocab_size": np.int32(max(rows, 1)),
             **_choice(sampling),
         }
         return {name: np.array([[value]]) for name, value in values.items()}
+
+
+def _seed(sampling: SamplingParams) -> int:
+    """The seed that was named, or one of its own for each request that samples: without one, decoders take 0."""
+    if sampling.seed is not None:
+        return sampling.seed
+    return 0 if sampling.greedy else secrets.randbits(64)
 
 
 def _choice(sampling: SamplingParams) -> dict[str, np.generic]:

@@ -87,7 +87,7 @@ def parse_sampling(tensors: Tensors, spec: ServingSpec) -> SamplingParams:
         top_k=one_value(tensors, "top_k", int, 0),
         top_p=one_value(tensors, "top_p", float, 0.0),
         repetition_penalty=one_value(tensors, "repetition_penalty", float, 1.0),
-        seed=one_value(tensors, "seed", int, 0),
+        seed=one_value(tensors, "seed", int, 0) if "seed" in tensors else None,
     )
 
 

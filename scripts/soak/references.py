@@ -60,7 +60,7 @@ def _ask(engine: LocalEngine, case: Case) -> Expected:
         min_tokens=asked.min_tokens or 0,
         temperature=asked.temperature,
         top_p=asked.top_p,
-        seed=asked.seed or 0,
+        seed=asked.seed,
     )
     answer = engine.generate(case.question, sampling, images=case.images, history=case.history)
     return Expected(answer.text, answer.finish_reason, len(answer.input_ids), len(answer.output_ids))

@@ -88,6 +88,7 @@ def test_a_seed_repeats_its_tokens_and_another_does_not():
 
     assert drawn(params) == drawn(params)
     assert drawn(params) != drawn(replace(params, seed=12))
+    assert drawn(replace(params, seed=None)) != drawn(replace(params, seed=None))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_greedy_takes_the_best_token(params: SamplingParams):
 
 @pytest.mark.parametrize("asked", [{"top_k": 7}, {"top_p": 0.9}])
 def test_asking_for_top_k_or_top_p_alone_draws_at_temperature_one(asked: dict[str, float]):
-    alone, spelt_out = SamplingParams(1, **asked), SamplingParams(1, temperature=1.0, **asked)
+    alone, spelt_out = SamplingParams(1, seed=1, **asked), SamplingParams(1, temperature=1.0, seed=1, **asked)
     assert not alone.greedy
     drawn = [Sampler(params, NO_PROMPT, VOCAB).next_token(logits_of(3)) for params in (alone, spelt_out)]
     assert drawn[0] == drawn[1]

@@ -89,6 +89,17 @@ def test_sampling_is_put_as_tensorrt_llm_reads_it(preprocessor, text, fields, ex
     assert seen == expected
 
 
+def test_a_request_that_samples_and_names_no_seed_has_one_of_its_own(preprocessor, text):
+    def seed(**fields):
+        tensors = {name: np.array([value]) for name, value in fields.items()}
+        return preprocessor.run({"text_input": text("x"), **tensors}, ALL)["seed"].item()
+
+    assert seed(temperature=1.0) != seed(temperature=1.0)
+    assert seed(temperature=1.0, seed=np.uint64(0)) == 0
+    assert seed(temperature=1.0, seed=np.uint64(2**64 - 1)) == 2**64 - 1
+    assert seed() == 0  # greedy: none is needed
+
+
 def test_a_prompt_beyond_the_engine_is_refused_with_its_length(preprocessor, text):
     with pytest.raises(PromptError, match="expected: at most 300"):
         preprocessor.run({"text_input": text("word " * 400)}, ALL)
