@@ -36,7 +36,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -523,10 +523,14 @@ def main() -> None:
     parser.add_argument(
         "--encoder-stays", action="store_true", help="with --further: only what reads the encoder learns"
     )
+    parser.add_argument(
+        "--round", type=int, default=0, help="with --further: of how many before, so that data are others"
+    )
     options = parser.parse_args()
-    if options.encoder_stays and not options.further:
-        parser.error("--encoder-stays needs --further")
+    if (options.encoder_stays or options.round) and not options.further:
+        parser.error("--encoder-stays and --round need --further")
     phases = FURTHER if options.further else PHASES
+    phases = tuple(replace(phase, seed=phase.seed + 100 * options.round) for phase in phases)
     if options.encoder_stays:
         phases = tuple(phase for phase in phases if "heads" not in phase.learns)
     pictures = () if options.encoder_stays else ("pictures",)
