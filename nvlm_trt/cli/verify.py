@@ -98,16 +98,25 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
     """Where answers to the recipe's task are kept while gates are judged; None where it has none.
 
     A run that did not come to its end leaves them to the next one with the same engine, checkpoint, recipe and code.
+    The first answer makes the folder, and only a run that came to its end removes those that are there: one that is
+    refused leaves everything as it was.
+
+    Raises:
+        UserError: the task or the checkpoint cannot be read; nothing was digested for it.
     """
+    from nvlm_trt.model.checkpoint import Checkpoint
     from nvlm_trt.pipeline.code_digest import CodeDigests
     from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
     from nvlm_trt.pipeline.durable import remove
     from nvlm_trt.pipeline.fingerprint import identify
     from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
+    from nvlm_trt.verify.task import task_samples
 
     if recipe.gates.task is None:
         yield None
         return
+    task_samples(recipe)
+    Checkpoint.open(checkpoint)
     cache = DigestCache(engine)
     with reporter.task("digest of the checkpoint") as progress:
         identity = identify(checkpoint, cache, progress)
@@ -119,13 +128,9 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
         "code": CodeDigests(None).digest(["nvlm_trt.verify.engine", "nvlm_trt.verify.trtllm"]),
     }
     cache.save()
-    work = engine / WORK_NAME.format(digest_json(basis)[:16])
-    for other in engine.glob(WORK_NAME.format("*")):
-        if other != work:
-            remove(other)
-    work.mkdir(exist_ok=True)
-    yield work
-    remove(work)
+    yield engine / WORK_NAME.format(digest_json(basis)[:16])
+    for each in engine.glob(WORK_NAME.format("*")):
+        remove(each)
 
 
 def _judge(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,34 +75,74 @@ def test_layers_and_what_they_cost_are_shown_when_asked_for(nvlm_trt: Run, small
     assert shown.out.count("<- worst") == 2
 
 
-def test_a_task_can_be_named_and_a_run_that_stopped_goes_on_after_its_last_answer(
-    nvlm_trt: Run, small_engine: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = {"images": [str(photograph)], "question": "What?", "answers": ["a"], "metric": "exact", "max_tokens": 2}
-    lines = [json.dumps({"id": name} | line) for name in ("first", "second")]
-    (tmp_path / "task.jsonl").write_text("\n".join(lines))
-    asked: list[str] = []
-    answer, stops = EngineAnswerer.answer, ["second"]
+@dataclass
+class Asked:
+    """What the engine was asked, and at which samples it fails."""
 
-    def stopping(self: EngineAnswerer, sample: Sample) -> Answer:
-        asked.append(sample.id)
-        if sample.id in stops:
+    samples: list[str] = field(default_factory=list)
+    failing: set[str] = field(default_factory=set)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    asked, answer = Asked(), EngineAnswerer.answer
+
+    def watched(self: EngineAnswerer, sample: Sample) -> Answer:
+        asked.samples.append(sample.id)
+        if sample.id in asked.failing:
             raise FaultError("the power went off")
         return answer(self, sample)
 
-    monkeypatch.setattr(EngineAnswerer, "answer", stopping)
-    words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json")
-    stopped = nvlm_trt(*words, "--task", tmp_path / "task.jsonl")
-    assert (stopped.code, asked) == (1, ["first", "second"])
-    (kept,) = small_engine.glob(".verify-task.*.work")
-    stale = kept.with_name(".verify-task.0123.work")
-    stale.mkdir()
-    stops.clear()
-    facts = nvlm_trt(*words, "--task", tmp_path / "task.jsonl").json
+    monkeypatch.setattr(EngineAnswerer, "answer", watched)
+    return asked
+
+
+@pytest.fixture
+def task(photograph: Path, tmp_path: Path) -> Path:
+    """Two questions about a photograph."""
+    line = {"images": [str(photograph)], "question": "What?", "answers": ["a"], "metric": "exact", "max_tokens": 2}
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(json.dumps({"id": name} | line) for name in ("first", "second")))
+    return path
+
+
+def kept_answers(engine: Path) -> set[str]:
+    return {folder.name for folder in engine.glob(".verify-task.*.work")}
+
+
+def test_a_task_can_be_named_and_a_run_that_stopped_goes_on_after_its_last_answer(
+    nvlm_trt: Run, small_engine: Path, task: Path, asked: Asked
+) -> None:
+    asked.failing = {"second"}
+    words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json", "--task", task)
+    stopped = nvlm_trt(*words)
+    assert (stopped.code, asked.samples) == (1, ["first", "second"])
+    assert len(kept_answers(small_engine)) == 1
+    (small_engine / ".verify-task.0123.work").mkdir()
+    asked.failing = set()
+    facts = nvlm_trt(*words).json
     assert facts["figures"]["task"]["samples"] == 2
-    assert asked == ["first", "second", "second"]
-    assert not kept.exists()
-    assert not stale.exists()
-    shown = nvlm_trt(*words, "--task", tmp_path / "absent.jsonl")
-    assert shown.code == 2
-    assert "the task cannot be read" in shown.err
+    assert asked.samples == ["first", "second", "second"]
+    assert kept_answers(small_engine) == set()
+
+
+def test_a_run_that_is_refused_leaves_the_answers_of_a_stopped_one_and_none_of_its_own(
+    nvlm_trt: Run, small_engine: Path, task: Path, asked: Asked, tmp_path: Path
+) -> None:
+    asked.failing = {"second"}
+    words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json")
+    assert nvlm_trt(*words, "--task", task).code == 1
+    kept = kept_answers(small_engine)
+    (empty := tmp_path / "empty.jsonl").touch()
+    for refused, complaint in (
+        (("--task", empty), "the task is empty"),
+        (("--task", tmp_path / "absent.jsonl"), "the task cannot be read"),
+        (("--task", task, "--checkpoint", tmp_path / "absent"), "there is no checkpoint directory"),
+        (("--task", task, "--tokens", 570), "the engine is too short"),
+    ):
+        shown = nvlm_trt(*words, *refused)
+        assert (shown.code, complaint in shown.err) == (2, True), shown.err
+        assert kept_answers(small_engine) == kept
+    asked.failing = set()
+    assert nvlm_trt(*words, "--task", task).code in (0, 1)
+    assert asked.samples == ["first", "second", "second"]
