@@ -73,11 +73,13 @@ def eval(
         records = _run(samples, opened, folder, concurrency or (1 if emulate else 4), silent=quiet or json)
         title = opened.title
     summary = summarise(records)
+    first_error = next((record.error for record in records if record.error is not None), None)
     facts = {
         "task": task,
         "subject": title,
         "options": asdict(options),
         **summary.as_json(),
+        "first_error": first_error,
         "published": None if published is None else asdict(published),
         "records": str(folder),
     }
@@ -86,6 +88,9 @@ def eval(
         print_json(facts)
     else:
         _show(f"{task}: {title}", summary, published, folder)
+        if first_error is not None:
+            count = summary.overall.failed
+            typer.echo(f"{count} samples could not be answered and count as wrong, the first: {first_error}", err=True)
     if summary.overall.failed:
         raise typer.Exit(1)
 
@@ -224,8 +229,6 @@ def _show(title: str, summary: Summary, published: Published | None, folder: Pat
         rows = [(*row, "") for row in rows[:-1]] + [(*rows[-1], f"{published.hugging_face} ({published.split})")]
     print_table(header, rows)
     typer.echo(f"\nrecords: {folder}")
-    if summary.overall.failed:
-        typer.echo(f"{summary.overall.failed} samples could not be answered and count as wrong", err=True)
 
 
 def _row(score: Score) -> tuple[object, ...]:

@@ -60,7 +60,7 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> AbstractContextM
 
     Raises:
         EngineError: it is of the gpu target, or, when it is entered, incomplete.
-        RequestError: the options ask for more tiles than it was built for.
+        RequestError: the options ask for more tiles or longer answers than it was built for.
     """
     recipe = engine_recipe(engine_dir)
     if recipe.target != "cpu":
@@ -71,6 +71,8 @@ def engine_subject(engine_dir: Path, options: AnswerOptions) -> AbstractContextM
         )
     if (options.max_tiles or 1) > recipe.max_tiles:
         raise RequestError("max_tiles is out of range", seen=options.max_tiles, expected=f"1 to {recipe.max_tiles}")
+    if (options.max_tokens or 1) > (most := recipe.max_output_len):
+        raise RequestError("max_tokens is out of range", seen=options.max_tokens, expected=f"1 to {most}")
     return _engine(engine_dir, recipe, options)
 
 

@@ -71,6 +71,7 @@ def test_json_holds_exact_figures_and_right_answers_count(nvlm_trt, small_engine
     assert [(part["name"], part["mean"]) for part in again.json["categories"]] == [("photo", 0), ("text", 0.5)]
     assert again.json["options"] == {"max_tokens": None, "max_tiles": None, "tags": "kept", "seed": 0}
     assert again.json["published"] is None
+    assert again.json["first_error"] is None
     assert len(records(tmp_path / "out")) == 3, "a changed right answer is scored anew, nothing is asked again"
 
 
@@ -120,9 +121,12 @@ def test_samples_that_cannot_be_answered_end_with_exit_code_1(nvlm_trt, small_en
     task.write_text("\n".join(map(json.dumps, [rows[0] | {"images": ["bad.png"]}, rows[1]])))
     shown = nvlm_trt("eval", small_engine, "--task", task, "--output", tmp_path / "out")
     assert shown.code == 1
-    assert "1 samples could not be answered" in shown.err
     (refused,) = [row for row in records(tmp_path / "out") if row["error"]]
     assert "not an image" in str(refused["error"])
+    told = f"1 samples could not be answered and count as wrong, the first: {refused['error']}"
+    assert shown.err.splitlines()[-1] == told
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["first_error"] == refused["error"]
 
 
 def test_a_dry_run_shows_the_samples_and_writes_nothing(nvlm_trt, small_engine, task, tmp_path):
@@ -144,6 +148,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(nvlm_trt, small_engine, tas
     for words, message in (
         ((tmp_path / "empty",), "no engine directory"),
         ((small_engine, "--max-tiles", "7"), "max_tiles is out of range"),
+        ((small_engine, "--max-tokens", "65"), "max_tokens is out of range; seen: 65; expected: 1 to 64"),
         ((small_engine, "--emulate", "fp8"), "need a calibration"),
         (("--url", "http://server"), "no address of a server"),
         (("--url", "server:8001", "--tags", "removed"), "writes the tags of tiles itself"),

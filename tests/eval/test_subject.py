@@ -106,7 +106,9 @@ def test_an_engine_is_checked_by_its_recipe_before_it_is_opened(engine, tmp_path
     cpu = engine("fp32", "cpu", "fp32", max_tiles=4)
     with pytest.raises(RequestError, match="max_tiles is out of range; seen: 5; expected: 1 to 4"):
         engine_subject(cpu, AnswerOptions(max_tiles=5))
-    engine_subject(cpu, AnswerOptions(max_tiles=4))
+    with pytest.raises(RequestError, match="max_tokens is out of range; seen: 1025; expected: 1 to 1024"):
+        engine_subject(cpu, AnswerOptions(max_tokens=1025))
+    engine_subject(cpu, AnswerOptions(max_tiles=4, max_tokens=1024))
 
 
 @pytest.mark.parametrize("url", ["localhost", "localhost:", ":8001", "localhost:0", "a:70000", "http://localhost:8001"])
