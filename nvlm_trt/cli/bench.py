@@ -31,7 +31,10 @@ def bench(
     ] = "all",
     baseline: Annotated[str, typer.Option(help="The torch reference: bf16, fp32, bf16,fp32 or none.")] = "bf16",
     checkpoint: Annotated[Path | None, typer.Option(help="Where the baseline's checkpoint lies now.")] = None,
-    task: Annotated[Path | None, typer.Option(help="Questions with answers (JSONL): measures accuracy.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Questions with answers, a JSONL file or shipped:nvlm-d-mini: measures accuracy."),
+    ] = None,
     task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of the task at most.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often everybody is measured, in turns.")] = 5,
     concurrency: Annotated[str, typer.Option(help="Requests under way, one level after the other.")] = "1,2,4,8",
@@ -83,6 +86,7 @@ def bench(
     from nvlm_trt.bench.show.plots import NO_PLOTS, can_draw
     from nvlm_trt.bench.workload import PROMPT, Workload
     from nvlm_trt.errors import UserError
+    from nvlm_trt.miniature import shipped
 
     if text_only and image:
         raise UserError("--text-only and --image exclude each other")
@@ -118,7 +122,7 @@ def bench(
         checkpoint=checkpoint,
         workload=workload,
         rounds=rounds,
-        task=task,
+        task=None if task is None else shipped.resolve(task, shipped.GATE_TASK),
         task_limit=task_limit,
         tools=_words("--peer-tools", peer_tools, ("perf_analyzer", "aiperf")) if peer_tools else (),
         peers=_words("--peer-engines", peer_engines, tuple(KNOWN_PEERS)) if peer_engines else (),

@@ -20,7 +20,9 @@ Tags = Literal["kept", "removed", "shuffled"]
 
 
 def eval(
-    task: Annotated[str, typer.Option(help="A JSONL file, or the name of a published data set, with --data.")],
+    task: Annotated[
+        str, typer.Option(help="A JSONL file, shipped:nvlm-d-mini, or a published data set's name, with --data.")
+    ],
     engine_dir: Annotated[Path | None, typer.Argument(help="An engine directory; or give --url.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the published data set.")] = None,
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC, in place of an engine.")] = None,
@@ -60,11 +62,12 @@ def eval(
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.eval.answer import AnswerOptions
     from nvlm_trt.eval.summary import summarise
+    from nvlm_trt.miniature.shipped import SHIPPED_PREFIX
     from nvlm_trt.pipeline.durable import write_atomic
 
     options = AnswerOptions(max_tokens, max_tiles, tags, seed)
     subject = _subject(engine_dir, url, emulate, checkpoint, options, idle_timeout)
-    folder = output or (engine_dir or Path()) / "eval" / Path(task).stem
+    folder = output or (engine_dir or Path()) / "eval" / Path(task.removeprefix(SHIPPED_PREFIX)).stem
     if dry_run:
         _show_plan(task, data, limit, folder, as_json=json)
         return
@@ -143,12 +146,13 @@ def _samples(
     from nvlm_trt.errors import UserError
     from nvlm_trt.eval.adapters.datasets import DATASETS, read_dataset
     from nvlm_trt.eval.tasks import read_tasks
+    from nvlm_trt.miniature import shipped
 
     if data is not None:
         return read_dataset(task, data, extracted, limit), DATASETS[task].published
     if task in DATASETS:
         raise UserError(f"{DATASETS[task].title} is read from a folder that you have", fix="give it with --data")
-    return read_tasks(Path(task))[:limit], None
+    return read_tasks(shipped.resolve(task, shipped.GATE_TASK))[:limit], None
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""Where the checkpoint and the task that ship with the project lie: ``shipped:nvlm-d-mini`` in a recipe."""
+"""Where checkpoint and task that ship with the project lie: ``shipped:nvlm-d-mini`` in a recipe or as a task."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GATE_TASK = Path(__file__).parent / "gate" / "task.jsonl"
 
 
 def resolve(named: str, file: Path) -> Path:
-    """The path that a field of a recipe names: `file` for ``shipped:nvlm-d-mini``, else the path itself.
+    """The path that a field of a recipe or an option names: `file` for ``shipped:nvlm-d-mini``, else the path itself.
 
     Args:
-        named: The field.
-        file: What the miniature has for this field.
+        named: The field or option.
+        file: What the miniature has for it.
 
     Raises:
         RecipeError: something else is said to be shipped.

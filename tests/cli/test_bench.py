@@ -17,6 +17,8 @@ from nvlm_trt.bench.report import read_report
 from nvlm_trt.bench.show import plots
 from nvlm_trt.bench.subjects import Subject
 from nvlm_trt.errors import FaultError
+from nvlm_trt.eval.tasks import read_tasks
+from nvlm_trt.miniature.shipped import GATE_TASK
 
 Run = Callable[..., Any]
 FEW = ("--max-tokens", 2, "--rounds", 2, "--columns", 1, "--concurrency", "1,2", "--no-plots")
@@ -48,6 +50,13 @@ def test_a_dry_run_shows_who_would_be_measured(nvlm_trt: Run, small_engine: Path
     assert facts["subjects"] == [{"name": "small", "kind": "engine", "transport": "local"}]
     assert (facts["rounds"], facts["output_tokens"], facts["concurrencies"]) == (2, 2, [1, 2])
     assert facts["prompt_tokens"] > 16
+
+
+def test_the_task_that_ships_is_known_by_its_name(nvlm_trt: Run, small_engine: Path) -> None:
+    asked = ("bench", small_engine, *FEW, "--dry-run", "--json", "--task")
+    assert nvlm_trt(*asked, "shipped:nvlm-d-mini").json["task_samples"] == len(read_tasks(GATE_TASK))
+    refused = nvlm_trt(*asked, "shipped:other")
+    assert (refused.code, "nothing of this name ships" in refused.err) == (2, True)
 
 
 def test_scenarios_take_the_place_of_the_load(nvlm_trt: Run, small_engine: Path) -> None:

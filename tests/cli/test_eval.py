@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_trt.eval.tasks import read_tasks
+from nvlm_trt.miniature.shipped import GATE_TASK
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
@@ -141,6 +143,14 @@ def test_a_dry_run_shows_the_samples_and_writes_nothing(nvlm_trt, small_engine, 
     shown = nvlm_trt(*words)
     assert "first question: What?" in shown.out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_task_that_ships_is_known_by_its_name(nvlm_trt, small_engine):
+    facts = nvlm_trt("eval", small_engine, "--task", "shipped:nvlm-d-mini", "--dry-run", "--json").json
+    assert facts["samples"] == len(read_tasks(GATE_TASK))
+    assert facts["records"] == str(small_engine / "eval" / "nvlm-d-mini")
+    refused = nvlm_trt("eval", small_engine, "--task", "shipped:other", "--dry-run")
+    assert (refused.code, "nothing of this name ships" in refused.err) == (2, True)
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(nvlm_trt, small_engine, task, tmp_path):
