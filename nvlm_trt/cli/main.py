@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Final, Protocol, TextIO, cast
 
 import typer
 
 from nvlm_trt import __version__
-from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.errors import NvlmTrtError, UserError
 
 VERBS: Final[dict[str, str]] = {
     "inspect": "Parts, parameters, bytes and dtypes of a checkpoint; what is missing or extra.",
@@ -74,6 +76,19 @@ def _not_asked_for() -> None:
     """Stand for a verb whose module is not imported because another verb was asked for."""
 
 
+def _of_finite_numbers(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, which is not begun with "inf" or "nan": an option's lower bound alone lets infinity through."""
+
+    @wraps(verb)
+    def checked(**options: object) -> None:
+        for name, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')} is out of range", seen=value, expected="a finite number")
+        verb(**options)
+
+    return checked
+
+
 def app_for(verb: str | None) -> typer.Typer:
     """The whole command line, in which only `verb` is imported; the others are there for `--help`."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -81,7 +96,7 @@ def app_for(verb: str | None) -> typer.Typer:
     for name, summary in VERBS.items():
         function: Callable[..., None] = _not_asked_for
         if name == verb:
-            function = getattr(importlib.import_module(f"nvlm_trt.cli.{name}"), name)
+            function = _of_finite_numbers(getattr(importlib.import_module(f"nvlm_trt.cli.{name}"), name))
         app.command(name, short_help=summary, help=function.__doc__)(function)
     return app
 

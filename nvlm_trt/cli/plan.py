@@ -27,7 +27,7 @@ def plan(
     all_precisions: Annotated[bool, typer.Option("--all-precisions", help="Compare every decoder precision.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Shapes by this config.json; default NVLM-D-72B.")] = None,
     memory_share: Annotated[float, typer.Option(min=0.1, max=1, help="Of a GPU's memory, used at most.")] = 0.9,
-    reserve_gb: Annotated[float, typer.Option(min=0, help="For CUDA, NCCL and workspaces, a GPU.")] = 3.5,
+    reserve_gb: Annotated[float, typer.Option(min=0, max=1e4, help="For CUDA, NCCL and workspaces, a GPU.")] = 3.5,
     disk_gbps: Annotated[float, typer.Option(min=0.001, help="GB/s of the disk, for the times of a build.")] = 1.0,
     check: Annotated[bool, typer.Option("--check", help="Exit with 2 unless it does what is asked.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -71,6 +71,26 @@ def test_a_command_line_that_cannot_be_read_is_the_users_mistake(words: list[str
     assert shown.out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
+        (["plan", "x.yaml"], "--reserve-gb", "inf"),
+        (["plan", "x.yaml"], "--reserve-gb", "1e300"),
+        (["plan", "x.yaml"], "--ttft-ms", "inf"),
+        (["serve", ".", "--dry-run"], "--grace", "inf"),
+        (["serve", ".", "--dry-run"], "--grace", "nan"),
+        (["chat", "--prompt", "Why?"], "--temperature", "inf"),
+        (["top"], "--interval", "inf"),
+    ],
+)
+def test_a_number_without_end_is_refused_by_the_options_name(
+    words: list[str], option: str, value: str, nvlm_trt: Run
+) -> None:
+    shown = nvlm_trt(*words, option, value)
+    assert (shown.code, shown.out) == (2, "")
+    assert option in shown.err
+
+
 def test_with_json_a_mistake_is_also_told_as_json(nvlm_trt: Run, tmp_path: Path) -> None:
     shown = nvlm_trt("inspect", tmp_path / "nothing", "--json")
     assert shown.code == 2
