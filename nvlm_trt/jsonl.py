@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.parsed import json_value
 
 
 class FieldError(UserError):
@@ -37,8 +37,8 @@ def parsed_line(line: str) -> dict[str, object]:
         FieldError: it holds none.
     """
     try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        raw = json_value(line)
+    except ValueError as error:
         raise FieldError(f"seen no JSON ({error}), expected an object") from None
     if not isinstance(raw, dict):
         raise FieldError(f"seen {type(raw).__name__}, expected an object")

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from nvlm_trt.errors import RecipeError
+from nvlm_trt.parsed import yaml_value
 
 Target = Literal["gpu", "cpu"]
 VisionPrecision = Literal["fp32", "bf16", "fp8", "int8"]
@@ -231,10 +231,10 @@ def load_recipe(path: Path) -> BuildRecipe:
         RecipeError: the file cannot be read, is no mapping, or a field is unknown or out of range.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError("there is no such recipe", seen=path, fix="see build/recipes") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"the recipe cannot be read ({error})", seen=path) from None
     if not isinstance(raw, dict):
         raise RecipeError("a recipe is a mapping of fields", seen=f"{path.name}: {type(raw).__name__}")

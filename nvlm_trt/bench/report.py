@@ -20,6 +20,7 @@ from nvlm_trt.bench.spread import Spread
 from nvlm_trt.bench.subjects import Kind, Transport
 from nvlm_trt.bench.workload import Workload
 from nvlm_trt.errors import UserError
+from nvlm_trt.parsed import json_value
 
 FORMAT: Final = 1
 """Raised when a reader of the older layout could misread the newer one."""
@@ -280,7 +281,7 @@ def read_report(path: Path) -> Report:
         UserError: it cannot be read, or is no report of this format.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be read ({error})", seen=path) from None
     found = raw.get("format") if isinstance(raw, dict) else None

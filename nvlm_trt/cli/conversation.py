@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvlm_trt.errors import ImageRejected, PromptError
+from nvlm_trt.parsed import json_value
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +53,7 @@ def read_history(path: Path | None) -> list[Turn]:
     if path is None:
         return []
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PromptError(f"the history cannot be read ({error})", seen=path) from None
     if not isinstance(raw, list):

@@ -7,7 +7,6 @@ reads everything from end to end does so through `row_reader`, which keeps the s
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from nvlm_trt.model.config import NvlmConfig, load_config
 from nvlm_trt.model.safetensors_read import opened, read_header
 from nvlm_trt.model.safetensors_stream import VALUE_BYTES
 from nvlm_trt.model.tensors import Shape, expected_tensors, vision_layer
+from nvlm_trt.parsed import json_value
 
 if TYPE_CHECKING:  # headers are read where nothing is computed
     import torch
@@ -164,8 +164,8 @@ def _read_headers(directory: Path) -> dict[str, TensorInfo]:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        weight_map = json_value(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the index cannot be read ({type(error).__name__}: {error})", seen=index) from None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError("the index's weight_map is not an object of file names", seen=index)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.errors import CheckpointError
+from nvlm_trt.parsed import json_value
 
 PLAIN_ROPE_LIMIT = 32768
 """Tokens up to which the released `rope_scaling` (dynamic, factor 3) changes nothing (transformers 4.39.3 drops it)."""
@@ -113,10 +114,10 @@ def load_config(checkpoint_dir: Path) -> NvlmConfig:
     if not checkpoint_dir.is_dir():
         raise CheckpointError("there is no checkpoint directory", seen=checkpoint_dir, fix="give an NVLM-D directory")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError("the checkpoint has no config.json", seen=checkpoint_dir) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"config.json cannot be read ({error})", seen=path) from None
     if not isinstance(raw, dict):
         raise CheckpointError("config.json is not an object", seen=type(raw).__name__, expected="an object")

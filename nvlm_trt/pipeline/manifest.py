@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nvlm_trt.errors import EngineError
+from nvlm_trt.parsed import json_value
 from nvlm_trt.pipeline.digest import FileDigest, combined
 from nvlm_trt.pipeline.durable import write_atomic
 
@@ -108,7 +109,7 @@ def load_manifest(engine: Path) -> Manifest:
     """
     path = engine / MANIFEST_NAME
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json_value(path.read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
             raise EngineError(
                 "the manifest is of another release",

@@ -12,10 +12,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.parsed import yaml_value
 
 COMPUTE_DTYPES = {
     "fp32": "fp32",
@@ -193,8 +193,8 @@ def _folder() -> Traversable:
 
 def _parse(source: Path | Traversable, name: str) -> Gpu:
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml_value(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"the GPU model cannot be read ({error})", seen=source) from None
     if not isinstance(raw, dict):
         raise UserError("a GPU model is a mapping of figures", seen=f"{source}: {type(raw).__name__}")

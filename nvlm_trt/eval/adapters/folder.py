@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.parsed import json_value
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -178,7 +178,7 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"an annotation file cannot be read ({error})", seen=path) from None
 
@@ -192,7 +192,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     try:
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line.strip():
-                yield json.loads(line)
+                yield json_value(line)
     except (OSError, ValueError) as error:
         raise UserError(f"an annotation file cannot be read ({error})", seen=path) from None
 
