@@ -6,8 +6,9 @@ Every field has its home here; an unknown key is refused with the nearest known 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
@@ -241,12 +242,13 @@ def load_recipe(path: Path) -> BuildRecipe:
     return parse_recipe({"name": path.stem, **raw}, path.name)
 
 
-def parse_recipe(raw: dict[str, object], source: str) -> BuildRecipe:
+def parse_recipe(raw: dict[str, object], source: str, called: Mapping[str, str] = MappingProxyType({})) -> BuildRecipe:
     """Check the fields of a recipe.
 
     Args:
         raw: Fields by name.
         source: What to call the recipe in an error.
+        called: What to call a field in it that the user knows by another name: an option, say.
 
     Raises:
         RecipeError: naming every field that is unknown or out of range.
@@ -254,18 +256,18 @@ def parse_recipe(raw: dict[str, object], source: str) -> BuildRecipe:
     try:
         return BuildRecipe.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(dict(fault)) for fault in error.errors()]
+        faults = [_fault(dict(fault), called) for fault in error.errors()]
         raise RecipeError(f"{source}: " + "; ".join(faults)) from None
 
 
-def _fault(fault: dict[str, object]) -> str:
+def _fault(fault: dict[str, object], called: Mapping[str, str]) -> str:
     where = ".".join(str(part) for part in fault["loc"]) if isinstance(fault["loc"], tuple) else ""
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(where.rpartition(".")[0])
         near = difflib.get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
         return f"unknown field {where}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}")
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}, seen: {fault['input']!r}" if where else message
+    return f"{called.get(where, where)}: {message}, seen: {fault['input']!r}" if where else message
 
 
 def _fields_at(group: str) -> Iterable[str]:

@@ -52,6 +52,7 @@ USAGE_ERRORS: Final = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 
 class _UsageError(Protocol):
+    message: str
     exit_code: int
 
     def format_message(self) -> str: ...
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return outcome if isinstance(outcome, int) else 0
     except USAGE_ERRORS as raised:
         error = cast(_UsageError, raised)
+        error.message += _seen_by(raised.__cause__, error.message)
         error.show(sys.stderr)
         _print_json_error(as_json, "UsageError", error.format_message())
         return error.exit_code
@@ -128,6 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if trace else f" (a fault of nvlm-trt; {DEBUG} shows the trace)"
         _print_error(error, f"{type(error).__name__}: {error}{hint}", trace=trace, as_json=as_json)
         return 1
+
+
+def _seen_by(check: BaseException | None, message: str) -> str:
+    """The value that pydantic refused, for a message that does not show it.
+
+    Releases of typer that check options by pydantic leave its error as the cause of theirs, and tell only the rule;
+    earlier ones show the value themselves.
+    """
+    from pydantic import ValidationError
+
+    if not isinstance(check, ValidationError):
+        return ""
+    seen = repr(check.errors()[0]["input"])
+    return "" if seen in message else f", seen: {seen}"
 
 
 def _print_error(error: Exception, message: str, *, trace: bool, as_json: bool) -> None:

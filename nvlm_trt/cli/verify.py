@@ -62,7 +62,8 @@ def verify(
     fields |= {name: value for name, value in asked.items() if value is not None}
     if task is not None:
         fields["gates"]["task"] = str(task)
-    recipe = parse_recipe(fields, "the recipe with these options")
+    options = {"verify_prompts": "--prompts", "verify_tokens": "--tokens"}
+    recipe = parse_recipe(fields, "the recipe with these options", options)
     reporter = reporter_for(silent=quiet or json)
     source = checkpoint or recorded_checkpoint(engine_dir)
     with locked(engine_dir, wait=False):

@@ -74,6 +74,27 @@ def test_a_command_line_that_cannot_be_read_is_the_users_mistake(words: list[str
 @pytest.mark.parametrize(
     ("words", "option", "value"),
     [
+        (["eval", ".", "--task", "x"], "--concurrency", "0"),
+        (["serve", "."], "--http-port", "70000"),
+        (["tiles", "x.png"], "--tile-size", "abc"),
+        (["serve", "."], "--grace", "nan"),
+        (["eval", ".", "--task", "x"], "--tags", "lost"),
+    ],
+)
+def test_an_option_that_cannot_be_taken_is_told_with_its_value(
+    words: list[str], option: str, value: str, nvlm_trt: Run
+) -> None:
+    shown = nvlm_trt(*words, option, value, "--json")
+    assert shown.code == 2
+    message = shown.json["error"]["message"]
+    assert message.count(repr(value)) == 1
+    assert f"{option}'" in message
+    assert message in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
         (["plan", "x.yaml"], "--reserve-gb", "inf"),
         (["plan", "x.yaml"], "--reserve-gb", "1e300"),
         (["plan", "x.yaml"], "--ttft-ms", "inf"),

@@ -55,9 +55,9 @@ def test_what_the_build_found_is_not_replaced_and_the_build_still_stands(
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
-        ("--tokens", 3000, "verify_tokens: Input should be less than or equal to 1024, seen: 3000"),
-        ("--tokens", 0, "verify_tokens: Input should be greater than or equal to 1, seen: 0"),
-        ("--prompts", 65, "verify_prompts: Input should be less than or equal to 64, seen: 65"),
+        ("--tokens", 3000, "--tokens: Input should be less than or equal to 1024, seen: 3000"),
+        ("--tokens", 0, "--tokens: Input should be greater than or equal to 1, seen: 0"),
+        ("--prompts", 65, "--prompts: Input should be less than or equal to 64, seen: 65"),
     ],
 )
 def test_the_bounds_of_the_recipes_fields_hold_for_the_options(
