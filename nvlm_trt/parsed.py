@@ -7,13 +7,13 @@ from typing import Any
 
 
 def json_value(text: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; a byte order mark in front, which editors on Windows write, is ignored (RFC 8259, 8.1).
 
     Raises:
         ValueError: it is no JSON, or is nested more deeply than Python reads.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

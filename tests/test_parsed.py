@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from nvlm_trt.bench.report import read_report
 from nvlm_trt.cli.conversation import read_history
+from nvlm_trt.client.batch_input import BatchInput
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.folder import read_json, read_jsonl
 from nvlm_trt.eval.tasks import read_tasks
@@ -19,6 +21,7 @@ from nvlm_trt.plan.gpus import load_gpu
 from nvlm_trt.recipe import load_recipe
 
 DEEP = "[" * 100_000
+TASK = {"id": "1", "images": [], "question": "Why?", "answers": ["so"], "metric": "exact"}
 
 
 @pytest.mark.parametrize("parse", [json_value, yaml_value])
@@ -27,6 +30,14 @@ def test_a_value_is_read_and_every_fault_of_the_text_is_a_value_error(parse: Cal
     for text in ('{"a": ', DEEP, '{"a":' * 100_000):
         with pytest.raises(ValueError, match=r"."):
             parse(text)
+
+
+def test_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_text(json.dumps(TASK), encoding="utf-8-sig")
+    assert len(read_tasks(tmp_path / "task.jsonl")) == 1
+    (tmp_path / "batch.jsonl").write_text(json.dumps({"prompt": "Why?"}), encoding="utf-8-sig")
+    with BatchInput(tmp_path / "batch.jsonl") as requests:
+        assert len([*requests.requests()]) == 1
 
 
 def test_a_date_that_is_none_is_a_fault_of_the_recipe(tmp_path: Path) -> None:
