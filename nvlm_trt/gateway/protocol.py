@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import select
+from collections import deque
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nvlm_trt.gateway.settings import Limits
 
@@ -18,12 +20,19 @@ CHUNK_ROOM: Final = 16
 """Bytes of a chunk that are not its data, without extensions: its size in up to eight digits and two line ends are 12.
 """
 
+LOOK_SECONDS: Final = 0.5
+"""Between two looks at whether a client that pipelines is still there."""
+
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, within limits.
 
     The C parser that it uses has no bounds of its own, and uvicorn waits for the rest of a header for ever. What a
     parser's callback raises becomes a refusal of the request.
+
+    Of a connection's requests uvicorn tells the last one alone that the connection is lost, and reads nothing while one
+    is answered and others wait, so that it does not see the loss either: here every open one is told, and meanwhile the
+    socket is looked at. (A client that closes with more unsent than its and our socket's buffers hold says nothing.)
     """
 
     limits: Limits
@@ -32,19 +41,27 @@ class BoundedProtocol(HttpToolsProtocol):
     _chunks = 0
     _refused = False
     _timer: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle | None = None
+    _open: deque[RequestResponseCycle]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
         super().connection_made(transport)
+        self._open = deque()
         if len(self.connections) > self.limits.max_connections:
             transport.abort()
             return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and tell every request of it that is not answered yet."""
         self._cancel_timer()
+        if self._look is not None:
+            self._look.cancel()
         super().connection_lost(exc)
+        for cycle in self._open:
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; of those of a request, all that are not its body are counted: no callback tells of each."""
@@ -82,6 +99,11 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("the head is too large")
         self._cancel_timer()
         super().on_headers_complete()
+        while self._open and self._open[0].response_complete:  # they are answered in their order
+            self._open.popleft()
+        self._open.append(self.cycle)
+        if self.pipeline and self._look is None:
+            self._look_later()
 
     def on_chunk_header(self) -> None:
         """Count the chunks of a body."""
@@ -111,6 +133,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(LOOK_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        """Close the connection if the client has, as asyncio does where it reads; what is unread hides nothing."""
+        self._look = None
+        if not self.pipeline or self.transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLRDHUP)
+        if poll.poll(0):
+            self.transport.close()
+        else:
+            self._look_later()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

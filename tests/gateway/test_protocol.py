@@ -93,6 +93,38 @@ def test_a_line_end_while_an_answer_is_under_way_ends_nothing(upstream: Upstream
         assert b"data: 2" in read_all(connection)
 
 
+STREAM = b"POST /v2/models/nvlm/generate_stream HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
+LARGE = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("behind", [LIVE, LIVE * 50, LARGE + b"x" * 30_000], ids=["one", "many", "a large one"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_client_that_hangs_up_ends_its_request_whatever_it_has_sent_behind_it(
+    upstream: Upstream, behind: bytes, at_once: bool
+) -> None:
+    body = b'{"text_input": "long"}'
+    first = STREAM % (len(body), body)
+    with Door(Limits(), http=upstream.port) as door:
+        with door.connect() as connection:
+            connection.sendall(first + behind if at_once else first)
+            answer_of(connection, b"data: 1")
+            if not at_once:
+                connection.sendall(behind)
+        assert upstream.hung_up.wait(5)
+
+
+def test_what_is_sent_behind_a_request_is_answered_after_it(upstream: Upstream) -> None:
+    body = b'{"text_input": "2 seconds"}'
+    with Door(Limits(), http=upstream.port) as door, door.connect() as connection:
+        connection.sendall(STREAM % (len(body), body))
+        answer_of(connection, b"data: 1")
+        connection.sendall(LIVE)
+        connection.sendall(LIVE.replace(b"Host", b"Connection: close\r\nHost"))
+        answer = read_all(connection)
+    assert answer.index(b"data: 2") < answer.index(b'{"status":"live"}')
+    assert answer.count(b'{"status":"live"}') == 2
+
+
 def answer_of(connection: socket.socket, end: bytes = b'{"status":"live"}') -> bytes:
     """What comes until some words have come."""
     answer = b""
