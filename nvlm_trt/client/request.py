@@ -16,7 +16,7 @@ import PIL.Image
 from tritonclient.grpc import InferInput
 
 from nvlm_trt.errors import ImageRejected, RequestError
-from nvlm_trt.serving.fields import NVLM_FIELDS, Field
+from nvlm_trt.serving.fields import MAX_FP32, NVLM_FIELDS, Field
 
 MODEL: Final = "nvlm"
 STREAM_HEADERS: Final = {"triton_grpc_error": "true"}
@@ -127,7 +127,7 @@ def _array(field: Field, values: Sequence[object]) -> npt.NDArray[Any]:
         return np.array([item.encode() if isinstance(item, str) else item for item in values], dtype=np.object_)
     if field.dtype == "BOOL" and all(isinstance(value, bool) for value in values):
         return np.array(values, dtype=np.bool_)
-    if field.dtype == "FP32" and all(isinstance(value, int | float) for value in values):
+    if field.dtype == "FP32" and all(isinstance(value, int | float) and abs(value) <= MAX_FP32 for value in values):
         return np.array(values, dtype=np.float32)
     if field.dtype in _INTEGERS and all(_fits(_INTEGERS[field.dtype], value) for value in values):
         return np.array(values, dtype=_INTEGERS[field.dtype])

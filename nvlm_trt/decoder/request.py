@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -199,7 +200,7 @@ def _number(name: str, value: object, *, low: float, high: float = math.inf) -> 
     expected = f"a number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise RequestError(f"{name} is not a number", seen=repr(value), expected=expected)
-    if not math.isfinite(value) or value < low or value > high:
+    if not low <= value <= min(high, sys.float_info.max):
         raise RequestError(f"{name} is out of range", seen=value, expected=expected)
 
 

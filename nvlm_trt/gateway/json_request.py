@@ -7,20 +7,23 @@ mistake is a 4xx and one sentence that names the field.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nvlm_trt.errors import RequestError
 from nvlm_trt.gateway.body import check_members
-from nvlm_trt.serving.fields import Field, refuse_unknown
+from nvlm_trt.serving.fields import MAX_FP32, Field, refuse_unknown
 
 NESTED: Final = "parameters"
 """Triton reads the members of this object as if they stood beside it."""
 
 STREAM: Final = "stream"
 
-RANGES: Final = {"INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**64 - 1)}
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "INT32": (-(2**31), 2**31 - 1),
+    "UINT64": (0, 2**64 - 1),
+    "FP32": (-MAX_FP32, MAX_FP32),
+}
 KINDS: Final = {
     "BYTES": "text",
     "INT32": "a whole number",
@@ -107,12 +110,10 @@ def _fits(dtype: str, value: object) -> bool:
         return isinstance(value, str)
     if dtype == "BOOL":
         return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float if dtype == "FP32" else int):
         return False
-    if dtype == "FP32":
-        return math.isfinite(value)
     low, high = RANGES[dtype]
-    return isinstance(value, int) and low <= value <= high
+    return low <= value <= high
 
 
 def _is_whole(text: str) -> bool:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from nvlm_trt.client import Options
+from nvlm_trt.decoder.request import MAX_PENALTY, MIN_PENALTY
 from nvlm_trt.gateway.errors import ApiError
 
 UNSUPPORTED: Final[dict[str, tuple[object, ...]]] = {
@@ -126,7 +127,7 @@ class _Asked(BaseModel):
 
     top_k: Annotated[StrictInt, Field(ge=0, lt=1 << 31)] | None = Field(None, description="Not OpenAI's.")
     min_tokens: Annotated[StrictInt, Field(ge=0, lt=1 << 31)] | None = Field(None, description="Not OpenAI's.")
-    repetition_penalty: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    repetition_penalty: Annotated[Number, Field(ge=MIN_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)] | None = Field(
         None, description="Not OpenAI's."
     )
     ignore_eos: StrictBool | None = Field(None, description="Not OpenAI's: answer with max_tokens tokens.")

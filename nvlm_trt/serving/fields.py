@@ -51,6 +51,9 @@ RETURN_LOG_PROBS: Final = Field("return_log_probs", "BOOL")
 
 NVLM_FIELDS: Final = (*REQUEST_FIELDS, STOP_WORDS, RETURN_LOG_PROBS)
 
+MAX_FP32: Final = (2 - 2**-23) * 2.0**127
+"""Largest number of type FP32. Python compares it with whole numbers that no float holds."""
+
 ANSWER_FIELDS: Final = (
     Field("text_output", "BYTES"),
     Field("finish_reason", "BYTES"),

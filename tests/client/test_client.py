@@ -50,7 +50,10 @@ def test_a_history_is_sent_as_messages():
     assert [message["role"] for message in json.loads(raw[4:])] == ["user", "assistant", "user"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_tokens", 2**40), ("seed", -1), ("temperature", "hot")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_tokens", 2**40), ("seed", -1), ("temperature", "hot"), ("temperature", 10**400), ("top_p", 1e39)],
+)
 def test_a_value_that_does_not_fit_its_type_is_refused_here(name, value):
     with pytest.raises(RequestError, match=f"{name} does not fit its type"):
         sent(options=Options(**{name: value}))

@@ -148,6 +148,7 @@ def test_min_tokens_forbids_stop_ids_until_then():
         ({"temperature": float("inf")}, "temperature is out of range"),
         ({"temperature": "hot"}, "temperature is not a number"),
         ({"temperature": True}, "temperature is not a number"),
+        ({"temperature": 10**400}, "temperature is out of range"),
         ({"top_k": -1}, "top_k is out of range"),
         ({"top_k": 2.0}, "top_k is not a whole number"),
         ({"top_p": 1.01}, "top_p is out of range.*from 0 to 1"),

@@ -47,6 +47,8 @@ def test_good_requests_pass(body: dict[str, object]) -> None:
         (b'{"seed": -1}', "seed is not a whole number; seen: -1"),
         (b'{"temperature": NaN}', "temperature is not a finite number; seen: nan"),
         (b'{"temperature": 1e999}', "temperature is not a finite number; seen: inf"),
+        (b'{"temperature": 1' + b"0" * 400 + b"}", "temperature is not a finite number; seen: 1000"),
+        (b'{"temperature": -1e39}', "temperature is not a finite number; seen: -1e+39"),
         (b'{"stream": "yes"}', "stream is not true or false; seen: text"),
         (b'{"image_bytes": [{}]}', "image_bytes is not text; seen: an object"),
         (b'{"temprature": 1}', "unknown field; seen: temprature; did you mean temperature?"),
