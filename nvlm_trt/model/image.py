@@ -7,7 +7,9 @@ Images whose colours or frame are not defined for the model are refused, not gue
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageOps
@@ -22,6 +24,15 @@ TURNED_BY_90 = (5, 6, 7, 8)
 
 PNG_BIT_DEPTH_OFFSET = 24
 """Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
+
+PNG_SIGNATURE_BYTES = 8
+PNG_NAME = re.compile(rb"\w{4}")
+"""A chunk's name; behind the pixels Pillow stops at another one without a word."""
+
+PNG_PIXELS = (b"IDAT", b"fdAT")
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+PNG_TURNS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
+"""Keywords of the texts in which Pillow looks for an orientation, besides the chunk eXIf."""
 
 WATCHED_BYTES = 8192
 """What Pillow decodes of a watched file at a time, in place of 64 kB, which of a plain picture are five megapixels."""
@@ -116,8 +127,6 @@ def read_image(
 def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orientation: bool = True) -> tuple[int, int]:
     """Width and height of the image that `read_image` would make, without decoding a pixel.
 
-    One file needs decoding: a PNG that says how to turn it behind its pixels, which few programs write.
-
     Args:
         data: The file's bytes.
         limits: Checked against the file's size and header.
@@ -131,8 +140,8 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
     _check_header(image, data, limits)
     if not exif_orientation:
         return image.size
-    if image.format == "PNG" and _may_turn_late(data):
-        return read_image(data, limits).size
+    if image.format == "PNG" and (header := _with_late_turns(data)) is not None:
+        image = _open(io.BytesIO(header), limits)
     try:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode
     except Exception as error:
@@ -140,10 +149,43 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
     return image.size[::-1] if orientation in TURNED_BY_90 else image.size
 
 
-def _may_turn_late(data: bytes) -> bool:
-    """Whether a PNG has a chunk behind its first pixels that may say how to turn it; bytes like its name count too."""
-    pixels = data.find(b"IDAT")
-    return any(data.find(name, pixels) >= 0 for name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"))
+def _with_late_turns(data: bytes) -> bytes | None:
+    """A PNG's header, with the chunks behind its pixels that may say how to turn it moved into it; None without any.
+
+    Pillow reads those behind the pixels when it has decoded them, and asks for no checksum there.
+
+    Raises:
+        ImageRejected: it consists of too many chunks.
+    """
+    pixels, late = 0, bytearray()
+    try:
+        for place, kind, length in _png_chunks(data):
+            if kind in PNG_PIXELS:
+                pixels = pixels or place
+            elif pixels and (kind == b"eXIf" or (kind in PNG_TEXTS and _keyword(data, place, length) in PNG_TURNS)):
+                end = place + 8 + length
+                late += data[place:end]
+                late += zlib.crc32(data[place + 4 : end]).to_bytes(4)
+    except _TooManyPartsError as error:
+        raise _refusal(error) from None
+    return data[:pixels] + late + data[pixels : pixels + 12] if late else None  # so far is read without decoding
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Where each chunk of a PNG begins, its name and the bytes of its content."""
+    place = PNG_SIGNATURE_BYTES
+    for _ in range(_most_parts(data) // 2):  # Pillow reads each in two parts at least
+        kind, length = data[place + 4 : place + 8], int.from_bytes(data[place : place + 4])
+        if kind == b"IEND" or not PNG_NAME.fullmatch(kind):
+            return
+        yield place, kind, length
+        place += 12 + length
+    raise _TooManyPartsError
+
+
+def _keyword(data: bytes, place: int, length: int) -> bytes:
+    longest = max(len(name) for name in PNG_TURNS) + 1
+    return data[place + 8 : place + 8 + min(length, longest)].partition(b"\0")[0]
 
 
 def _check_file(data: bytes, limits: ImageLimits) -> None:

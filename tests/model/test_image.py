@@ -142,15 +142,58 @@ def test_the_size_is_read_from_the_header(
     assert read_size(data, exif_orientation=upright) == size
 
 
-def test_the_size_of_a_png_that_says_behind_its_pixels_how_to_turn_it(photo: Image.Image) -> None:
+def exif_of(orientation: int) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+HEX = b"\nexif\n      26\n" + exif_of(6).hex().encode()
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "turned"),
+    [
+        (b"eXIf", exif_of(6)[6:], True),
+        (b"eXIf", exif_of(3)[6:], False),
+        (b"tEXt", b"Raw profile type exif\0" + HEX, True),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(HEX), True),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP, True),
+        (b"tEXt", b"exif\0" + exif_of(6), True),
+        (b"tEXt", b"date:create\0" + exif_of(6), False),
+        (b"tEXt", b"Raw profile type exif, not\0" + HEX, False),
+    ],
+)
+def test_what_a_png_says_behind_its_pixels_of_how_to_turn_it_is_read_without_decoding_them(
+    photo: Image.Image, kind: bytes, content: bytes, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = encoded(photo.resize((30, 20)), "PNG")
-    turned = encoded(photo.resize((30, 20)), "PNG", exif=exif)
-    start = turned.index(b"eXIf") - 4
-    chunk = turned[start : start + 12 + int.from_bytes(turned[start : start + 4], "big")]
-    late = plain[:-12] + chunk + plain[-12:]
-    assert read_image(late).size == read_size(late) == (20, 30)
+    size = (20, 30) if turned else (30, 20)
+    chunk = len(content).to_bytes(4) + kind + content
+    late = plain[:-12] + chunk + b"sum?" + plain[-12:]
+    unread = [plain + chunk + b"sum?", plain[:-12] + b"\0\0\0\0-no-sum?" + chunk + b"sum?" + plain[-12:]]
+    assert [read_image(data).size for data in (late, *unread)] == [size, (30, 20), (30, 20)]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert [read_size(data) for data in (late, *unread)] == [size, (30, 20), (30, 20)]
+
+
+def test_of_two_that_say_how_to_turn_a_png_the_later_one_counts(photo: Image.Image) -> None:
+    def chunk(orientation: int) -> bytes:
+        content = exif_of(orientation)[6:]
+        return len(content).to_bytes(4) + b"eXIf" + content + zlib.crc32(b"eXIf" + content).to_bytes(4)
+
+    plain = encoded(photo.resize((30, 20)), "PNG")
+    for early, late, size in ((1, 6, (20, 30)), (6, 1, (30, 20))):
+        data = plain[:33] + chunk(early) + plain[33:-12] + chunk(late) + plain[-12:]
+        assert read_image(data).size == read_size(data) == size
+
+
+def test_a_png_that_is_cut_off_where_it_says_how_to_turn_it_is_refused(photo: Image.Image) -> None:
+    late = encoded(photo.resize((30, 20)), "PNG")[:-12] + b"\0\0\0\x20eXIfExif"
+    for read in (read_image, read_size):
+        with pytest.raises(ImageRejected):
+            read(late)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
