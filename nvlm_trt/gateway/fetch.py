@@ -8,11 +8,11 @@ A URL is parsed by the library that connects: what is checked is what is connect
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -37,11 +37,45 @@ Hold = Callable[[int], None]
 """Told how many bytes more are held; raises where there is no room for them."""
 
 
-async def system_resolve(host: str, port: int) -> Sequence[str]:
-    """The addresses that the system's resolver gives."""
-    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = await asyncio.get_running_loop().run_in_executor(RESOLVERS, ask)
-    return [str(address[0]) for *_, address in found]
+@dataclass(slots=True)
+class _Lookup:
+    """A question to the system's resolver, and how many wait for its answer."""
+
+    answer: Future[Sequence[str]]
+    waiting: int = 0
+
+
+class SystemResolver:
+    """Asks the system's resolver, for each host once at a time; used in one event loop.
+
+    A lookup that has its thread cannot be ended, and a dead DNS keeps it for longer than any request waits: whoever
+    asks for the same host meanwhile joins it, so that one name takes one thread.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, _Lookup] = {}
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """The addresses of a host.
+
+        Raises:
+            OSError: it has none.
+        """
+        lookup = self._under_way.get(host)
+        if lookup is None:
+            lookup = self._under_way[host] = _Lookup(RESOLVERS.submit(_addresses, host, port))
+            lookup.answer.add_done_callback(lambda _: self._under_way.pop(host, None))
+        lookup.waiting += 1
+        try:
+            return await asyncio.shield(asyncio.wrap_future(lookup.answer))
+        finally:
+            lookup.waiting -= 1
+            if not lookup.waiting:
+                lookup.answer.cancel()  # it leaves the queue; one that has its thread goes on
+
+
+def _addresses(host: str, port: int) -> Sequence[str]:
+    return [str(address[0]) for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def is_public(address: str) -> bool:
@@ -62,7 +96,7 @@ class Fetcher:
     Args:
         domains: ``host``, ``host:port`` or ``*.host`` (every name below it).
         max_bytes: Largest file.
-        resolve: From names to addresses.
+        resolve: From names to addresses; None asks the system.
         allowed: Whether an address may be connected to.
     """
 
@@ -71,12 +105,12 @@ class Fetcher:
         domains: Sequence[str],
         max_bytes: int,
         *,
-        resolve: Resolve = system_resolve,
+        resolve: Resolve | None = None,
         allowed: Callable[[str], bool] = is_public,
     ) -> None:
         self._domains = tuple(domain.lower() for domain in domains)
         self._max_bytes = max_bytes
-        self._resolve = resolve
+        self._resolve = resolve or SystemResolver()
         self._allowed = allowed
 
     async def fetch(self, url: str, hold: Hold) -> bytes:
@@ -122,7 +156,7 @@ class Fetcher:
 
     async def _address(self, place: URL) -> str:
         try:
-            addresses = await self._resolve(place.raw_host or "", place.port or 0)
+            addresses = await self._resolve((place.raw_host or "").rstrip("."), place.port or 0)
         except (OSError, UnicodeError):
             raise _not_fetched("its domain has no address") from None
         if not addresses or not all(self._allowed(address) for address in addresses):

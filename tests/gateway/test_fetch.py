@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from nvlm_trt.gateway.errors import ApiError
-from nvlm_trt.gateway.fetch import Fetcher, Hold, is_public, system_resolve
+from nvlm_trt.gateway.fetch import Fetcher, Hold, SystemResolver, is_public
 
 FILE = b"\xff\xd8 the bytes of an image"
 LIMIT = 1000
@@ -211,7 +211,8 @@ def test_a_dns_that_does_not_answer_keeps_no_thread_of_others(monkeypatch: pytes
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 80))] * answered.wait(30))
 
     async def others() -> list[str]:
-        waiting = [asyncio.create_task(system_resolve(f"{number}.example.com", 80)) for number in range(64)]
+        resolve = SystemResolver()
+        waiting = [asyncio.create_task(resolve(f"{number}.example.com", 80)) for number in range(64)]
         await asyncio.sleep(0)
         async with asyncio.timeout(10):
             assert await asyncio.to_thread(lambda: 1) == 1
@@ -219,3 +220,81 @@ def test_a_dns_that_does_not_answer_keeps_no_thread_of_others(monkeypatch: pytes
         return list((await asyncio.gather(*waiting))[-1])
 
     assert asyncio.run(others()) == ["192.0.2.1"]
+
+
+class SlowDns:
+    """Stands for the system's resolver: says nothing of names that begin with slow until it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.answers = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", self._ask)
+
+    def _ask(self, host: str, port: int, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        self.asked.append(host)
+        if host.startswith("slow"):
+            self.answers.wait(30)
+        if host.endswith(".none"):
+            raise socket.gaierror("no such host")
+        return [(0, 0, 0, "", ("192.0.2.1", port))]
+
+
+def test_a_domain_whose_dns_is_slow_takes_one_thread_however_many_ask_and_give_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dns = SlowDns(monkeypatch)
+
+    async def run() -> None:
+        resolve = SystemResolver()
+        fetcher = Fetcher(["slow.example"], LIMIT, resolve=resolve, allowed=lambda address: False)
+        for number in range(64):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.005):
+                    await fetcher.fetch(f"http://Slow.example{'.' * (number % 2)}/{number}", lambda size: None)
+        async with asyncio.timeout(10):
+            assert await resolve("quick.example", 80) == ["192.0.2.1"]
+            last = [asyncio.create_task(resolve("slow.example", 80)) for _ in range(2)]
+            await asyncio.sleep(0)
+            dns.answers.set()
+            assert await asyncio.gather(*last) == [["192.0.2.1"]] * 2
+
+    asyncio.run(run())
+    assert dns.asked == ["slow.example", "quick.example"]
+
+
+def test_all_who_wait_for_a_host_are_told_that_it_has_no_address_and_it_is_asked_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dns = SlowDns(monkeypatch)
+
+    async def run() -> None:
+        resolve = SystemResolver()
+        waiting = [asyncio.create_task(resolve("slow.none", 80)) for _ in range(3)]
+        await asyncio.sleep(0)
+        dns.answers.set()
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in told] == [socket.gaierror] * 3
+        with pytest.raises(OSError, match="no such host"):
+            await resolve("slow.none", 80)
+
+    asyncio.run(run())
+    assert dns.asked == ["slow.none"] * 2
+
+
+def test_a_lookup_that_nobody_waits_for_any_more_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    dns = SlowDns(monkeypatch)
+
+    async def run() -> None:
+        resolve = SystemResolver()
+        busy = [asyncio.create_task(resolve(f"slow{number}.example", 80)) for number in range(16)]
+        await asyncio.sleep(0)
+        two = [asyncio.create_task(resolve("queued.example", 80)) for _ in range(2)]
+        await asyncio.sleep(0)
+        for one in two:
+            one.cancel()
+        await asyncio.gather(*two, return_exceptions=True)
+        dns.answers.set()
+        await asyncio.gather(*busy)
+
+    asyncio.run(run())
+    assert len(dns.asked) == 16
