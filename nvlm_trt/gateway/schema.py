@@ -45,6 +45,10 @@ UNSUPPORTED: Final[dict[str, tuple[object, ...]]] = {
 
 SEEDS: Final = 1 << 64
 
+LEAST_NUCLEUS: Final = 1e-6
+"""A `top_p` below it is met by the most likely token alone: of a million tokens one has as much. To the server 0, which
+a 32-bit float makes of the smallest numbers too, is no `top_p`."""
+
 Text = Annotated[StrictStr, Field(max_length=4 << 20)]
 Whole = Annotated[StrictInt, Field(ge=1, lt=1 << 31)]
 Number = StrictFloat | StrictInt
@@ -155,13 +159,14 @@ class _Asked(BaseModel):
             if limit is None:
                 raise ApiError(400, "ignore_eos needs a number of tokens", code="invalid_value", param="ignore_eos")
             least = limit
+        best_alone = self.top_p is not None and self.top_p < LEAST_NUCLEUS
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Options(
             max_tokens=limit,
             min_tokens=least,
             temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+            top_k=1 if best_alone else self.top_k,
+            top_p=None if best_alone else self.top_p,
             repetition_penalty=self.repetition_penalty,
             seed=None if self.seed is None else self.seed % SEEDS,
             stop_words=stop,

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from nvlm_trt.client import Options
+from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.gateway.errors import ApiError, api_error
 from nvlm_trt.gateway.schema import ChatRequest, CompletionRequest
 
@@ -45,6 +46,14 @@ def test_what_is_not_said_is_left_to_the_server() -> None:
 def test_a_completion_has_16_tokens_unless_it_says_otherwise() -> None:
     asked = CompletionRequest(model="nvlm", prompt=["x"])
     assert (asked.text, asked.options()) == ("x", Options(max_tokens=16))
+
+
+@pytest.mark.parametrize("top_p", [0, 0.0, 1e-50])
+@pytest.mark.parametrize("others", [{}, {"temperature": 1.5}, {"temperature": 1, "top_k": 40}])
+def test_a_nucleus_of_nothing_is_the_most_likely_token(top_p: float, others: dict[str, Any]) -> None:
+    options = chat(top_p=top_p, **others).options()
+    assert SamplingParams(1, options.temperature, options.top_k, options.top_p).greedy
+    assert not SamplingParams(1, 1.5, None, chat(top_p=0.001, temperature=1.5).options().top_p).greedy
 
 
 def test_a_negative_seed_is_a_seed() -> None:
