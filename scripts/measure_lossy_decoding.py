@@ -9,6 +9,7 @@ Prints the share of bytes that differ, the mean and the greatest difference in l
 
 from __future__ import annotations
 
+import argparse
 import io
 import time
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def least_ms(run: Callable[[bytes], Tiles], data: bytes) -> float:
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| picture | way | bytes that differ | mean | greatest | CPU ms | exact |\n|---|---|---|---|---|---|---|")
     for name, data in pictures().items():
         expected, exact_ms = exact(data).astype(np.int16), least_ms(exact, data)
