@@ -108,8 +108,8 @@ class Door:
             if exchange.key is None:
                 check_site(exchange.headers)
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
-                exchange.stack.enter_context(client.request())
-                exchange.place = exchange.stack.enter_context(self._admission.place())
+                exchange.places.enter_context(client.request())
+                exchange.place = exchange.places.enter_context(self._admission.place())
         limit = self._limits.max_body
         exchange.has_body(await self._read(exchange, min(limit, OPEN_BODY) if is_open else limit))
         if exchange.place is not None:

@@ -40,6 +40,8 @@ class Exchange:
         status: Of the answer; None while it has not begun.
         given_up: Whether the client left its answer unread for too long.
         is_answered: Whether the answer is complete; the server then says that the client is gone, whether it is or not.
+        places: What it takes of what others wait for: released when the last part of its answer is about to be sent, so
+            that a client who has it and asks again is not in its own way.
         stack: What is released when the request has ended, however it ended.
         span: Its span.
         key: Beginning of the SHA-256 of its API key; None where no key is asked for, or none was good.
@@ -69,7 +71,9 @@ class Exchange:
         self.error: str | None = None
         self.given_up = False
         self.is_answered = False
+        self.places = contextlib.ExitStack()
         self.stack = contextlib.AsyncExitStack()
+        self.stack.callback(self.places.close)
         self.receive = receive
         self._send = send
         self._buffer = buffer
@@ -88,6 +92,9 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message["headers"], (b"x-request-id", self.request_id.encode())]}
+        is_last = message["type"] == "http.response.body" and not message.get("more_body")
+        if is_last:
+            self.places.close()
         try:
             async with asyncio.timeout(self._write_time):
                 await self._send(message)
@@ -95,8 +102,7 @@ class Exchange:
             self.scope.get(ABORT, _nothing)()
             self.given_up = True
             raise ClientGoneError from None
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            self.is_answered = True
+        self.is_answered = self.is_answered or is_last
 
     def hold(self, size: int) -> None:
         """Note that so many bytes more, of its body or of its images, are held until it has ended.

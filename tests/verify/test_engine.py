@@ -82,8 +82,8 @@ def test_rounding_is_no_excuse_for_a_defect(
     engine = engine_of("bf16", "int8_wo")
     run, noise = DecoderSession.run, np.random.default_rng(1)
 
-    def noisy(self: DecoderSession, parts: object) -> np.ndarray:
-        logits = run(self, parts).copy()
+    def noisy(self: DecoderSession, *step: object) -> np.ndarray:
+        logits = run(self, *step).copy()
         return logits + noise.normal(0, 0.3 * logits.std(), logits.shape).astype(np.float32)
 
     monkeypatch.setattr(DecoderSession, "run", noisy)
