@@ -124,20 +124,20 @@ def prompts(number: int) -> dict[str, object]:
     return chat(" ".join(f"{number}{word}" for word in range(70)), max_tokens=2)
 
 
-PHASES: dict[str, tuple[Callable[[int], dict[str, object]], int, float | None]] = {
+TILES_ENCODED, RUNNING = "nvlm_vision_cache_misses_total ", "nvlm_kv_running_requests "
+
+PHASES: dict[str, tuple[Callable[[int], dict[str, object]], int, float | str]] = {
     "images are decoded": (large, 8, 0.2),
-    "tiles are encoded": (photographs, 8, None),
+    "tiles are encoded": (photographs, 8, TILES_ENCODED),
     "prompts are read": (prompts, 8, 0.05),
-    "answers are made": (lambda number: {**LONG, "messages": [{"role": "user", "content": f"{number}"}]}, 8, 0.3),
+    "answers are made": (lambda number: {**LONG, "messages": [{"role": "user", "content": f"{number}"}]}, 8, RUNNING),
     "whole answers are made": (
         lambda number: {**LONG, "stream": False, "messages": [{"role": "user", "content": f"{number}"}]},
         8,
-        0.3,
+        RUNNING,
     ),
 }
-"""What is asked, how often, and after how many seconds the clients go away; None once a tile was encoded."""
-
-TILES_ENCODED = "nvlm_vision_cache_misses_total "
+"""What is asked, how often, and after how many seconds the clients go away, or once which figure has grown."""
 
 LATER = ("images are decoded", "prompts are read", "whole answers are made")
 
@@ -152,12 +152,12 @@ def test_clients_that_go_away_end_the_work_for_them(served: Served, fault_record
     bodies = [make(number) for number in range(count)]
     cancelled = metric(served.http, 'nvlm_cancelled_total{route="chat"}')
     works_until(served)
-    encoded = figure(served, TILES_ENCODED)
+    before = 0.0 if isinstance(after, float) else figure(served, after)
     connections = [send(served.http, body) for body in bodies]
-    if after is None:
-        wait_until(lambda: figure(served, TILES_ENCODED) > encoded, 10, "no tile was encoded")
-    else:
+    if isinstance(after, float):
         time.sleep(after)
+    else:
+        wait_until(lambda: figure(served, after) > before, 10, f"{after}did not grow")
     gone = hang_up(connections)
     took = works_until(served) - gone
     assert_free(served)
