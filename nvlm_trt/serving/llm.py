@@ -135,6 +135,8 @@ class LlmServer:
         self._jobs: dict[str, Job] = {}
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._polled = time.monotonic()
+        self._turn = 0
+        self._is_sending = False
         self._thread = threading.Thread(target=self._run, name="nvlm-sender", daemon=True)
         self._thread.start()
 
@@ -142,6 +144,11 @@ class LlmServer:
     def active(self) -> int:
         """Requests on their way."""
         return len(self._jobs)
+
+    @property
+    def turn(self) -> int | None:
+        """Which turn the thread that sends is in, None between two: one that a dead server holds never ends."""
+        return self._turn if self._is_sending else None
 
     def submit(self, tensors: Tensors, client_id: str, channel: Channel, span: Span = UNTRACED) -> None:
         """Take a request; never raises, every outcome goes through the channel.
@@ -179,6 +186,7 @@ class LlmServer:
                 action = self._flush
             if action is None:
                 return
+            self._turn, self._is_sending = self._turn + 1, True
             try:
                 action()
                 if self._outbox.empty():
@@ -186,6 +194,7 @@ class LlmServer:
                 self._poll()
             except Exception:  # nor may one end the thread that serves the others
                 log.exception("sending failed")
+            self._is_sending = False
 
     def _start(self, name: str, job: Job, request: CheckedRequest) -> None:
         self._jobs[name] = job

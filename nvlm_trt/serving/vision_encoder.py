@@ -110,9 +110,16 @@ class VisionServer:
         self._lost = lost
         self._lock = threading.Lock()
         self._under_way: list[_Asked] = []
+        self._turn = 0
+        self._is_sending = False
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
+
+    @property
+    def turn(self) -> int | None:
+        """Which turn the thread that sends is in, None between two: one that a dead server holds never ends."""
+        return self._turn if self._is_sending else None
 
     def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED, *, client_id: str = "") -> None:
         """Take a request; never waits nor raises, every outcome goes through the channel.
@@ -153,6 +160,7 @@ class VisionServer:
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
             asked, outcome = answer
+            self._turn, self._is_sending = self._turn + 1, True
             self._send(asked, outcome)
             try:
                 self._note_end(asked, outcome)
@@ -160,6 +168,7 @@ class VisionServer:
                 log.exception("noting the end of a request failed")
             with self._lock:
                 self._under_way.remove(asked)
+            self._is_sending = False
 
     def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:
         try:

@@ -380,3 +380,26 @@ def test_log_probabilities_go_with_their_tokens(server, engine, streaming):
     engine.tokens(name, reason="stop")
     assert channel.ended.wait(5)
     assert (channel.ids, channel.log_probs) == ([7, 8, 9], [-0.5, 0.0, -2.0])
+
+
+def test_a_send_that_does_not_end_is_seen_from_outside(server, engine):
+    begun, release = threading.Event(), threading.Event()
+
+    class Held(FakeChannel):
+        def send(self, ids, *, final, log_probs=(), cached=0):
+            begun.set()
+            release.wait(30)
+            super().send(ids, final=final, log_probs=log_probs, cached=cached)
+
+    channel = Held()
+    server.submit(tensors(streaming=[[True]]), "", channel)
+    wait(lambda: engine.requests)
+    engine.tokens("0", 5)
+    assert begun.wait(30)
+    held = server.turn
+    engine.tokens("0", 6, reason="stop")
+    assert held is not None
+    assert server.turn == held
+    release.set()
+    assert channel.ended.wait(30)
+    wait(lambda: server.turn != held)

@@ -515,6 +515,22 @@ def test_a_decoder_that_waits_for_its_turn_does_not_hang_and_one_that_has_it_may
     model.turns.give()
 
 
+@pytest.mark.parametrize(
+    ("name", "patches"), [("tensorrt_llm", {"DecoderEngine": Engine}), ("vision_encoder", {"VisionRunner": Runner})]
+)
+@pytest.mark.parametrize("hung", ["computing", "sending"])
+def test_what_computes_and_what_sends_may_hang(load, tmp_path, monkeypatch, name, patches, hung):
+    monkeypatch.setenv("NVLM_TRT_HEARTBEAT_DIR", str(tmp_path))
+    seconds = iter([7.0, 0.0] if hung == "computing" else [0.0, 7.0])
+
+    def progress(position):
+        still = next(seconds)
+        return lambda: still
+
+    load(name, Progress=progress, **patches)
+    wait(lambda: [beat.still for beat in read_beats(tmp_path)] == [7.0])
+
+
 def test_vision_encoder_hangs_in_a_tile_that_does_not_end_though_nobody_wants_it_any_more(load, request_of):
     begun, ended = threading.Event(), threading.Event()
 

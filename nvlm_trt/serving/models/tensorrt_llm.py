@@ -97,9 +97,14 @@ class TritonPythonModel(Model):
         )
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Tell whether the engine's worker turns; an idle one does, too, and one that waits for its turn need not."""
-        still = Progress(lambda: None if self.turns.waiting else self.engine.heartbeat)
-        return Heartbeat(name, still=still, active=lambda: self.server.active)
+        """Tell whether the engine's worker turns, and whether what it makes is sent.
+
+        An idle worker turns, too, and one that waits for its turn need not. A send that does not end is tritonserver's
+        fault: its streams of gRPC have been seen to block each other for ever when a client left.
+        """
+        decoding = Progress(lambda: None if self.turns.waiting else self.engine.heartbeat)
+        sending = Progress(lambda: self.server.turn)
+        return Heartbeat(name, still=lambda: max(decoding(), sending()), active=lambda: self.server.active)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue requests."""

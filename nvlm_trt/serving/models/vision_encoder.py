@@ -51,9 +51,10 @@ class TritonPythonModel(Model):
         self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe, lost=self.answer_lost)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
-        """Tell whether tiles that wait are encoded, slice by slice."""
-        still = Progress(lambda: self.turns.count if self.encoder.busy and not self.turns.waiting else None)
-        return Heartbeat(name, still=still, active=lambda: self.encoder.waiting)
+        """Tell whether tiles that wait are encoded, slice by slice, and whether their rows are sent."""
+        encoding = Progress(lambda: self.turns.count if self.encoder.busy and not self.turns.waiting else None)
+        sending = Progress(lambda: self.server.turn)
+        return Heartbeat(name, still=lambda: max(encoding(), sending()), active=lambda: self.encoder.waiting)
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Queue the tiles of each request."""
