@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,33 @@ class Beat:
     at: float
     active: int
     still: float = 0.0
+
+
+class Work:
+    """What one thread is at: one piece of work after the other, or none.
+
+    Attributes:
+        begun: Pieces that it has begun.
+        going: Whether it is at one.
+    """
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.going = False
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Be at a piece of work."""
+        self.begun, self.going = self.begun + 1, True
+        try:
+            yield
+        finally:
+            self.going = False
+
+    @property
+    def position(self) -> int | None:
+        """For `Progress`: which piece it is at, None between two."""
+        return self.begun if self.going else None
 
 
 class Progress:

@@ -25,6 +25,7 @@ from nvlm_trt.decoder.status import EngineStatus
 from nvlm_trt.errors import ServerError
 from nvlm_trt.serving.decoder_tensors import STOP
 from nvlm_trt.serving.faults import UnavailableError
+from nvlm_trt.serving.heartbeat import Work
 from nvlm_trt.serving.llm_request import parse_llm_request
 from nvlm_trt.serving.llm_trace import trace_decoding
 from nvlm_trt.serving.requests import Tensors, parse_flag
@@ -114,6 +115,9 @@ class LlmServer:
         report: Called with the engine's status when it has changed, by the thread that sends.
         observe: Called, by the same, with the stages of each request that has ended.
         lost: Called, by the same, when a last response could not be sent: its request never ends then.
+
+    Attributes:
+        sending: What the thread that sends is at; a send that a dead server holds never ends.
     """
 
     def __init__(
@@ -135,8 +139,7 @@ class LlmServer:
         self._jobs: dict[str, Job] = {}
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._polled = time.monotonic()
-        self._turn = 0
-        self._is_sending = False
+        self.sending = Work()
         self._thread = threading.Thread(target=self._run, name="nvlm-sender", daemon=True)
         self._thread.start()
 
@@ -144,11 +147,6 @@ class LlmServer:
     def active(self) -> int:
         """Requests on their way."""
         return len(self._jobs)
-
-    @property
-    def turn(self) -> int | None:
-        """Which turn the thread that sends is in, None between two: one that a dead server holds never ends."""
-        return self._turn if self._is_sending else None
 
     def submit(self, tensors: Tensors, client_id: str, channel: Channel, span: Span = UNTRACED) -> None:
         """Take a request; never raises, every outcome goes through the channel.
@@ -186,15 +184,14 @@ class LlmServer:
                 action = self._flush
             if action is None:
                 return
-            self._turn, self._is_sending = self._turn + 1, True
             try:
-                action()
-                if self._outbox.empty():
-                    self._flush()
-                self._poll()
+                with self.sending.one():
+                    action()
+                    if self._outbox.empty():
+                        self._flush()
+                    self._poll()
             except Exception:  # nor may one end the thread that serves the others
                 log.exception("sending failed")
-            self._is_sending = False
 
     def _start(self, name: str, job: Job, request: CheckedRequest) -> None:
         self._jobs[name] = job

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvlm_trt.serving.faults import CancelledByClientError, fault_of
+from nvlm_trt.serving.heartbeat import Work
 from nvlm_trt.tracing import UNTRACED, Span
 from nvlm_trt.vision.cache import VisionCacheStatus
 from nvlm_trt.vision.encoder import GiveUp
@@ -94,6 +95,9 @@ class VisionServer:
         report: Called with the cache's figures after each answer.
         observe: Called with the seconds from each request to its rows.
         lost: Called when an answer could not be sent: its request never ends then.
+
+    Attributes:
+        sending: What the thread that sends is at; a send that a dead server holds never ends.
     """
 
     def __init__(
@@ -110,16 +114,10 @@ class VisionServer:
         self._lost = lost
         self._lock = threading.Lock()
         self._under_way: list[_Asked] = []
-        self._turn = 0
-        self._is_sending = False
+        self.sending = Work()
         self._outbox: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nvlm-vision-sender", daemon=True)
         self._thread.start()
-
-    @property
-    def turn(self) -> int | None:
-        """Which turn the thread that sends is in, None between two: one that a dead server holds never ends."""
-        return self._turn if self._is_sending else None
 
     def submit(self, tiles: Tiles, channel: Channel, span: Span = UNTRACED, *, client_id: str = "") -> None:
         """Take a request; never waits nor raises, every outcome goes through the channel.
@@ -160,15 +158,14 @@ class VisionServer:
     def _run(self) -> None:
         while (answer := self._outbox.get()) is not None:
             asked, outcome = answer
-            self._turn, self._is_sending = self._turn + 1, True
-            self._send(asked, outcome)
-            try:
-                self._note_end(asked, outcome)
-            except Exception:  # one request must not end the thread that serves the others
-                log.exception("noting the end of a request failed")
+            with self.sending.one():
+                self._send(asked, outcome)
+                try:
+                    self._note_end(asked, outcome)
+                except Exception:  # one request must not end the thread that serves the others
+                    log.exception("noting the end of a request failed")
             with self._lock:
                 self._under_way.remove(asked)
-            self._is_sending = False
 
     def _send(self, asked: _Asked, outcome: Rows | Exception) -> None:
         try:

@@ -396,10 +396,10 @@ def test_a_send_that_does_not_end_is_seen_from_outside(server, engine):
     wait(lambda: engine.requests)
     engine.tokens("0", 5)
     assert begun.wait(30)
-    held = server.turn
+    held = server.sending.position
     engine.tokens("0", 6, reason="stop")
     assert held is not None
-    assert server.turn == held
+    assert server.sending.position == held
     release.set()
     assert channel.ended.wait(30)
-    wait(lambda: server.turn != held)
+    wait(lambda: server.sending.position != held)

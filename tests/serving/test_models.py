@@ -386,14 +386,14 @@ def test_tile_parallel_vision_tells_that_it_waits_for_an_engine(load, backend, g
     told = []
 
     def rows(inputs, wanted):
-        told.append((model.begun, model.working))
+        told.append((model.work.begun, model.work.going))
         raise RuntimeError
 
     backend.answers["vision_encoder"] = rows
     tiles = np.zeros((1, 112, 112, 3), np.uint8)
     asyncio.run(model.execute([request_of({"tiles": tiles}), request_of({"tiles": tiles})]))
     assert told == [(1, True), (2, True)]
-    assert not model.working
+    assert not model.work.going
 
 
 def test_tile_parallel_vision_is_no_model_of_the_cpu_target(load):

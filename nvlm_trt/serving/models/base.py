@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nvlm_trt import logs
 from nvlm_trt.collector import set_aside
 from nvlm_trt.serving.fields import TRACEPARENT
-from nvlm_trt.serving.heartbeat import Heartbeat, Progress
+from nvlm_trt.serving.heartbeat import Heartbeat, Progress, Work
 from nvlm_trt.serving.models.metrics import close_metrics
 from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, output_names, parameters
 from nvlm_trt.serving.spec import spec_of
@@ -26,18 +25,16 @@ class Model:
         input_names: Names of the model's inputs.
         output_names: Those of its outputs.
         tracer: Makes spans; None where nobody asked for traces.
-        begun: Requests that it has begun.
-        working: Whether it is at one.
+        work: The requests that it works on, one at a time.
     """
 
     heartbeat: Heartbeat | None = None
     tracer: Tracer | None = None
-    begun = 0
-    working = False
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton when the model is loaded; an exception here fails the server's start."""
         logs.set_up()
+        self.work = Work()
         config = json.loads(args["model_config"])
         self.tracer = tracer_from_environment(str(config["name"]))
         self.spec, self.engine_dir = spec_of(config["parameters"], model_directory(args))
@@ -51,8 +48,8 @@ class Model:
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Start the process's heartbeat: it tells whether requests go on (`one`)."""
-        still = Progress(lambda: self.begun if self.working else None)
-        return Heartbeat(name, still=still, active=lambda: int(self.working))
+        still = Progress(lambda: self.work.position)
+        return Heartbeat(name, still=still, active=lambda: int(self.work.going))
 
     def answer_lost(self) -> None:
         """A last response could not be sent, and the backend sends none after it: the process has to be replaced."""
@@ -75,18 +72,9 @@ class Model:
         """Run every request of a batch by itself: one that fails answers with its own error and harms no other."""
         responses = []
         for request in requests:
-            with self.one():
+            with self.work.one():
                 try:
                     responses.append(run(request))
                 except Exception as error:
                     responses.append(failure(error))
         return responses
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Tell the heartbeat that a request is worked on, one at a time."""
-        self.begun, self.working = self.begun + 1, True
-        try:
-            yield
-        finally:
-            self.working = False

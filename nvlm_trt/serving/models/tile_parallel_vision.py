@@ -35,7 +35,7 @@ class TritonPythonModel(Model):
         """Encode requests, each by itself: one that fails answers with its own error."""
         answers = []
         for request in requests:
-            with self.one():
+            with self.work.one():
                 answers.append(await self._answer(request))
         return answers
 
