@@ -42,7 +42,12 @@ def off(span: Span, rng: Rng) -> float:
     return drawn * (most - least) / most + math.copysign(least, drawn)
 
 
+def middle(third: int) -> float:
+    """The middle of a third of the picture, across or down, as a share of it."""
+    return (1 + 2 * third) / 6
+
+
 def is_held_back(across: float, down: float) -> bool:
     """Whether the sealed test alone has objects there, in shares of the picture: far off the middle of a place."""
     least, most = LAYOUTS["test"].off_place
-    return all(least <= abs(share - (1 + 2 * int(share * 3)) / 6) <= most for share in (across, down))
+    return all(least <= abs(share - middle(int(share * 3))) <= most for share in (across, down))

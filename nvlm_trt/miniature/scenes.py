@@ -6,7 +6,7 @@ ask one, or a follow-up after one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from nvlm_trt.miniature.assets import Split, words
 from nvlm_trt.miniature.canvas import COLOURS, OBJECT_COLOURS, SHAPES, Canvas, advances_of, blank
-from nvlm_trt.miniature.layouts import LAYOUTS, is_held_back, off
+from nvlm_trt.miniature.layouts import LAYOUTS, off
+from nvlm_trt.miniature.placing import draw_on_places, few, scatter, squeeze
 from nvlm_trt.miniature.questions import (
-    PLACES,
     Kind,
     Rng,
     Turn,
@@ -54,7 +54,7 @@ def objects(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     count = int(rng.integers(1, 9))
-    kinds = _scatter(canvas, split, count, rng, _few(SHAPES, rng), _few(OBJECT_COLOURS, rng))
+    kinds = scatter(canvas, split, count, rng, few(SHAPES, rng), few(OBJECT_COLOURS, rng))
     turns = [*about_colours(kinds, rng), *about_places(canvas, kinds, rng), *about_counts(kinds, rng)]
     return Example((canvas,), tuple(some(turns, 8, rng)))
 
@@ -67,11 +67,11 @@ def loose(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Example:
     columns, rows = _grid(rng, grids)
     canvas = blank(columns, rows, tile, split, rng)
     count = int(rng.integers(1, 9))
-    some_shapes, some_colours = _few(SHAPES, rng), _few(OBJECT_COLOURS, rng)
+    some_shapes, some_colours = few(SHAPES, rng), few(OBJECT_COLOURS, rng)
     kinds: list[Kind] = []
     while len(kinds) < count:
         shape, colour = str(rng.choice(some_shapes)), str(rng.choice(some_colours))
-        if _squeeze(canvas, shape, colour, (0.085, 0.14), rng):
+        if squeeze(canvas, shape, colour, (0.085, 0.14), rng):
             kinds.append((shape, colour, ""))
     return Example((canvas,), tuple(some([*about_colours(kinds, rng), *about_counts(kinds, rng)], 6, rng)))
 
@@ -109,7 +109,7 @@ def tiny(rng: Rng, split: Split, tile: int) -> Example:
     """A number too small for the thumbnail, on a picture of six tiles with larger things."""
     columns, rows = WIDE_GRIDS[rng.integers(2)]
     canvas = blank(columns, rows, tile, split, rng)
-    kinds = _scatter(canvas, split, int(rng.integers(0, 4)), rng)
+    kinds = scatter(canvas, split, int(rng.integers(0, 4)), rng)
     text = "".join(str(rng.integers(10)) for _ in range(int(rng.integers(3, 5))))
     scale = canvas.scale
     tall = scale * float(rng.uniform(11, 13.5))
@@ -201,7 +201,7 @@ def follow_up(rng: Rng, split: Split, tile: int, grids: Grids = GRIDS) -> Exampl
     count = int(rng.integers(2, 6))
     shapes = rng.permutation(SHAPES)[:count]
     colours = rng.permutation(OBJECT_COLOURS)[:count]
-    kinds = _draw_objects(canvas, split, list(zip(map(str, shapes), map(str, colours), strict=True)), rng)
+    kinds = draw_on_places(canvas, split, list(zip(map(str, shapes), map(str, colours), strict=True)), rng)
     shape, colour, place = kinds[rng.integers(count)]
     if rng.random() < 0.5:
         first = Turn(f"Which shape is {colour}?", shape, "shape")
@@ -272,7 +272,7 @@ def scattered(rng: Rng, split: Split, tile: int) -> Canvas:
     columns, rows = _grid(rng, GRIDS)
     canvas = blank(columns, rows, tile, split, rng)
     for _ in range(int(rng.integers(3, 13))):
-        _squeeze(canvas, str(rng.choice(SHAPES)), str(rng.choice(OBJECT_COLOURS)), (0.07, 0.15), rng)
+        squeeze(canvas, str(rng.choice(SHAPES)), str(rng.choice(OBJECT_COLOURS)), (0.07, 0.15), rng)
     return canvas
 
 
@@ -335,7 +335,7 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
     pictures, found = [], []
     for _ in range(2):
         canvas = blank(1, 1, tile, split, rng)
-        found.append(_scatter(canvas, split, int(rng.integers(1, 7)), rng))
+        found.append(scatter(canvas, split, int(rng.integers(1, 7)), rng))
         pictures.append(canvas)
     turns = []
     if len(found[0]) != len(found[1]):
@@ -354,62 +354,6 @@ def _compare_objects(rng: Rng, split: Split, tile: int) -> Example:
 
 def _which(first: bool) -> str:
     return "first" if first else "second"
-
-
-def _scatter(
-    canvas: Canvas,
-    split: Split,
-    count: int,
-    rng: Rng,
-    shapes: Sequence[str] = SHAPES,
-    colours: Sequence[str] = OBJECT_COLOURS,
-) -> list[Kind]:
-    """Draw so many objects of any of the shapes and colours."""
-    return _draw_objects(
-        canvas, split, [(str(rng.choice(shapes)), str(rng.choice(colours))) for _ in range(count)], rng
-    )
-
-
-def _draw_objects(canvas: Canvas, split: Split, pairs: Sequence[tuple[str, str]], rng: Rng) -> list[Kind]:
-    """Draw objects in different places of nine."""
-    width, height = canvas.size
-    side, layout = min(width, height), LAYOUTS[split]
-    places = list(rng.permutation(9))
-    kinds = []
-    for shape, colour in pairs:
-        radius = side * float(rng.uniform(0.085, 0.14))
-        place = int(places.pop())
-        x = width * (1 + 2 * (place % 3)) / 6 + width * off(layout.off_place, rng)
-        y = height * (1 + 2 * (place // 3)) / 6 + height * off(layout.off_place, rng)
-        canvas.shape(shape, colour, x, y, radius, rng)
-        kinds.append((shape, colour, PLACES[place]))
-    return kinds
-
-
-def _few(kinds: Sequence[str], rng: Rng) -> list[str]:
-    """One to four of them."""
-    return list(map(str, rng.choice(kinds, min(len(kinds), int(rng.integers(1, 5))), replace=False)))
-
-
-def _squeeze(canvas: Canvas, shape: str, colour: str, radii: tuple[float, float], rng: Rng) -> bool:
-    """Draw an object anywhere but where the sealed test has them, at most a third of it over another, if chance lets.
-
-    Args:
-        canvas: The picture.
-        shape: What is drawn.
-        colour: In which colour.
-        radii: The least and the most, as shares of the picture's shorter side.
-        rng: Decides.
-    """
-    width, height = canvas.size
-    radius = min(width, height) * float(rng.uniform(*radii))
-    x, y = float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius))
-    if is_held_back(x / width, y / height):
-        return False
-    if any(np.hypot(x - item.x, y - item.y) <= 0.65 * (radius + item.radius) for item in canvas.items):
-        return False
-    canvas.shape(shape, colour, x, y, radius, rng)
-    return True
 
 
 def _write(canvas: Canvas, text: str, x: float, y: float, tall: float, rng: Rng, *, pitch: float) -> str:
