@@ -20,8 +20,8 @@ Phases, as in section 4 of arXiv 2409.11402 with a vision encoder and a language
 A finished miniature goes on with new heads to its encoder (`heads`), the encoder through them (`vision-further`), and
 what reads it (`together-further`).
 
-State lies in DIR as safetensors, curves as log.jsonl and curves.png. Products are in bfloat16, weights in float32.
-A GPU is used where there is one, or what --device names.
+State lies in DIR as safetensors, curves as log.jsonl and curves.png. Weights are in float32, products in bfloat16
+where the device has such products, else in float32. A GPU is used where there is one, or what --device names.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -272,13 +273,14 @@ def waves(side: int, width: int) -> torch.Tensor:
     return torch.cat([torch.zeros(1, width), grid.reshape(side * side, width)])[None]
 
 
-# Losses. Each gets weights in bfloat16 and a batch, and gives the loss and figures for the log.
+# Losses. Each gets weights in the type of the products and a batch, and gives the loss and figures for the log.
 
 
 def vision_loss(weights: Weights, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of what every patch shows; of the patches that show nothing a share counts."""
-    generator, device = torch.Generator().manual_seed(int(batch["step"])), _device(weights)
-    features = encode(weights, normalise(batch["tiles"].numpy()).bfloat16().to(device))
+    generator, of_products = torch.Generator().manual_seed(int(batch["step"])), _options(weights)
+    device = of_products["device"]
+    features = encode(weights, normalise(batch["tiles"].numpy()).to(**of_products))
     features = F.layer_norm(features, features.shape[-1:])
     loss, figures = torch.zeros((), device=device), {}
     for name, classes in HEADS.items():
@@ -310,13 +312,13 @@ def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tens
     for row, each in enumerate(batch):
         ids[row, : len(each.ids)] = torch.from_numpy(each.ids)
         learned[row, : len(each.ids)] = torch.from_numpy(each.answers)
-    device = _device(weights)
-    ids, learned = ids.to(device), learned.to(device)
+    of_products = _options(weights)
+    ids, learned = ids.to(of_products["device"]), learned.to(of_products["device"])
     visual = ids >= CONFIG.decoder.vocab_size
     x = F.embedding(ids.masked_fill(visual, 0), weights[f"{DECODER_PREFIX}model.embed_tokens.weight"])
     if bool(visual.any()):
         tiles = np.concatenate([each.tiles for each in batch])
-        padded = F.pad(normalise(tiles), (0, 0) * 3 + (0, _rounded(len(tiles)) - len(tiles))).bfloat16().to(device)
+        padded = F.pad(normalise(tiles), (0, 0) * 3 + (0, _rounded(len(tiles)) - len(tiles))).to(**of_products)
         with torch.no_grad():
             features = torch.cat([encode(weights, part) for part in padded.split(64)])
         x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features)[: len(tiles)])
@@ -332,8 +334,17 @@ def _rounded(count: int) -> int:
     return -(-count // 16) * 16
 
 
-def _device(weights: Weights) -> torch.device:
-    return next(iter(weights.values())).device
+def _options(weights: Weights) -> dict[str, Any]:
+    """Device and type of the products of these weights."""
+    first = next(iter(weights.values()))
+    return {"device": first.device, "dtype": first.dtype}
+
+
+def products_of(device: torch.device) -> torch.dtype:
+    """The type of products: bfloat16, but on a CPU without such products, where it takes six times as long."""
+    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
 
 
 # Data.
@@ -415,11 +426,12 @@ def train(
         muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
         rates.append((muon, phase.muon / phase.rate))
     first = _restore(state, phase, parameters, rates)
-    frozen = {name: value.bfloat16().to(device) for name, value in weights.items() if name not in parameters}
+    products = products_of(device)
+    frozen = {name: value.to(device, products) for name, value in weights.items() if name not in parameters}
     stream, started, total = data(first), time.monotonic(), {}
 
     def current() -> Weights:
-        return frozen | {name: value.bfloat16() for name, value in parameters.items()}
+        return frozen | {name: value.to(products) for name, value in parameters.items()}
 
     for step in range(first, phase.steps):
         share = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps))

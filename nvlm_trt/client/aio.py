@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
@@ -15,6 +14,8 @@ from tritonclient.utils import InferenceServerException
 from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, Token, error_of, silence
+from nvlm_trt.serving.fields import CANCEL
+from nvlm_trt.triton_streams import Connection, ResponseStream
 
 
 class AsyncAnswerStream:
@@ -25,7 +26,7 @@ class AsyncAnswerStream:
 
     def __init__(
         self,
-        client: triton.InferenceServerClient,
+        connection: Connection,
         inputs: list[triton.InferInput],
         idle_timeout: float,
         *,
@@ -33,16 +34,10 @@ class AsyncAnswerStream:
     ) -> None:
         self._idle_timeout = idle_timeout
         self._builder = AnswerBuilder()
-        self._request = {
-            "model_name": MODEL,
-            "inputs": inputs,
-            "request_id": uuid.uuid4().hex,
-            "enable_empty_final_response": True,
-            "parameters": dict(parameters or {}),
-        }
-        self._ended = asyncio.Event()
-        self._complete = False
-        self._responses = client.stream_infer(self._requests(), headers=STREAM_HEADERS)
+        self._connection = connection
+        self._request_id = uuid.uuid4().hex
+        self._stream = ResponseStream(connection, self._request(inputs, parameters or {}), STREAM_HEADERS)
+        self._closed = False
         self._pieces = self._run()
 
     def __aiter__(self) -> AsyncIterator[str]:
@@ -59,10 +54,11 @@ class AsyncAnswerStream:
         return self._builder.new_tokens()
 
     async def close(self) -> None:
-        """End the request; one whose answer is complete ends by itself, for gRPC formats a trace when it cancels."""
-        self._ended.set()
-        if not self._complete:
-            self._responses.cancel()
+        """End the request; nothing to do when it has ended."""
+        if not self._closed and not self._stream.complete:
+            self._stream.send(self._request([], {CANCEL: True}))
+            self._connection.beside(self._stream.drain())
+        self._closed = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,24 +68,20 @@ class AsyncAnswerStream:
     ) -> None:
         await self.close()
 
-    async def _requests(self) -> AsyncIterator[dict[str, Any]]:
-        yield self._request
-        await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
+    def _request(self, inputs: list[triton.InferInput], parameters: Mapping[str, str | bool]) -> dict[str, Any]:
+        return {
+            "model_name": MODEL,
+            "inputs": inputs,
+            "request_id": self._request_id,
+            "enable_empty_final_response": True,
+            "parameters": dict(parameters),
+        }
 
     async def _run(self) -> AsyncIterator[str]:
         try:
-            while True:
-                result, error = await asyncio.wait_for(anext(self._responses), self._idle_timeout)
-                if error is not None:
-                    raise error
-                piece = self._builder.add(result)
-                self._complete = result.get_response().parameters["triton_final_response"].bool_param
-                if piece:
+            while not self._stream.complete and (result := await self._stream.read(self._idle_timeout)) is not None:
+                if piece := self._builder.add(result):
                     yield piece
-                if self._complete:
-                    return
-        except StopAsyncIteration:
-            return
         except TimeoutError:
             raise silence(self._idle_timeout) from None
         except (InferenceServerException, grpc.RpcError) as error:
@@ -111,7 +103,7 @@ class AsyncNvlmClient:
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
         check_address(url)
-        self._client = triton.InferenceServerClient(url, channel_args=channel_options(url))
+        self._connection = Connection(url, channel_options(url))
         self._idle_timeout = idle_timeout
 
     async def generate(
@@ -142,7 +134,7 @@ class AsyncNvlmClient:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,4 +157,4 @@ class AsyncNvlmClient:
         inputs = build_inputs(
             prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
         )
-        return AsyncAnswerStream(self._client, inputs, self._idle_timeout)
+        return AsyncAnswerStream(self._connection, inputs, self._idle_timeout)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -14,6 +15,14 @@ from tritonclient.utils import InferenceServerException
 from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+from nvlm_trt.errors import NvlmTrtError
+from nvlm_trt.serving.fields import CANCEL
+from nvlm_trt.triton_streams import FINAL
+
+ENDING_SECONDS: Final = 2.0
+"""A request that is given up is waited for that long from response to response; a server that runs ends it in 0.2 s."""
+
+log = logging.getLogger(__name__)
 
 _Event = tuple[triton.InferResult | None, InferenceServerException | None]
 
@@ -58,12 +67,12 @@ class AnswerStream:
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._builder = AnswerBuilder()
         self._closed = False
+        self._request_id = uuid.uuid4().hex
+        self._unanswered = 0
         self._client = connections.take()
         try:
             self._client.start_stream(self._put, headers=STREAM_HEADERS)
-            self._client.async_stream_infer(
-                MODEL, inputs, request_id=uuid.uuid4().hex, enable_empty_final_response=True
-            )
+            self._send(inputs)
         except InferenceServerException as error:
             self.close()
             raise error_of(self._cause(error)) from None
@@ -81,10 +90,19 @@ class AnswerStream:
 
     def close(self) -> None:
         """End the request; nothing to do when it has ended."""
-        if not self._closed:
-            self._closed = True
-            self._client.stop_stream(cancel_requests=True)
-            self._connections.give_back(self._client)
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._unanswered:
+                self._send([], {CANCEL: True})
+            while self._unanswered:
+                self._next(ENDING_SECONDS)
+        except (InferenceServerException, NvlmTrtError) as error:
+            log.debug("the request could not be ended: %s", error)
+        # cancelled only where the server is gone or says nothing (why: `nvlm_trt.triton_streams`)
+        self._client.stop_stream(cancel_requests=self._unanswered > 0)
+        self._connections.give_back(self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -97,19 +115,17 @@ class AnswerStream:
     def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
         self._events.put((result, error))
 
+    def _send(self, inputs: list[triton.InferInput], parameters: dict[str, bool] | None = None) -> None:
+        self._client.async_stream_infer(
+            MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True, parameters=parameters
+        )
+        self._unanswered += 1
+
     def _run(self) -> Iterator[str]:
         try:
-            while True:
-                result, error = self._next()
-                if error is not None:
-                    raise error_of(error)
-                if result is None:
-                    continue
-                piece = self._builder.add(result)
-                if piece:
+            while self._unanswered:
+                if piece := self._builder.add(self._next(self._idle_timeout)):
                     yield piece
-                if result.get_response().parameters["triton_final_response"].bool_param:
-                    return
         finally:
             self.close()
 
@@ -120,11 +136,16 @@ class AnswerStream:
         except queue.Empty:
             return error
 
-    def _next(self) -> _Event:
+    def _next(self, seconds: float) -> triton.InferResult:
         try:
-            return self._events.get(timeout=self._idle_timeout)
+            result, error = self._events.get(timeout=seconds)
         except queue.Empty:
-            raise silence(self._idle_timeout) from None
+            raise silence(seconds) from None
+        if result is None:
+            raise error_of(error or InferenceServerException("the server failed"))
+        if result.get_response().parameters[FINAL].bool_param:
+            self._unanswered -= 1
+        return result
 
 
 class NvlmClient:

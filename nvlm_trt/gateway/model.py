@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import tritonclient.grpc.aio as triton
-
 from nvlm_trt.client import Answer, AsyncAnswerStream, Options
 from nvlm_trt.client.request import Turn, build_inputs
 from nvlm_trt.client.response import Token
@@ -20,6 +18,7 @@ from nvlm_trt.gateway.plan import Plan, Planner, Plans
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
+from nvlm_trt.triton_streams import Connection
 
 CHANNEL: Final = [
     *MESSAGES,
@@ -82,7 +81,7 @@ class Model:
         is_ready: Callable[[], bool],
         plans: Plans | None = None,
     ) -> None:
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
+        self._connection = Connection(address, CHANNEL)
         self._admission = admission
         self._metrics = metrics
         self._is_ready = is_ready
@@ -90,7 +89,7 @@ class Model:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.close()
+        await self._connection.close()
 
     async def answer(self, ask: Ask, exchange: Exchange) -> Answer:
         """The whole answer."""
@@ -127,7 +126,7 @@ class Model:
             TimeoutError: not in time.
         """
         inputs = build_inputs("?", images=[image], history=(), system=None, options=Options(max_tokens=1), stream=False)
-        async with asyncio.timeout(seconds), AsyncAnswerStream(self._client, inputs, seconds) as stream:
+        async with asyncio.timeout(seconds), AsyncAnswerStream(self._connection, inputs, seconds) as stream:
             await stream.answer()
 
     async def _start(self, ask: Ask, exchange: Exchange, *, stream: bool) -> AsyncAnswerStream:
@@ -150,7 +149,7 @@ class Model:
             parameters[TRACEPARENT] = exchange.span.traceparent
         # A whole answer comes at once, so that silence says nothing: hangs are the supervisor's to see.
         left = max(exchange.deadline - asyncio.get_running_loop().time(), 0.0)
-        asked = AsyncAnswerStream(self._client, inputs, left + BEYOND_SECONDS, parameters=parameters)
+        asked = AsyncAnswerStream(self._connection, inputs, left + BEYOND_SECONDS, parameters=parameters)
         return await exchange.stack.enter_async_context(asked)
 
     def _answered(self, exchange: Exchange, answer: Answer) -> None:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -32,6 +32,7 @@ from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.room import Room
+from nvlm_trt.triton_streams import Connection, ResponseStream
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -43,8 +44,11 @@ VISION: Final = "vision_encoder"
 CACHED: Final = CACHED_TOKENS[0]
 
 STOP_AFTER_SECONDS: Final = 0.05
-"""From giving up an ensemble's stream to stopping the decoder. A decoder that the ensemble has not started yet is then
-started as cancelled, or has got the request by now and knows its id."""
+"""From giving up an ensemble's stream to telling its models: a decoder that the ensemble starts just now knows the id
+then."""
+
+STOP_AGAIN_SECONDS: Final = 1.0
+"""At most from telling them once to telling them again: one that an ensemble has not started yet knows no such id."""
 
 MAX_PIXEL_BYTES: Final = 512 << 20
 """Pixels that are with the cpu target's vision encoder at once: it holds them in shared memory, and to encode them in
@@ -83,13 +87,10 @@ class DecodeClient:
         if tile_size is not None:
             no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
             self._stop_vision = {TILES: no_tiles, STOP: np.ones(1, np.bool_)}
-        self._client = triton.InferenceServerClient(
-            os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS), channel_args=(*MESSAGES, DIRECT)
-        )
-        self._decoding = functools.partial(GrpcDecoding, self._client, with_cached=tells_cached)
+        self._connection = Connection(os.environ.get(GRPC_ADDRESS, DEFAULT_ADDRESS), (*MESSAGES, DIRECT))
+        self._decoding = functools.partial(GrpcDecoding, self._connection, with_cached=tells_cached)
         self._numbers = itertools.count()
         self._prefix = f"nvlm-{secrets.token_hex(8)}"  # nobody else may guess an id, and stop what has it
-        self._stops: set[asyncio.Task[None]] = set()
 
     def start(self, inputs: Mapping[str, Array], traceparent: str | None = None) -> GrpcDecoding:
         """Start one decoding of `tensorrt_llm`.
@@ -98,7 +99,12 @@ class DecodeClient:
             inputs: Its inputs, with the batch dimension.
             traceparent: The span that asks.
         """
-        return self._decoding(DECODER, self._next_id(), inputs, traceparent=traceparent)
+        request_id = self._next_id()
+
+        async def end(stream: ResponseStream) -> None:
+            await _end(stream, lambda: self._end_decoding(request_id), first=0.0)
+
+        return self._decoding(DECODER, request_id, inputs, on_given_up=end, traceparent=traceparent)
 
     async def start_ensemble(
         self, ensemble: str, inputs: Mapping[str, Array], traceparent: str | None = None
@@ -106,11 +112,10 @@ class DecodeClient:
         """Start one decoding by an ensemble whose last step is `tensorrt_llm`, as soon as there is room for its pixels.
 
         It waits here and not in the vision encoder, whose one thread takes requests and what stops them in their order.
-        Its pixels are held until the first response, which says that they are encoded, or until the vision encoder has
-        been told to stop.
+        Its pixels are held until the first response, which says that they are encoded, or until the ensemble has ended.
 
-        An ensemble does not tell a step that runs that its client has gone, so the vision encoder and the decoder are
-        told by themselves: they know the request by the id that the ensemble passes on.
+        An ensemble cannot be asked to end, nor does it tell a step that runs that its client has gone, so the vision
+        encoder and the decoder are told by themselves: they know the request by the id that the ensemble passes on.
 
         Args:
             ensemble: Its name.
@@ -120,17 +125,19 @@ class DecodeClient:
         request_id = self._next_id()
         await self._room.take(request_id, inputs[TILES].nbytes)
 
-        def stop() -> None:
-            task = asyncio.get_running_loop().create_task(self._stop(request_id))
-            self._stops.add(task)
-            task.add_done_callback(self._stops.discard)
+        async def stop() -> None:  # both at once: whatever holds up one of them does not hold up the other
+            await asyncio.gather(self._end_encoding(request_id), self._end_decoding(request_id))
+
+        async def end(stream: ResponseStream) -> None:
+            await _end(stream, stop, first=STOP_AFTER_SECONDS)
+            encoded()
 
         def encoded() -> None:
             self._room.give(request_id)
 
         try:
             return self._decoding(
-                ensemble, request_id, inputs, on_response=encoded, on_given_up=stop, traceparent=traceparent
+                ensemble, request_id, inputs, on_response=encoded, on_given_up=end, traceparent=traceparent
             )
         except Exception:
             encoded()
@@ -138,59 +145,65 @@ class DecodeClient:
 
     async def close(self) -> None:
         """Close the connection, once the decoder has been told of all that was given up."""
-        await asyncio.gather(*self._stops, return_exceptions=True)
-        await self._client.close()
+        await self._connection.close()
 
     def _next_id(self) -> str:
         return f"{self._prefix}-{next(self._numbers)}"
-
-    async def _stop(self, request_id: str) -> None:
-        """Tell both at once: whatever holds up one of them does not hold up the other."""
-        await asyncio.sleep(STOP_AFTER_SECONDS)
-        await asyncio.gather(self._end_encoding(request_id), self._end_decoding(request_id))
 
     async def _end_encoding(self, request_id: str) -> None:
         try:
             if self._stop_vision is not None:
                 inputs = [_input(name, values) for name, values in self._stop_vision.items()]
-                await self._client.infer(VISION, inputs, request_id=request_id)
+                await self._connection.client.infer(VISION, inputs, request_id=request_id)
         except (InferenceServerException, grpc.RpcError):
             log.exception("tiles that were given up could not be stopped")
-        finally:
-            self._room.give(request_id)
 
     async def _end_decoding(self, request_id: str) -> None:
         try:
-            async for _ in GrpcDecoding(self._client, DECODER, request_id, STOP_DECODER):
+            async for _ in GrpcDecoding(self._connection, DECODER, request_id, STOP_DECODER):
                 continue
         except NvlmTrtError:
             log.exception("a decoding that was given up could not be stopped")
 
 
-class GrpcDecoding:
-    """One answer in the making: a stream of its own, so that ending it ends the decoding.
+async def _end(stream: ResponseStream, stop: Callable[[], Awaitable[None]], first: float) -> None:
+    """Tell the models to stop, until the stream has ended.
 
     Args:
-        client: The connection.
+        stream: Of the request; what still comes is dropped.
+        stop: Tells them.
+        first: Seconds before that.
+    """
+    drained, pause = asyncio.ensure_future(stream.drain()), first
+    while not (await asyncio.wait({drained}, timeout=pause))[0]:
+        await stop()
+        pause = min(max(2 * pause, STOP_AFTER_SECONDS), STOP_AGAIN_SECONDS)
+
+
+class GrpcDecoding:
+    """One answer in the making, on a stream of its own.
+
+    Args:
+        connection: The connection.
         model: The model to ask.
         request_id: Its id of the request.
         inputs: Its inputs.
         with_cached: Whether to ask how many tokens of the prompt the cache held.
         on_response: Called with each response.
-        on_given_up: Called where the decoding is stopped before its end.
+        on_given_up: Ends the stream where the decoding is stopped before its end.
         traceparent: The span that asks.
     """
 
     def __init__(
         self,
-        client: triton.InferenceServerClient,
+        connection: Connection,
         model: str,
         request_id: str,
         inputs: Mapping[str, Array],
         *,
         with_cached: bool = False,
         on_response: Callable[[], None] | None = None,
-        on_given_up: Callable[[], None] | None = None,
+        on_given_up: Callable[[ResponseStream], Coroutine[Any, Any, None]] | None = None,
         traceparent: str | None = None,
     ) -> None:
         self._with_cached = with_cached
@@ -203,21 +216,17 @@ class GrpcDecoding:
             "enable_empty_final_response": True,
             "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
+        self._connection = connection
         self._on_response = on_response
         self._on_given_up = on_given_up
-        self._complete = False
-        self._ended = asyncio.Event()
-        self._stream = client.stream_infer(self._requests(request), headers=STATUS_HEADER)
+        self._stream = ResponseStream(connection, request, STATUS_HEADER)
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
-            async for result, error in self._stream:
-                if error is not None:
-                    raise error
+            while (result := await self._stream.read()) is not None:
                 if self._on_response is not None:
                     self._on_response()
-                self._complete = result.get_response().parameters["triton_final_response"].bool_param
-                ids = result.as_numpy("output_ids")
+                last, ids = self._stream.complete, result.as_numpy("output_ids")
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
                     log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
@@ -226,10 +235,10 @@ class GrpcDecoding:
                     yield Decoded(
                         ids[0, 0, :length].tolist(),
                         () if log_probs is None else log_probs[0, 0, -length:].tolist(),
-                        last=self._complete,
+                        last=last,
                         cached=cached,
                     )
-                if self._complete:
+                if last:
                     return
         except grpc.RpcError as error:
             raise error_of(error.code().name, str(error.details())) from None
@@ -238,19 +247,10 @@ class GrpcDecoding:
         raise UnavailableError("the decoder went away", fix="send the request again")
 
     async def stop(self) -> None:
-        """End the decoding, if it has not ended."""
-        self._ended.set()
-        if self._complete:  # the stream ends by itself; to cancel it would cost half a millisecond of formatting
-            return
-        self._complete = True
-        self._stream.cancel()
-        if self._on_given_up is not None:
-            self._on_given_up()
-
-    async def _requests(self, request: dict[str, object]) -> AsyncIterator[dict[str, object]]:
-        yield request
-        request.clear()  # the stream keeps it to its end, and with it the pixels
-        await self._ended.wait()  # the server may drop the last responses of a stream whose sending side has ended
+        """End the decoding, if it has not ended; whoever stops it reads no more of it."""
+        end, self._on_given_up = self._on_given_up, None
+        if end is not None and not self._stream.complete:
+            self._connection.beside(end(self._stream))
 
 
 @functools.cache

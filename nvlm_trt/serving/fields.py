@@ -68,6 +68,9 @@ TRACEPARENT: Final = "traceparent"
 REQUEST_ID: Final = "request_id"
 """Request parameters of ours: the span that asks, as W3C Trace Context writes it, and the id that logs show."""
 
+CANCEL: Final = "cancel_request"
+"""Request parameter of ours, true in a request to `nvlm` that ends the one of the same id and asks nothing itself."""
+
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
     | {TRACEPARENT, REQUEST_ID}

@@ -19,12 +19,14 @@ TILE = np.zeros((1, 4, 4, 3), np.uint8)
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Notes what comes; answers requests of the ensemble token by token as they are let through, all others at once.
+    """Notes what comes; answers requests token by token as they are let through, and those that stop others at once.
 
     Attributes:
         came: Models and ids of requests, in the order of their coming.
-        tokens: Takes one more answer of the ensemble.
+        tokens: Takes one more answer to a request.
         vision: Whether the vision encoder answers.
+        deaf: Times that the decoder is told to stop before it knows the request.
+        cancelled: Ids of requests whose streams were cancelled.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,9 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.tokens = asyncio.Semaphore(0)
         self.vision = asyncio.Event()
         self.vision.set()
+        self.deaf = 0
+        self.cancelled: list[str] = []
+        self._answering: dict[str, asyncio.Task[object]] = {}
 
     def ids(self, model: str) -> list[str]:
         return [identity for asked, identity in self.came if asked == model]
@@ -44,13 +49,32 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, requests, context):  # noqa: N802 - its name
         async for request in requests:
             self.came.append((request.model_name, request.id))
-            final = request.model_name != "ensemble"
-            if not final:
-                await self.tokens.acquire()
-            answer = service_pb2.ModelStreamInferResponse()
-            answer.infer_response.model_name = request.model_name
-            answer.infer_response.parameters["triton_final_response"].bool_param = final
-            yield answer
+            final = "stop" in [tensor.name for tensor in request.inputs]
+            while not final:
+                final = await self._is_stopped(request.id)
+                yield answer(request.model_name, final=final)
+            if self.deaf:
+                self.deaf -= 1
+            elif request.id in self._answering:
+                await self.vision.wait()
+                self._answering[request.id].cancel()
+            yield answer(request.model_name, final=True)
+
+    async def _is_stopped(self, identity: str) -> bool:
+        self._answering[identity] = asyncio.ensure_future(self.tokens.acquire())
+        try:
+            await asyncio.wait({self._answering[identity]})
+        except asyncio.CancelledError:
+            self.cancelled.append(identity)
+            raise
+        return self._answering[identity].cancelled()
+
+
+def answer(model: str, *, final: bool) -> service_pb2.ModelStreamInferResponse:
+    message = service_pb2.ModelStreamInferResponse()
+    message.infer_response.model_name = model
+    message.infer_response.parameters["triton_final_response"].bool_param = final
+    return message
 
 
 def run(monkeypatch: pytest.MonkeyPatch, scene: Callable[[Server, DecodeClient], Awaitable[None]]) -> None:
@@ -67,6 +91,7 @@ def run(monkeypatch: pytest.MonkeyPatch, scene: Callable[[Server, DecodeClient],
         finally:
             servicer.vision.set()
             await client.close()
+            assert servicer.cancelled == []
             await server.stop(None)
 
     asyncio.run(main())
@@ -78,10 +103,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def begin(client: DecodeClient, tiles: int = 1) -> asyncio.Task:
-    """A request with tiles that waits for its first token."""
+    """A request, with tiles or without, that waits for its first token."""
 
     async def ask() -> None:
-        decoding = await client.start_ensemble("ensemble", {"tiles": np.repeat(TILE, tiles, axis=0)})
+        if tiles:
+            decoding = await client.start_ensemble("ensemble", {"tiles": np.repeat(TILE, tiles, axis=0)})
+        else:
+            decoding = client.start({"x": np.zeros(1, np.int32)})
         try:
             async for _ in decoding:
                 raise AssertionError("the server sends no tokens")
@@ -136,6 +164,34 @@ def test_the_decoder_is_told_to_stop_while_the_vision_encoder_does_not_answer(mo
         await until(lambda: server.ids("ensemble"))
         await give_up(task)
         await until(lambda: server.ids("vision_encoder") and server.ids("tensorrt_llm"))
+
+    run(monkeypatch, scene)
+
+
+@pytest.mark.parametrize("tiles", [0, 1])
+def test_a_request_that_is_given_up_is_stopped_until_its_stream_ends_and_is_not_cancelled(monkeypatch, tiles):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        server.deaf = 3  # the ensemble has not come to the decoder yet
+        task = begin(client, tiles)
+        await until(lambda: server.came)
+        await give_up(task)
+        await until(lambda: server.deaf == 0)
+        await client.close()
+        (asked,) = {identity for _, identity in server.came}
+        assert len(server.ids("tensorrt_llm")) == 4 + (not tiles)
+        assert set(server.ids("vision_encoder")) == ({asked} if tiles else set())
+
+    run(monkeypatch, scene)
+
+
+def test_a_request_of_which_nothing_was_read_is_stopped_once_however_often_it_is_asked(monkeypatch):
+    async def scene(server: Server, client: DecodeClient) -> None:
+        decoding = client.start({"x": np.zeros(1, np.int32)})
+        await until(lambda: server.came)
+        await decoding.stop()
+        await decoding.stop()
+        await client.close()
+        assert len(server.ids("tensorrt_llm")) == 2
 
     run(monkeypatch, scene)
 

@@ -476,6 +476,21 @@ def test_nvlm_gives_up_with_its_client(nvlm, request_of, text):
     wait(lambda: request.sender.final and nvlm.kind.stopped and not nvlm.tasks)
 
 
+def test_nvlm_ends_the_requests_of_an_id_that_is_cancelled_and_no_others(nvlm, request_of, text):
+    nvlm.kind.endless = True
+    asked = {identity: request_of({"text_input": text("x")}, identity=identity) for identity in ("a", "b", "")}
+    nvlm.execute(list(asked.values()))
+    cancel = '{"cancel_request": true}'
+    cancels = [request_of({}, identity=identity, text_parameters=cancel) for identity in ("a", "unknown", "")]
+    nvlm.execute(cancels)
+    wait(lambda: asked["a"].sender.final and all(cancel.sender.final for cancel in cancels))
+    assert [response for cancel in cancels for response, _ in cancel.sender.sent] == [None] * 3
+    wait(lambda: len(nvlm.tasks) == 2)
+    for name in ("b", ""):
+        asked[name].sender.cancelled = True
+    wait(lambda: not nvlm.tasks)
+
+
 def test_nvlm_refuses_more_than_it_can_hold(nvlm, request_of, text):
     nvlm.kind.endless = True
     nvlm.spec = type("Small", (), {"max_requests": 1})()

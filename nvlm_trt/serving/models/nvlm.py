@@ -24,7 +24,7 @@ from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import CancelledByClientError, UnavailableError
-from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_ID, refuse_unknown
+from nvlm_trt.serving.fields import CANCEL, NVLM_FIELDS, REQUEST_ID, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import Seconds
@@ -112,7 +112,8 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand requests to the event loop."""
         for request in requests:
-            self.loop.call_soon_threadsafe(self._take, request, request.get_response_sender())
+            take = self._cancel if parameters(request).get(CANCEL) is True else self._take
+            self.loop.call_soon_threadsafe(take, request, request.get_response_sender())
 
     def finalize(self) -> None:
         """End the event loop, and with it the requests under way."""
@@ -134,8 +135,8 @@ class TritonPythonModel(Model):
         self.turned.set()
         await self.closing.wait()
         watcher.cancel()
-        for task in list(self.tasks):
-            task.cancel()
+        for task in self.tasks:
+            self._give_up(task)
         await asyncio.gather(watcher, *self.tasks, return_exceptions=True)
         await backends.close()
 
@@ -151,9 +152,20 @@ class TritonPythonModel(Model):
         if len(self.tasks) >= self.spec.max_requests:
             self._end(sender, failure(UnavailableError("the server is busy", fix="try again later")))
             return
-        task = self.loop.create_task(self._answer(request, sender))
+        task = self.loop.create_task(self._answer(request, sender), name=request.request_id())
         self.tasks[task] = sender
         task.add_done_callback(self.tasks.pop)
+
+    def _cancel(self, request: Any, sender: Any) -> None:
+        """End the requests of this one's id; an unknown id is nothing to do."""
+        for task in self.tasks:
+            if request.request_id() and task.get_name() == request.request_id():
+                self._give_up(task)
+        self._end(sender)
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        """Cancel a request, after its first step: a task that is cancelled before it never runs, and ends nothing."""
+        self.loop.call_soon(task.cancel)
 
     async def _answer(self, request: Any, sender: Any) -> None:
         """Answer a request; whatever becomes of it is said in its span and in a line of the log."""
@@ -189,7 +201,7 @@ class TritonPythonModel(Model):
             await asyncio.sleep(max(POLL_SECONDS, POLL_SECONDS_PER_REQUEST * len(self.tasks)))
             for task, sender in list(self.tasks.items()):
                 if not task.done() and sender.is_cancelled():
-                    task.cancel()
+                    self._give_up(task)
                 await asyncio.sleep(0)
 
 

@@ -1,0 +1,117 @@
+"""Requests that are given up: the server is asked to end them, for a stream that is cancelled may hang it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
+
+from nvlm_trt.client import AsyncNvlmClient, NvlmClient, sync
+
+PATIENCE = 60
+
+
+class Endless(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Says one piece and goes on until it is asked to end.
+
+    Attributes:
+        obeys: Whether it ends then.
+        fates: What became of streams.
+        over: Set with each fate.
+    """
+
+    def __init__(self) -> None:
+        self.obeys = True
+        self.fates: list[str] = []
+        self.over = threading.Semaphore(0)
+
+    def ModelStreamInfer(self, requests, context):  # noqa: N802 - the protocol's name
+        asked, fate = next(requests), "cancelled"
+        yield piece("Well", final=False)
+        try:
+            for request in requests:
+                if self.obeys and request.id == asked.id and request.parameters["cancel_request"].bool_param:
+                    yield piece("", final=True)
+                    yield piece("", final=True)
+            fate = "asked to end"
+        finally:
+            self.fates.append(fate)
+            self.over.release()
+
+
+def piece(text: str, *, final: bool) -> service_pb2.ModelStreamInferResponse:
+    response = service_pb2.ModelInferResponse(model_name="nvlm")
+    for name, value in {"text_output": text, "finish_reason": ""}.items() if text else ():
+        response.outputs.add(name=name, datatype="BYTES", shape=[1])
+        response.raw_output_contents.append(serialize_byte_tensor(np.array([value.encode()], np.object_)).item())
+    response.parameters["triton_final_response"].bool_param = final
+    return service_pb2.ModelStreamInferResponse(infer_response=response)
+
+
+@pytest.fixture
+def endless() -> Iterator[Endless]:
+    servicer, server = Endless(), grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    servicer.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield servicer
+    server.stop(None).wait()
+
+
+def leave(url: str) -> None:
+    with NvlmClient(url) as client, client.stream("Go on") as stream:
+        assert next(iter(stream)) == "Well"
+
+
+async def leave_async(url: str) -> None:
+    async with AsyncNvlmClient(url) as client, client.stream("Go on") as stream:
+        assert await anext(aiter(stream)) == "Well"
+
+
+async def leave_cancelled(url: str) -> None:
+    came = asyncio.Event()
+
+    async def ask(client: AsyncNvlmClient) -> None:
+        async for _ in client.stream("Go on"):
+            came.set()
+
+    async with AsyncNvlmClient(url) as client:
+        task = asyncio.create_task(ask(client))
+        await came.wait()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("way", [leave, leave_async, leave_cancelled])
+def test_who_leaves_an_answer_asks_the_server_to_end_it(endless, way):
+    left = way(endless.url)
+    if left is not None:
+        asyncio.run(left)
+    assert endless.over.acquire(timeout=PATIENCE)
+    assert endless.fates == ["asked to end"]
+
+
+def test_a_connection_whose_answer_was_left_takes_the_next(endless):
+    with NvlmClient(endless.url) as client:
+        for _ in range(2):
+            with client.stream("Go on") as stream:
+                assert next(iter(stream)) == "Well"
+            stream.close()
+            assert endless.over.acquire(timeout=PATIENCE)
+    assert endless.fates == ["asked to end"] * 2
+
+
+def test_a_server_that_does_not_end_it_is_left(endless, monkeypatch):
+    monkeypatch.setattr(sync, "ENDING_SECONDS", 0.1)
+    endless.obeys = False
+    leave(endless.url)
+    assert endless.over.acquire(timeout=PATIENCE)
+    assert endless.fates == ["cancelled"]
