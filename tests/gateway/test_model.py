@@ -69,9 +69,6 @@ class _Responses:
     def __anext__(self) -> Awaitable[tuple[Response, None]]:
         return self._responses.__anext__()
 
-    def cancel(self) -> None:
-        pass
-
 
 async def ask(deadline: float, how: Callable[[Model, Exchange], Awaitable[str]]) -> tuple[str, float]:
     """What is told, and after how many seconds."""
@@ -106,7 +103,7 @@ async def streamed(model: Model, exchange: Exchange) -> str:
 
 @pytest.fixture(autouse=True)
 def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvlm_trt.gateway.model.triton.InferenceServerClient", SlowClient)
+    monkeypatch.setattr("nvlm_trt.triton_streams.triton.InferenceServerClient", SlowClient)
 
 
 @pytest.mark.parametrize("how", [whole, streamed])
