@@ -10,6 +10,8 @@ import ipaddress
 import urllib.request
 from typing import Final
 
+LOOPBACK: Final = "127.0.0.1"
+
 MESSAGES: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 """Options of a gRPC channel for messages of any size, as tritonclient sets it where it is given no options."""
 

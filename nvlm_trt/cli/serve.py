@@ -158,9 +158,9 @@ def _print_plan(
     from dataclasses import replace
 
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.loopback import LOOPBACK
     from nvlm_trt.serving.host.dry_run import LaunchPlan
     from nvlm_trt.serving.host.engine import ServedEngine
-    from nvlm_trt.serving.host.ports import LOOPBACK
 
     engine = ServedEngine.open(engine_dir)
     options = engine.options(

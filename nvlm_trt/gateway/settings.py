@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from nvlm_trt.errors import RequestError
+from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.recipe import BuildRecipe
 
 KEYS_VARIABLE: Final = "NVLM_TRT_API_KEYS"
@@ -20,7 +21,6 @@ KEYS_VARIABLE: Final = "NVLM_TRT_API_KEYS"
 MIN_KEY_LENGTH: Final = 16
 """Characters of an API key at least; shorter ones can be guessed."""
 
-LOOPBACK: Final = "127.0.0.1"
 DOMAIN: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:\d{1,5})?")
 
 TEXT_ROOM: Final = 16 << 20

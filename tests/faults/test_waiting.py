@@ -13,6 +13,7 @@ import pytest
 
 from nvlm_trt.gateway.settings import Limits
 
+from ..gateway.door import read_all
 from .conftest import WORDY, Beside, FaultRecord, OpenDoor, Watch
 from .neighbour import LONG
 from .served import Served, wait_until
@@ -56,7 +57,7 @@ def test_clients_that_do_not_read_are_given_up_and_hold_nothing(
     assert growth < 60
     for connection in connections:
         with connection:
-            assert b"[DONE]" not in rest(connection)
+            assert b"[DONE]" not in read_all(connection)
     fault_record(time_ms=took * 1000, memory_mb=growth, others=seen, variant="6 streams, 1 s to read")
 
 
@@ -77,17 +78,6 @@ def begin(address: str) -> socket.socket:
     lines = (f"POST {CHAT} HTTP/1.1", "Host: a", f"Content-Length: {len(body)}", "", "")
     connection.sendall("\r\n".join(lines).encode() + body)
     return connection
-
-
-def rest(connection: socket.socket) -> bytes:
-    """What there still is to read."""
-    answer = b""
-    try:
-        while data := connection.recv(65536):
-            answer += data
-    except ConnectionResetError:
-        pass
-    return answer
 
 
 @pytest.mark.fault(case=16)

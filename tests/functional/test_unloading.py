@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.serving.host.command import ADMIN_HEADER
 from nvlm_trt.serving.host.engine import ServedEngine
 from nvlm_trt.serving.host.environment import Triton
 from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.process import TritonProcess
 from nvlm_trt.serving.host.selftest import unload_model
 

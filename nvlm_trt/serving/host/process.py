@@ -20,6 +20,7 @@ import psutil
 
 from nvlm_trt.errors import ServerError
 from nvlm_trt.logs import fields
+from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
 from nvlm_trt.serving.host import launch
@@ -27,7 +28,6 @@ from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_co
 from nvlm_trt.serving.host.condition import SERVER, Condition
 from nvlm_trt.serving.host.environment import Installation
 from nvlm_trt.serving.host.log import LogFile
-from nvlm_trt.serving.host.ports import LOOPBACK
 from nvlm_trt.serving.host.pulse import Pulse
 from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model, loaded_models, unload_model
 from nvlm_trt.serving.host.shm import new_prefix, remove_regions

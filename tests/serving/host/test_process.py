@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.serving.host import process
 from nvlm_trt.serving.host.command import ServerOptions
-from nvlm_trt.serving.host.ports import LOOPBACK, Ports
+from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.process import TritonProcess
 from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
