@@ -52,6 +52,9 @@ class TritonPythonModel(Real):
         else:
             self.each = never_each(self)
 
+    def _hold_send(self):
+        self.server._outbox.put(never)
+
     def _grow(self):
         self.kept = []
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import signal
 import socket
 import time
@@ -106,8 +107,10 @@ def sabotaged(engine_dir: Path, tmp_path: Path) -> Sabotaged:
 
 @pytest.mark.chaos
 @pytest.mark.fault(case=19)
-@pytest.mark.parametrize("order", ["hold_lock", "wait"])
-@pytest.mark.parametrize("model", ["nvlm", "tensorrt_llm"])
+@pytest.mark.parametrize(
+    ("model", "order"),
+    [*itertools.product(("nvlm", "tensorrt_llm"), ("hold_lock", "wait")), ("tensorrt_llm", "hold_send")],
+)
 def test_a_process_that_holds_its_lock_or_waits_for_ever_is_noticed_and_replaced(sabotaged, fault_record, model, order):
     with Served(sabotaged.engine_dir) as served:
         hurt(served, fault_record, model, lambda: sabotaged.order(model, order), noticed=HUNG_SECONDS, what=order)
