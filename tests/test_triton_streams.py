@@ -1,18 +1,21 @@
-"""Streams that are never cancelled, against a gRPC server that notes what becomes of them."""
+"""Streams that are not cancelled while a response may come, against a gRPC server that notes what becomes of them."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nvlm_trt import triton_streams
-from nvlm_trt.triton_streams import Connection, ResponseStream
+from nvlm_trt.triton_streams import CLOSING_SECONDS, Connection, ResponseStream
 
 PATIENCE = 60
+WAIT = '{"methodConfig": [{"name": [{}], "waitForReady": true}]}'
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -21,13 +24,15 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
     Attributes:
         came: Models of requests.
         permits: For one more response each.
-        fate: What became of the stream: "cancelled", or "ended" by the client after the last response.
+        refuses: Whether a response tells of an error instead.
+        fates: What became of streams: "cancelled", or "ended" by the client after the last response.
     """
 
     def __init__(self) -> None:
         self.came: list[str] = []
         self.permits = asyncio.Semaphore(0)
-        self.fate = ""
+        self.refuses = False
+        self.fates: list[str] = []
 
     async def ModelStreamInfer(self, requests, context):  # noqa: N802 - its name
         try:
@@ -39,10 +44,13 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
                 answer = service_pb2.ModelStreamInferResponse()
                 answer.infer_response.model_name = request.model_name
                 answer.infer_response.parameters["triton_final_response"].bool_param = True
+                answer.error_message = "no such model" if self.refuses else ""
                 yield answer
-            self.fate = "ended"
+                if self.refuses:
+                    await asyncio.Event().wait()
+            self.fates.append("ended")
         except asyncio.CancelledError:
-            self.fate = "cancelled"
+            self.fates.append("cancelled")
             raise
 
 
@@ -84,71 +92,153 @@ def test_who_is_cancelled_while_it_reads_leaves_the_stream_as_it_is():
         result = await stream.read()
         assert result is not None
         assert result.get_response().model_name == "one"
-        assert stream.complete
-        await until(lambda: server.fate == "ended")
+        assert stream.over
+        await until(lambda: server.fates == ["ended"])
 
     run(scene)
 
 
-def test_a_stream_goes_on_until_all_its_requests_have_had_their_last_response():
+def test_a_request_that_is_given_up_is_ended_by_another_and_the_stream_when_both_are_answered():
     async def scene(server: Server, connection: Connection) -> None:
         stream = ResponseStream(connection, request("one"), {})
-        stream.send(request("two"))
+        await until(lambda: server.came)
+        for _ in range(2):
+            stream.give_up(request("end it"))
         server.permits.release()
-        assert await stream.read() is not None
-        assert not stream.complete
-        connection.beside(stream.drain())
-        await until(lambda: server.came == ["one", "two"])
+        await until(lambda: server.came == ["one", "end it"])
+        assert not stream.over
         server.permits.release()
-        await until(lambda: server.fate == "ended")
-        assert stream.complete
+        await until(lambda: stream.over)
+        await connection.close()
+        assert server.fates == ["ended"]
+        assert server.came == ["one", "end it"]
 
     run(scene)
 
 
-def test_a_stream_that_broke_is_complete_and_draining_it_says_nothing():
+def test_other_models_are_asked_to_end_it_until_it_has_ended(monkeypatch):
+    monkeypatch.setattr(triton_streams, "CLOSING_SECONDS", 0.2)  # one that is asked does not answer
+
+    async def scene(server: Server, connection: Connection) -> None:
+        asked: list[str] = []
+
+        async def ask(name: str) -> None:
+            asked.append(name)
+            if asked.count("deaf") == 3:
+                server.permits.release()
+
+        async def held() -> None:
+            asked.append("held")
+            await asyncio.Event().wait()
+
+        stream = ResponseStream(connection, request("one"), {})
+        await until(lambda: server.came)
+        stream.give_up(asks=[partial(ask, "deaf"), held])
+        await until(lambda: stream.over)
+        await asyncio.sleep(triton_streams.AGAIN_SECONDS)
+        seen = list(asked)
+        await asyncio.sleep(3 * triton_streams.AGAIN_SECONDS)
+        assert asked == seen
+        assert asked.count("deaf") >= 3
+        assert asked.count("held") == 1
+
+    run(scene)
+
+
+def test_who_reads_while_another_gives_up_reads_to_the_end():
+    async def scene(server: Server, connection: Connection) -> None:
+        stream = ResponseStream(connection, request("one"), {})
+
+        async def read_all() -> None:
+            while await stream.read() is not None:
+                continue
+
+        reader = asyncio.create_task(read_all())
+        await until(lambda: server.came)
+        stream.give_up(request("end it"))
+        for _ in range(2):
+            server.permits.release()
+        await reader
+        await until(lambda: server.fates == ["ended"])
+
+    run(scene)
+
+
+def test_what_no_server_has_got_is_given_up_at_once():
+    async def scene(server: Server, connection: Connection) -> None:
+        nobody = Connection("127.0.0.1:9", (("grpc.service_config", WAIT),))
+        stream = ResponseStream(nobody, request("one"), {})
+        await asyncio.sleep(0.2)
+        assert not stream.over
+        stream.give_up(request("end it"))
+        await asyncio.wait_for(nobody.close(), CLOSING_SECONDS / 2)
+        assert stream.over
+
+    run(scene)
+
+
+def test_a_stream_of_which_a_request_failed_is_over():
     async def scene(server: Server, connection: Connection) -> None:
         stream = ResponseStream(connection, request("fail"), {})
         with pytest.raises(grpc.RpcError, match="it failed"):
             await stream.read()
-        assert stream.complete
-        await stream.drain()
-        broken = ResponseStream(connection, request("fail"), {})
-        await broken.drain()
-        assert broken.complete
+        assert stream.over
+        stream.give_up(request("end it"))
+        assert server.came == ["fail"]
 
     run(scene)
 
 
-def test_a_connection_is_closed_when_the_streams_that_are_being_ended_have_ended_or_after_a_while(monkeypatch):
+def test_a_server_that_refuses_to_end_a_request_has_its_stream_cancelled():
     async def scene(server: Server, connection: Connection) -> None:
         stream = ResponseStream(connection, request("one"), {})
-        connection.beside(stream.drain())
         await until(lambda: server.came)
-        closing = asyncio.create_task(connection.close())
-        await asyncio.sleep(0.1)
-        assert not closing.done()
+        server.refuses = True
+        stream.give_up(request("end it"))
         server.permits.release()
-        await closing
-        await until(lambda: server.fate == "ended")
+        await until(lambda: server.fates == ["cancelled"])
 
     run(scene)
 
-    async def silent(server: Server, connection: Connection) -> None:
-        connection.beside(ResponseStream(connection, request("one"), {}).drain())
-        await until(lambda: server.came)
 
-    monkeypatch.setattr(triton_streams, "CLOSING_SECONDS", 0.1)
-    run(silent)
-
-
-def test_what_was_sent_is_not_kept():
+def test_each_response_and_the_end_are_told():
     async def scene(server: Server, connection: Connection) -> None:
-        asked = request("one")
-        stream = ResponseStream(connection, asked, {})
-        await until(lambda: server.came)
-        assert asked == {}
+        told: list[str] = []
+        stream = ResponseStream(connection, request("one"), {}, lambda: told.append("told"))
         server.permits.release()
-        await stream.drain()
+        await stream.read()
+        assert told == ["told"]
+
+    run(scene)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_connection_is_closed_when_its_streams_have_ended(given_up):
+    async def scene(server: Server, connection: Connection) -> None:
+        stream = ResponseStream(connection, request("one"), {})
+        await until(lambda: server.came)
+        server.permits.release()
+        if given_up:
+            stream.give_up(request("end it"))
+            server.permits.release()
+        else:
+            await stream.read()
+        await connection.close()
+        assert server.fates == ["ended"]
+
+    run(scene)
+
+
+def test_a_connection_to_a_server_that_ends_nothing_is_closed_after_a_while(monkeypatch):
+    monkeypatch.setattr(triton_streams, "CLOSING_SECONDS", 0.2)
+
+    async def scene(server: Server, connection: Connection) -> None:
+        stream = ResponseStream(connection, request("one"), {})
+        await until(lambda: server.came)
+        stream.give_up(request("end it"))
+        began = time.monotonic()
+        await connection.close()
+        assert 0.1 < time.monotonic() - began < CLOSING_SECONDS
+        await until(lambda: server.fates == ["cancelled"])
 
     run(scene)

@@ -34,10 +34,8 @@ class AsyncAnswerStream:
     ) -> None:
         self._idle_timeout = idle_timeout
         self._builder = AnswerBuilder()
-        self._connection = connection
         self._request_id = uuid.uuid4().hex
         self._stream = ResponseStream(connection, self._request(inputs, parameters or {}), STREAM_HEADERS)
-        self._closed = False
         self._pieces = self._run()
 
     def __aiter__(self) -> AsyncIterator[str]:
@@ -55,10 +53,7 @@ class AsyncAnswerStream:
 
     async def close(self) -> None:
         """End the request; nothing to do when it has ended."""
-        if not self._closed and not self._stream.complete:
-            self._stream.send(self._request([], {CANCEL: True}))
-            self._connection.beside(self._stream.drain())
-        self._closed = True
+        self._stream.give_up(self._request([], {CANCEL: True}))
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,13 +68,12 @@ class AsyncAnswerStream:
             "model_name": MODEL,
             "inputs": inputs,
             "request_id": self._request_id,
-            "enable_empty_final_response": True,
             "parameters": dict(parameters),
         }
 
     async def _run(self) -> AsyncIterator[str]:
         try:
-            while not self._stream.complete and (result := await self._stream.read(self._idle_timeout)) is not None:
+            while not self._stream.over and (result := await self._stream.read(self._idle_timeout)) is not None:
                 if piece := self._builder.add(result):
                     yield piece
         except TimeoutError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import queue
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -15,14 +16,11 @@ from tritonclient.utils import InferenceServerException
 from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
-from nvlm_trt.errors import NvlmTrtError
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import FINAL
+from nvlm_trt.triton_streams import is_last
 
-ENDING_SECONDS: Final = 2.0
-"""A request that is given up is waited for that long from response to response; a server that runs ends it in 0.2 s."""
-
-log = logging.getLogger(__name__)
+ENDING_SECONDS: Final = 10.0
+"""The end of a request that is given up is waited for that long; a server that runs comes to it in 0.2 s."""
 
 _Event = tuple[triton.InferResult | None, InferenceServerException | None]
 
@@ -58,22 +56,23 @@ class Connections:
 class AnswerStream:
     """An answer as it comes: iterate over its pieces, then read `answer`.
 
-    A context manager; leaving it early, or `close`, cancels the request on the server.
+    A context manager; leaving it early, or `close`, ends the request on the server.
     """
 
     def __init__(self, connections: Connections, inputs: list[triton.InferInput], idle_timeout: float) -> None:
         self._idle_timeout = idle_timeout
         self._connections = connections
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._ends = threading.Semaphore(0)
         self._builder = AnswerBuilder()
-        self._closed = False
+        self._complete = self._closed = self._failed = False
         self._request_id = uuid.uuid4().hex
-        self._unanswered = 0
         self._client = connections.take()
         try:
             self._client.start_stream(self._put, headers=STREAM_HEADERS)
             self._send(inputs)
         except InferenceServerException as error:
+            self._complete = True
             self.close()
             raise error_of(self._cause(error)) from None
         self._pieces = self._run()
@@ -89,20 +88,21 @@ class AnswerStream:
         return self._builder.finished()
 
     def close(self) -> None:
-        """End the request; nothing to do when it has ended."""
+        """End the request; nothing to do when it has ended. Another thread that waits for a piece gets an error."""
         if self._closed:
             return
         self._closed = True
         try:
-            if self._unanswered:
-                self._send([], {CANCEL: True})
-            while self._unanswered:
-                self._next(ENDING_SECONDS)
-        except (InferenceServerException, NvlmTrtError) as error:
-            log.debug("the request could not be ended: %s", error)
-        # cancelled only where the server is gone or says nothing (why: `nvlm_trt.triton_streams`)
-        self._client.stop_stream(cancel_requests=self._unanswered > 0)
-        self._connections.give_back(self._client)
+            if self._complete or self._end():
+                # in a thread, for it waits without a limit
+                ending = threading.Thread(target=self._client.stop_stream, daemon=True)
+                ending.start()
+                ending.join(ENDING_SECONDS)
+        finally:
+            # nothing to do, unless the server is silent or somebody is in a hurry (why: `nvlm_trt.triton_streams`)
+            self._client.stop_stream(cancel_requests=True)
+            self._events.put((None, InferenceServerException("the answer was closed")))
+            self._connections.give_back(self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -112,22 +112,46 @@ class AnswerStream:
     ) -> None:
         self.close()
 
-    def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
-        self._events.put((result, error))
-
     def _send(self, inputs: list[triton.InferInput], parameters: dict[str, bool] | None = None) -> None:
         self._client.async_stream_infer(
             MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True, parameters=parameters
         )
-        self._unanswered += 1
+
+    def _end(self) -> bool:
+        """Ask the server to end the request; whether that and the request have ended."""
+        deadline = time.monotonic() + min(self._idle_timeout, ENDING_SECONDS)
+        try:
+            self._send([], {CANCEL: True})
+        except InferenceServerException:  # the stream is broken
+            return False
+        told = all(self._ends.acquire(timeout=max(deadline - time.monotonic(), 0.0)) for _ in range(2))
+        return told and not self._failed
+
+    def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
+        self._events.put((result, error))
+        if result is None:  # no end comes of what failed, nor of what a server that is ending takes no more
+            self._failed = True
+            self._ends.release(2)
+        elif is_last(result):
+            self._ends.release()
 
     def _run(self) -> Iterator[str]:
         try:
-            while self._unanswered:
-                if piece := self._builder.add(self._next(self._idle_timeout)):
+            while not self._complete:
+                if piece := self._builder.add(self._next()):
                     yield piece
         finally:
             self.close()
+
+    def _next(self) -> triton.InferResult:
+        try:
+            result, error = self._events.get(timeout=self._idle_timeout)
+        except queue.Empty:
+            raise silence(self._idle_timeout) from None
+        self._complete = result is None or is_last(result)
+        if result is None:
+            raise error_of(error or InferenceServerException("the server failed"))
+        return result
 
     def _cause(self, error: InferenceServerException) -> InferenceServerException:
         """What broke the stream: tritonclient's reader says it, its writer only knows that it is broken."""
@@ -135,17 +159,6 @@ class AnswerStream:
             return self._events.get(timeout=1.0)[1] or error
         except queue.Empty:
             return error
-
-    def _next(self, seconds: float) -> triton.InferResult:
-        try:
-            result, error = self._events.get(timeout=seconds)
-        except queue.Empty:
-            raise silence(seconds) from None
-        if result is None:
-            raise error_of(error or InferenceServerException("the server failed"))
-        if result.get_response().parameters[FINAL].bool_param:
-            self._unanswered -= 1
-        return result
 
 
 class NvlmClient:

@@ -8,14 +8,13 @@ from 25.04. A gRPC stream has neither fault.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import logging
 import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -32,7 +31,7 @@ from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.room import Room
-from nvlm_trt.triton_streams import Connection, ResponseStream
+from nvlm_trt.triton_streams import Ask, Connection, ResponseStream
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -46,9 +45,6 @@ CACHED: Final = CACHED_TOKENS[0]
 STOP_AFTER_SECONDS: Final = 0.05
 """From giving up an ensemble's stream to telling its models: a decoder that the ensemble starts just now knows the id
 then."""
-
-STOP_AGAIN_SECONDS: Final = 1.0
-"""At most from telling them once to telling them again: one that an ensemble has not started yet knows no such id."""
 
 MAX_PIXEL_BYTES: Final = 512 << 20
 """Pixels that are with the cpu target's vision encoder at once: it holds them in shared memory, and to encode them in
@@ -100,11 +96,8 @@ class DecodeClient:
             traceparent: The span that asks.
         """
         request_id = self._next_id()
-
-        async def end(stream: ResponseStream) -> None:
-            await _end(stream, lambda: self._end_decoding(request_id), first=0.0)
-
-        return self._decoding(DECODER, request_id, inputs, on_given_up=end, traceparent=traceparent)
+        stop = functools.partial(self._end_decoding, request_id)
+        return self._decoding(DECODER, request_id, inputs, stops=[stop], traceparent=traceparent)
 
     async def start_ensemble(
         self, ensemble: str, inputs: Mapping[str, Array], traceparent: str | None = None
@@ -125,19 +118,18 @@ class DecodeClient:
         request_id = self._next_id()
         await self._room.take(request_id, inputs[TILES].nbytes)
 
-        async def stop() -> None:  # both at once: whatever holds up one of them does not hold up the other
-            await asyncio.gather(self._end_encoding(request_id), self._end_decoding(request_id))
-
-        async def end(stream: ResponseStream) -> None:
-            await _end(stream, stop, first=STOP_AFTER_SECONDS)
-            encoded()
-
         def encoded() -> None:
             self._room.give(request_id)
 
         try:
             return self._decoding(
-                ensemble, request_id, inputs, on_response=encoded, on_given_up=end, traceparent=traceparent
+                ensemble,
+                request_id,
+                inputs,
+                on_response=encoded,
+                stops=[functools.partial(end, request_id) for end in (self._end_encoding, self._end_decoding)],
+                stop_after=STOP_AFTER_SECONDS,
+                traceparent=traceparent,
             )
         except Exception:
             encoded()
@@ -166,20 +158,6 @@ class DecodeClient:
             log.exception("a decoding that was given up could not be stopped")
 
 
-async def _end(stream: ResponseStream, stop: Callable[[], Awaitable[None]], first: float) -> None:
-    """Tell the models to stop, until the stream has ended.
-
-    Args:
-        stream: Of the request; what still comes is dropped.
-        stop: Tells them.
-        first: Seconds before that.
-    """
-    drained, pause = asyncio.ensure_future(stream.drain()), first
-    while not (await asyncio.wait({drained}, timeout=pause))[0]:
-        await stop()
-        pause = min(max(2 * pause, STOP_AFTER_SECONDS), STOP_AGAIN_SECONDS)
-
-
 class GrpcDecoding:
     """One answer in the making, on a stream of its own.
 
@@ -189,8 +167,9 @@ class GrpcDecoding:
         request_id: Its id of the request.
         inputs: Its inputs.
         with_cached: Whether to ask how many tokens of the prompt the cache held.
-        on_response: Called with each response.
-        on_given_up: Ends the stream where the decoding is stopped before its end.
+        on_response: Called with each response, and at the end.
+        stops: Ask models to end it, where it is stopped before its end.
+        stop_after: Seconds from that to asking them.
         traceparent: The span that asks.
     """
 
@@ -203,7 +182,8 @@ class GrpcDecoding:
         *,
         with_cached: bool = False,
         on_response: Callable[[], None] | None = None,
-        on_given_up: Callable[[ResponseStream], Coroutine[Any, Any, None]] | None = None,
+        stops: Sequence[Ask] = (),
+        stop_after: float = 0.0,
         traceparent: str | None = None,
     ) -> None:
         self._with_cached = with_cached
@@ -213,20 +193,16 @@ class GrpcDecoding:
             "request_id": request_id,
             "inputs": [_input(name, values) for name, values in inputs.items()],
             "outputs": _wanted(log_probs=self._with_log_probs, cached=with_cached),
-            "enable_empty_final_response": True,
             "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
         }
-        self._connection = connection
-        self._on_response = on_response
-        self._on_given_up = on_given_up
-        self._stream = ResponseStream(connection, request, STATUS_HEADER)
+        self._stops = stops
+        self._stop_after = stop_after
+        self._stream = ResponseStream(connection, request, STATUS_HEADER, on_response)
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
             while (result := await self._stream.read()) is not None:
-                if self._on_response is not None:
-                    self._on_response()
-                last, ids = self._stream.complete, result.as_numpy("output_ids")
+                last, ids = self._stream.over, result.as_numpy("output_ids")
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
                     log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
@@ -247,10 +223,8 @@ class GrpcDecoding:
         raise UnavailableError("the decoder went away", fix="send the request again")
 
     async def stop(self) -> None:
-        """End the decoding, if it has not ended; whoever stops it reads no more of it."""
-        end, self._on_given_up = self._on_given_up, None
-        if end is not None and not self._stream.complete:
-            self._connection.beside(end(self._stream))
+        """End the decoding, if it has not ended."""
+        self._stream.give_up(asks=self._stops, after=self._stop_after)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 from nvlm_trt.client import AsyncNvlmClient, NvlmClient, sync
+from nvlm_trt.errors import ServerError
 
 PATIENCE = 60
 
@@ -33,17 +34,19 @@ class Endless(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.over = threading.Semaphore(0)
 
     def ModelStreamInfer(self, requests, context):  # noqa: N802 - the protocol's name
-        asked, fate = next(requests), "cancelled"
-        yield piece("Well", final=False)
-        try:
-            for request in requests:
-                if self.obeys and request.id == asked.id and request.parameters["cancel_request"].bool_param:
-                    yield piece("", final=True)
-                    yield piece("", final=True)
-            fate = "asked to end"
-        finally:
-            self.fates.append(fate)
+        asked, fate = next(requests), ["left"]
+
+        def note_end() -> None:  # called however the stream ends
+            self.fates += fate[-1:]
             self.over.release()
+
+        context.add_callback(note_end)
+        yield piece("Well", final=False)
+        for request in requests:
+            if self.obeys and request.id == asked.id and request.parameters["cancel_request"].bool_param:
+                fate.append("asked to end")
+                yield piece("", final=True)
+                yield piece("", final=True)
 
 
 def piece(text: str, *, final: bool) -> service_pb2.ModelStreamInferResponse:
@@ -99,6 +102,50 @@ def test_who_leaves_an_answer_asks_the_server_to_end_it(endless, way):
     assert endless.fates == ["asked to end"]
 
 
+def test_another_thread_may_close_an_answer_that_is_waited_for(endless):
+    with NvlmClient(endless.url) as client, client.stream("Go on") as stream:
+        assert next(iter(stream)) == "Well"
+        closer = threading.Timer(0.1, stream.close)
+        closer.start()
+        with pytest.raises(ServerError, match=r"closed|broke off"):
+            _ = stream.answer
+        closer.join()
+    assert endless.over.acquire(timeout=PATIENCE)
+    assert endless.fates == ["asked to end"]
+
+
+def test_two_tasks_may_wait_for_an_answer_and_close_it(endless):
+    async def ask() -> None:
+        async with AsyncNvlmClient(endless.url) as client, client.stream("Go on") as stream:
+            assert await anext(aiter(stream)) == "Well"
+            whole = asyncio.create_task(stream.answer())
+            await asyncio.sleep(0.05)
+            await stream.close()
+            with pytest.raises(ServerError, match="broke off"):
+                await whole
+
+    asyncio.run(ask())
+    assert endless.over.acquire(timeout=PATIENCE)
+    assert endless.fates == ["asked to end"]
+
+
+def test_whoever_interrupts_the_end_of_an_answer_is_not_held(endless):
+    """Ctrl-C leaves the block of the stream, a second one its end."""
+    endless.obeys = False
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def leave_impatiently() -> None:
+        with NvlmClient(endless.url) as client, client.stream("Go on") as stream:
+            assert next(iter(stream)) == "Well"
+            stream._ends.acquire = interrupted
+
+    with pytest.raises(KeyboardInterrupt):
+        leave_impatiently()
+    assert endless.over.acquire(timeout=PATIENCE)
+
+
 def test_a_connection_whose_answer_was_left_takes_the_next(endless):
     with NvlmClient(endless.url) as client:
         for _ in range(2):
@@ -114,4 +161,4 @@ def test_a_server_that_does_not_end_it_is_left(endless, monkeypatch):
     endless.obeys = False
     leave(endless.url)
     assert endless.over.acquire(timeout=PATIENCE)
-    assert endless.fates == ["cancelled"]
+    assert endless.fates == ["left"]

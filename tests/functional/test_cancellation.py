@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import time
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from nvlm_trt.client import Options
+from nvlm_trt.client import AsyncNvlmClient, Options
+from nvlm_trt.client.sync import ENDING_SECONDS
+from nvlm_trt.triton_streams import CLOSING_SECONDS
 
 LONG = Options(max_tokens=400, min_tokens=400)
 
@@ -35,8 +38,25 @@ def test_closing_a_stream_ends_the_decoding(client, server, becomes_idle):
     streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(8)]
     for stream in streams:
         next(iter(stream))
+    began = time.monotonic()
     for stream in streams:
         stream.close()
+    assert time.monotonic() - began < ENDING_SECONDS, "the server says that it has ended them"
+    assert becomes_idle(5)
+
+
+def test_closing_an_asyncio_client_ends_what_it_left(server, becomes_idle):
+    async def leave() -> float:
+        async with AsyncNvlmClient(server.grpc_url) as client:
+            streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(4)]
+            for stream in streams:
+                await anext(aiter(stream))
+            for stream in streams:
+                await stream.close()
+            began = time.monotonic()
+        return time.monotonic() - began
+
+    assert asyncio.run(leave()) < CLOSING_SECONDS, "the server says that it has ended them"
     assert becomes_idle(5)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
 from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.serving.host.command import ADMIN_HEADER
 from nvlm_trt.serving.host.engine import ServedEngine
@@ -21,6 +23,8 @@ from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.process import TritonProcess
 from nvlm_trt.serving.host.selftest import unload_model
+
+LONG = Options(max_tokens=400, min_tokens=400)
 
 
 @pytest.fixture
@@ -57,14 +61,47 @@ def ask(ports: Ports) -> None:
         assert answer.status == 200
 
 
-def test_the_figures_of_a_model_end_with_it(process, ports):
+def leave(url: str, first: Callable[[], object]) -> None:
+    """Do something while an answer comes, then leave it."""
+    with NvlmClient(url) as client, client.stream("Tell me", options=LONG) as stream:
+        next(iter(stream))
+        first()
+
+
+def leave_async(url: str, first: Callable[[], object]) -> None:
+    """The same with the other client."""
+
+    async def main() -> None:
+        async with AsyncNvlmClient(url) as client, client.stream("Tell me", options=LONG) as stream:
+            await anext(aiter(stream))
+            first()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def unload(process: TritonProcess, ports: Ports) -> Callable[[str], bool]:
+    """Unloads a model, as a server that ends does."""
+    words = psutil.Process(process.pid).cmdline()
+    key = next(re.search(f"{ADMIN_HEADER}=(\\w+)", word) for word in words if ADMIN_HEADER in word)
+    return lambda model: unload_model(f"{LOOPBACK}:{ports.http}", model, {ADMIN_HEADER: key[1]})
+
+
+def test_the_figures_of_a_model_end_with_it(ports, unload):
     ask(ports)
-    server = psutil.Process(process.pid)
-    key = next(re.search(f"{ADMIN_HEADER}=(\\w+)", word) for word in server.cmdline() if ADMIN_HEADER in word)
     assert {"nvlm_preprocessing_seconds_count", "nvlm_kv_blocks", "nvlm_vision_cache_tiles"} <= figures(ports)
     for model in ("ensemble", "nvlm", "multimodal_decoder", "tensorrt_llm", "vision_encoder"):
-        assert unload_model(f"{LOOPBACK}:{ports.http}", model, {ADMIN_HEADER: key[1]})
+        assert unload(model)
     deadline = time.monotonic() + 30
     while figures(ports) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert figures(ports) == set()
+
+
+@pytest.mark.parametrize("leave", [leave, leave_async])
+def test_a_request_that_is_given_up_ends_though_its_model_takes_no_more_requests(process, ports, unload, leave):
+    leave(f"{LOOPBACK}:{ports.grpc}", lambda: unload("nvlm"))
+    deadline = time.monotonic() + 5
+    while process.active_requests() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.active_requests() == 0

@@ -69,6 +69,9 @@ class _Responses:
     def __anext__(self) -> Awaitable[tuple[Response, None]]:
         return self._responses.__anext__()
 
+    def cancel(self) -> None:
+        pass
+
 
 async def ask(deadline: float, how: Callable[[Model, Exchange], Awaitable[str]]) -> tuple[str, float]:
     """What is told, and after how many seconds."""

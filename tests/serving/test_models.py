@@ -484,7 +484,8 @@ def test_nvlm_ends_the_requests_of_an_id_that_is_cancelled_and_no_others(nvlm, r
     cancels = [request_of({}, identity=identity, text_parameters=cancel) for identity in ("a", "unknown", "")]
     nvlm.execute(cancels)
     wait(lambda: asked["a"].sender.final and all(cancel.sender.final for cancel in cancels))
-    assert [response for cancel in cancels for response, _ in cancel.sender.sent] == [None] * 3
+    for ended in (*cancels, asked["a"]):  # tritonserver 2.51 sends no last response that holds nothing
+        assert [response.values()["finish_reason"].tolist() for response, _ in ended.sender.sent] == [[b""]]
     wait(lambda: len(nvlm.tasks) == 2)
     for name in ("b", ""):
         asked[name].sender.cancelled = True

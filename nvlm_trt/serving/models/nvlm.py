@@ -48,6 +48,9 @@ POLL_SECONDS_PER_REQUEST: Final = 0.002
 log = logging.getLogger(__name__)
 
 CACHED: Final = CACHED_TOKENS[0]
+NOTHING: Final = Piece("", "", 0, 0)
+"""The last response to a request that was given up: one without tensors would not be sent."""
+
 PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM_TILES]
 
 
@@ -112,8 +115,7 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand requests to the event loop."""
         for request in requests:
-            take = self._cancel if parameters(request).get(CANCEL) is True else self._take
-            self.loop.call_soon_threadsafe(take, request, request.get_response_sender())
+            self.loop.call_soon_threadsafe(self._take, request, request.get_response_sender())
 
     def finalize(self) -> None:
         """End the event loop, and with it the requests under way."""
@@ -149,6 +151,14 @@ class TritonPythonModel(Model):
         return self.turns
 
     def _take(self, request: Any, sender: Any) -> None:
+        try:
+            if parameters(request).get(CANCEL) is True:
+                self._cancel(request.request_id())
+                self._end(sender, _response(NOTHING))
+                return
+        except ValueError as fault:
+            self._end(sender, failure(fault))
+            return
         if len(self.tasks) >= self.spec.max_requests:
             self._end(sender, failure(UnavailableError("the server is busy", fix="try again later")))
             return
@@ -156,12 +166,11 @@ class TritonPythonModel(Model):
         self.tasks[task] = sender
         task.add_done_callback(self.tasks.pop)
 
-    def _cancel(self, request: Any, sender: Any) -> None:
-        """End the requests of this one's id; an unknown id is nothing to do."""
+    def _cancel(self, request_id: str) -> None:
+        """End the requests of this id; an unknown id is nothing to do."""
         for task in self.tasks:
-            if request.request_id() and task.get_name() == request.request_id():
+            if request_id and task.get_name() == request_id:
                 self._give_up(task)
-        self._end(sender)
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         """Cancel a request, after its first step: a task that is cancelled before it never runs, and ends nothing."""
@@ -180,17 +189,18 @@ class TritonPythonModel(Model):
                     sender.send(_response(piece), flags=0)
         except asyncio.CancelledError as given_up:
             error = word_of(given_up)
-            self._end(sender)
+            ends = UnavailableError("the server is ending", fix="send the request again")
+            self._end(sender, failure(ends) if self.closing.is_set() else _response(NOTHING))
         except Exception as fault:
             error = word_of(fault)
             self._end(sender, failure(fault))
         span.end(error)
         _log(request, piece, error, time.monotonic() - began)
 
-    def _end(self, sender: Any, *last: Any) -> None:
-        """End a request, with a last response where there is one."""
+    def _end(self, sender: Any, last: Any) -> None:
+        """End a request with its last response."""
         try:
-            sender.send(*last, flags=FINAL)
+            sender.send(last, flags=FINAL)
         except Exception:
             log.exception("the last response of a request could not be sent")
             self.answer_lost()
