@@ -211,7 +211,7 @@ def _levenshtein(first: str, second: str) -> int:
 def _cut_decimal(text: str) -> str:
     if match := re.fullmatch(r"(\d+)\.(\d+)", text):
         whole, places = match.groups()
-        text = f"{whole}.{places[:2]}" if int(places) else whole
+        text = f"{whole}.{places[:2]}" if any(int(digit) for digit in places) else whole  # int() ends at 4300 digits
     return text.replace("%", "").removesuffix(".")
 
 

@@ -179,6 +179,20 @@ def test_mathvista_cuts_decimals_and_takes_the_number_after_answer_is(answer: st
     assert scored("mathvista", answer, right) == expected
 
 
+@pytest.mark.parametrize("metric", sorted(get_args(Metric)))
+def test_no_length_of_a_number_stops_a_run(metric: Metric):
+    """A model that repeats itself can write more digits than Python makes an integer of (4300)."""
+    choices = CHOICES if metric == "multiple_choice" else ()
+    right = "B" if choices else "7"
+    for answer in ("0." + "3" * 5000, "3." + "0" * 5000, "8" * 5000, "8" * 5000 + "%", "8e" + "8" * 5000):
+        assert scored(metric, answer, right, choices=choices) == 0
+
+
+def test_mathvista_cuts_a_long_decimal_too():
+    assert scored("mathvista", "0." + "3" * 5000, "0.33") == 1
+    assert scored("mathvista", "3." + "0" * 5000, "3") == 1
+
+
 def test_mathvista_with_choices_does_not_look_into_boxes():
     answer = r"First (A). So \boxed{D}"
     assert scored("mathvista", answer, "A", choices=CHOICES) == 1
