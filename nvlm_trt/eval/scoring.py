@@ -153,7 +153,7 @@ class MathVista:
     Formula: with choices, 1 if `chosen_letter` is the right one. Without, 1 if a = r: both after `normalize`, a bare
     decimal cut (not rounded) to two places, percent signs and a last full stop left out; of an answer with letters the
     number after the first "answer is" is taken, uncut.
-    Source: evaluate_mathvista.py. (It fails on an empty answer, which counts as wrong here.)
+    Source: evaluate_mathvista.py. (It fails on an answer of which nothing is left, which counts as wrong here.)
     """
 
     def __call__(self, sample: Sample, answer: str) -> float:
@@ -161,7 +161,7 @@ class MathVista:
         if sample.choices:
             return float(chosen_letter(answer, _by_letter(sample)) == sample.answers[0])
         said = _after_answer_is(_cut_decimal(normalize(answer)))
-        return float(said == _cut_decimal(normalize(sample.answers[0])))
+        return float(said != "" and said == _cut_decimal(normalize(sample.answers[0])))
 
 
 SCORERS: Final[Mapping[Metric, Scorer]] = {

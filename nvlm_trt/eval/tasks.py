@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nvlm_trt.errors import UserError, listed
+from nvlm_trt.eval.normalize import normalize
 from nvlm_trt.jsonl import FieldError, local_files, numbered_lines, parsed_line, sentence_of
 from nvlm_trt.model.config import MAX_TILES
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, Turn
@@ -157,6 +158,8 @@ def _check_answers(sample: Sample) -> None:
         raise FieldError(f"answers: seen {answers!r}, expected letters of {', '.join(letters)}")
     if metric in CONTAINING and not all(answer.strip() for answer in answers):
         raise FieldError(f"answers: seen {answers!r}, expected none without a text: every answer contains that")
+    if metric == "mathvista" and not choices and not normalize(answers[0]).replace("%", ""):
+        raise FieldError(f"answers: seen {answers!r}, expected one of which normalising leaves something")
 
 
 class _Line(BaseModel):

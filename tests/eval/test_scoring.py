@@ -188,6 +188,11 @@ def test_no_length_of_a_number_stops_a_run(metric: Metric):
         assert scored(metric, answer, right, choices=choices) == 0
 
 
+@pytest.mark.parametrize("answer", ["", " ", ".", "%", "the", "An a.", "?!"])
+def test_an_answer_of_mathvista_of_which_nothing_is_left_is_wrong_whatever_is_right(answer: str):
+    assert scored("mathvista", answer, "the") == scored("mathvista", answer, answer) == 0
+
+
 def test_mathvista_cuts_a_long_decimal_too():
     assert scored("mathvista", "0." + "3" * 5000, "0.33") == 1
     assert scored("mathvista", "3." + "0" * 5000, "3") == 1

@@ -112,6 +112,11 @@ def test_an_absolute_image_may_lie_anywhere(folder: Path):
         ({"metric": "substring", "answers": ["4", " "]}, r"answers: seen \['4', ' '\], expected none without a text"),
         ({"metric": "substring_formula", "answers": [""]}, "expected none without a text"),
         ({"metric": "open_answer", "answers": [""]}, "expected none without a text"),
+        (
+            {"metric": "mathvista", "answers": [""]},
+            r"answers: seen \[''\], expected one of which normalising leaves some",
+        ),
+        ({"metric": "mathvista", "answers": ["the %."]}, r"answers: seen \['the %\.'\], expected one of which"),
         ({"images": ["x" * 300 + ".png"]}, r"images\.0: seen 'x+', which cannot be looked for \(File name too long\)"),
         ({"images": ["loop.png"]}, r"images\.0: seen 'loop\.png', which cannot be looked for \(Symlink loop"),
         ({"images": ["\ud800.png"]}, r"images\.0: seen .*, which cannot be looked for"),
