@@ -132,15 +132,20 @@ def check(sample: Sample, earlier: Container[str] = ()) -> None:
 def _check_texts(sample: Sample) -> None:
     fields: dict[str, Sequence[object]] = {
         "id": (sample.id,),
+        "images": [str(image) for image in sample.images],
         "question": (sample.question,),
+        "history": [text for turn in sample.history for text in turn],
         "answers": sample.answers,
         "choices": sample.choices,
         "category": (sample.category,),
+        "system": () if sample.system is None else (sample.system,),
     }
     for field, values in fields.items():
         for value in values:
             if not isinstance(value, str) or (value == "" and field in ("id", "question")):
                 raise FieldError(f"{field}: seen {value!r}, expected a text")
+            if halves := [character for character in value if "\ud800" <= character <= "\udfff"]:
+                raise FieldError(f"{field}: seen half a surrogate pair ({halves[0]!r}), expected whole characters")
 
 
 def _check_answers(sample: Sample) -> None:

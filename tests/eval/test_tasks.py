@@ -131,6 +131,34 @@ def test_a_fault_is_told_with_line_seen_and_expected(folder: Path, change: dict[
         read(folder, {**LINE, "id": "0"}, LINE | change)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", "\ud800"),
+        ("question", "2 + \udfff?"),
+        ("history", [["2\udc00", "4"]]),
+        ("answers", ["4", "\ud800"]),
+        ("category", "\ud800"),
+        ("system", "\ud800"),
+    ],
+)
+def test_a_text_that_utf8_cannot_hold_is_refused(folder: Path, field: str, value: object):
+    """JSON writes half a surrogate pair as an escape; no record of it could be written."""
+    with pytest.raises(
+        UserError, match=rf"task\.jsonl:1: {field}: seen half a surrogate pair \('\\u.*whole characters"
+    ):
+        read(folder, LINE | {field: value})
+    with pytest.raises(UserError, match=r"task\.jsonl:1: choices: seen half a surrogate pair"):
+        read(folder, LINE | CHOICE | {"choices": ["red", "\ud800"]})
+
+
+def test_an_image_whose_name_utf8_cannot_hold_is_refused(folder: Path):
+    (folder / "\udcff.png").write_bytes(b"png")
+    with pytest.raises(UserError, match=r"task\.jsonl:1: images: seen half a surrogate pair \('\\udcff'\)"):
+        read(folder, LINE | {"images": ["\udcff.png"]})
+    assert read(folder, LINE | {"question": "\U0001f600"})[0].question == "\U0001f600", "a whole pair is a character"
+
+
 def test_an_image_that_may_not_be_looked_at_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def forbidden(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))

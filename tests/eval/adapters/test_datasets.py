@@ -75,6 +75,7 @@ def test_an_entry_of_another_format_is_told_with_what_is_expected(write, read):
         ({"label": ["14", "15"]}, "answers: seen 2, expected 1 for relaxed_accuracy"),
         ({"query": "What does <image> show?"}, "question: seen <image>, expected none"),
         ({"query": "Is <image> above <image>?"}, "images: seen 1, expected 2"),
+        ({"query": "Is it \ud800?"}, r"question: seen half a surrogate pair \('\\ud800'\), expected whole characters"),
         ({"imgname": "x" * 300}, "is not as its publisher writes it; seen: OSError.*File name too long"),
     ],
 )
