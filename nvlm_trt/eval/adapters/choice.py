@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nvlm_trt.eval.adapters.folder import DataFolder, Row, read_json, read_jsonl
+from nvlm_trt.eval.adapters.folder import DataFolder, Row, read_json, read_jsonl, text, texts
 from nvlm_trt.eval.adapters.prompts import LATER_SYSTEM, LETTER, SHORT, with_choices
 from nvlm_trt.eval.tasks import LETTERS, Sample
 
@@ -27,18 +27,18 @@ def ai2d(data: DataFolder) -> Iterator[Sample]:
                 images=(data.extract(row["image"], str(index)),),
                 question=with_choices(row["question"], row["options"]),
                 history=(),
-                answers=(_letter(row["options"], int(row["answer"])),),
+                answers=(_letter(row["options"], int(text(row["answer"], "answer"))),),
                 metric="exact_match",
             )
         return
     file = data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")
     for row in data.rows(file, read_jsonl(file)):
         yield Sample(
-            id=str(row["question_id"]),
+            id=text(row["question_id"], "question_id"),
             images=(data.image(row["image"]),),
             question=row["question"],
             history=(),
-            answers=(str(row["answer"]),),
+            answers=texts(row["answer"], "answer"),
             metric="exact_match",
         )
 
@@ -62,10 +62,12 @@ def _realworldqa(index: int, row: Row, image: Path) -> Sample:
     question: str = row["question"]
     kind = row.get("question_type")
     if kind == "multi-choice":
-        question, answer = with_choices(question, row["choices"]), _letter(row["choices"], row["correct_choice_index"])
+        question = with_choices(question, row["choices"])
+        answers: tuple[str, ...] = (_letter(row["choices"], row["correct_choice_index"]),)
     else:
-        question, answer = question if kind is None else question + SHORT, row["answer"]
-    return Sample(str(index), (image,), question, (), (str(answer),), "exact_match", system=LATER_SYSTEM)
+        question = question if kind is None else question + SHORT
+        answers = texts(row["answer"], "answer")
+    return Sample(str(index), (image,), question, (), answers, "exact_match", system=LATER_SYSTEM)
 
 
 def _letter(choices: Sequence[str], place: int) -> str:
@@ -83,7 +85,7 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
     """
     if any(data.path.rglob("testmini-*.parquet")):
         for row in data.parquet("testmini-*.parquet"):
-            yield _mathvista(row, data.extract(row["decoded_image"], str(row["pid"])), row["query"])
+            yield _mathvista(row, data.extract(row["decoded_image"], text(row["pid"], "pid")), row["query"])
         return
     queries: Mapping[str, str] = read_json(data.find_one("query.json"))
     file = data.find_one("testmini.json")
@@ -92,13 +94,15 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
 
 
 def _mathvista(row: Row, image: Path, query: str) -> Sample:
-    question, answer = query.replace("Hint: ", ""), str(row["answer"])
+    question, answers = query.replace("Hint: ", ""), texts(row["answer"], "answer")
     choices: tuple[str, ...] = ()
     if row["question_type"] == "multi_choice":
         choices = tuple(row["choices"])
-        question, answer = with_choices(row["question"], choices), LETTERS[choices.index(answer)]
+        question = with_choices(row["question"], choices)
+        answers = tuple(LETTERS[choices.index(answer)] for answer in answers)
     category = row["metadata"]["task"]
-    return Sample(str(row["pid"]), (image,), question, (), (answer,), "mathvista", choices=choices, category=category)
+    pid = text(row["pid"], "pid")
+    return Sample(pid, (image,), question, (), answers, "mathvista", choices=choices, category=category)
 
 
 def mmmu(data: DataFolder) -> Iterator[Sample]:
@@ -109,15 +113,15 @@ def mmmu(data: DataFolder) -> Iterator[Sample]:
     with the prompt of MMMU's llava1.5.yaml and its ``<image k>`` left out).
     """
     for row in data.parquet("validation-*.parquet"):
-        name: str = row["id"]
-        options = tuple(map(str, ast.literal_eval(row["options"])))
-        several = row["question_type"] == "multiple-choice"
+        name = text(row["id"], "id")
+        options = texts(ast.literal_eval(row["options"]), "options")
+        answer, several = text(row["answer"], "answer"), row["question_type"] == "multiple-choice"
         yield Sample(
             id=name,
             images=(data.extract(row["image_1"], name),),
             question=re.sub(r"<image \d>", "", _mmmu_prompt(row["question"].strip(), options, several=several)),
             history=(),
-            answers=(row["answer"],) if several else _listed(row["answer"]),
+            answers=(answer,) if several else _listed(answer),
             metric="multiple_choice" if several else "open_answer",
             choices=options if several else (),
             category="_".join(name.split("_")[1:-1]),

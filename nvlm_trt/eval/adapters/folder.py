@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from nvlm_trt.errors import UserError
+from nvlm_trt.jsonl import FieldError
 from nvlm_trt.parsed import json_value
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -86,9 +88,9 @@ class DataFolder:
             name: As the annotations have it, folders and suffix included or not.
 
         Raises:
-            UserError: there is none, or it cannot be told which.
+            UserError: there is none, it cannot be told which, or the name is none.
         """
-        asked = PurePosixPath(str(name))
+        asked = PurePosixPath(text(name, "image"))
         direct = self.path / asked
         if not asked.is_absolute() and ".." not in asked.parts and direct.is_file():
             return direct
@@ -197,6 +199,23 @@ def read_jsonl(path: Path) -> Iterator[Any]:
         raise UserError(f"an annotation file cannot be read ({error})", seen=path) from None
 
 
-def texts(value: object) -> tuple[str, ...]:
-    """A text, a number or a list of them as texts."""
-    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+def text(value: object, field: str) -> str:
+    """A text or a number as text.
+
+    Args:
+        value: As the annotations have it.
+        field: What it is called there.
+
+    Raises:
+        FieldError: it is something else: null is no answer "None", and true none "True".
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise FieldError(f"{field}: seen {value!r}, expected a text or a number")
+
+
+def texts(value: object, field: str) -> tuple[str, ...]:
+    """A text, a number or a list of them as texts; arguments and errors are those of `text`."""
+    return tuple(text(each, field) for each in (value if isinstance(value, list) else [value]))

@@ -22,7 +22,7 @@ def ocrbench(data: DataFolder) -> Iterator[Sample]:
             (
                 data.extract(row["image"], str(index)),
                 row["question"],
-                row["answer"],
+                texts(row["answer"], "answer"),
                 row["dataset"],
                 row["question_type"],
             )
@@ -31,9 +31,15 @@ def ocrbench(data: DataFolder) -> Iterator[Sample]:
     else:
         file = data.find_one("OCRBench.json")
         rows = (
-            (data.image(row["image_path"]), row["question"], row["answers"], row["dataset_name"], row["type"])
+            (
+                data.image(row["image_path"]),
+                row["question"],
+                texts(row["answers"], "answers"),
+                row["dataset_name"],
+                row["type"],
+            )
             for row in data.rows(file, read_json(file))
         )
     for index, (image, question, answers, part, kind) in enumerate(rows):
         metric: Metric = "substring_formula" if part == FORMULAS else "substring"
-        yield Sample(str(index), (image,), question, (), texts(answers), metric, category=kind)
+        yield Sample(str(index), (image,), question, (), answers, metric, category=kind)

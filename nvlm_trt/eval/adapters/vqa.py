@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nvlm_trt.errors import UserError
-from nvlm_trt.eval.adapters.folder import DataFolder, read_json, texts
+from nvlm_trt.eval.adapters.folder import DataFolder, read_json, text, texts
 from nvlm_trt.eval.adapters.prompts import LATER_SYSTEM, SHORT, SHORT_OR_NUMBER
 from nvlm_trt.eval.tasks import Sample
 
@@ -21,11 +21,11 @@ def docvqa(data: DataFolder) -> Iterator[Sample]:
         if "answers" not in row:
             raise UserError("the questions have no answers", seen="the test split", expected="val_v1.0*.json")
         yield Sample(
-            id=str(row["questionId"]),
+            id=text(row["questionId"], "questionId"),
             images=(data.image(row["image"]),),
             question=row["question"] + SHORT_OR_NUMBER,
             history=(),
-            answers=texts(row["answers"]),
+            answers=texts(row["answers"], "answers"),
             metric="anls",
             system=LATER_SYSTEM,
         )
@@ -44,7 +44,7 @@ def chartqa(data: DataFolder) -> Iterator[Sample]:
                 images=(data.image(f"{file.parent.name}/png/{row['imgname']}"),),
                 question=row["query"] + SHORT,
                 history=(),
-                answers=texts(row["label"]),
+                answers=texts(row["label"], "label"),
                 metric="relaxed_accuracy",
                 category=part,
             )
@@ -58,11 +58,11 @@ def textvqa(data: DataFolder) -> Iterator[Sample]:
     file = data.find_one("TextVQA_*_val.json")
     for row in data.rows(file, read_json(file)["data"]):
         yield Sample(
-            id=str(row["question_id"]),
+            id=text(row["question_id"], "question_id"),
             images=(data.image(row["image_id"]),),
             question=row["question"] + SHORT,
             history=(),
-            answers=texts(row["answers"]),
+            answers=texts(row["answers"], "answers"),
             metric="vqa_accuracy",
         )
 
@@ -79,11 +79,11 @@ def vqav2(data: DataFolder) -> Iterator[Sample]:
     for row in data.rows(file, read_json(file)["questions"]):
         right = by_question[row["question_id"]]
         yield Sample(
-            id=str(row["question_id"]),
+            id=text(row["question_id"], "question_id"),
             images=(data.image(f"COCO_val2014_{row['image_id']:012d}.jpg"),),
             question=row["question"] + SHORT,
             history=(),
-            answers=tuple(str(each["answer"]) for each in right["answers"]),
+            answers=tuple(text(each["answer"], "answer") for each in right["answers"]),
             metric="vqa_accuracy",
             category=right["answer_type"],
         )

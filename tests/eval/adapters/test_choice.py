@@ -38,11 +38,38 @@ def test_ai2d_in_parquet_is_asked_in_the_words_of_the_prepared_file(parquet, rea
     assert first.images[0].read_bytes() == second.images[0].read_bytes() == png("blue")
 
 
-@pytest.mark.parametrize("answer", ["4", "-1", 4, "C", None])
+@pytest.mark.parametrize("answer", ["4", "-1", 4, "C", 1.5])
 def test_an_answer_of_ai2d_that_is_the_place_of_no_option_is_refused(parquet, read, answer):
     parquet("data/test-00000-of-00001.parquet", [ai2d_row(), ai2d_row(answer=answer)])
     with pytest.raises(UserError, match=r"AI2D: data/test-.*parquet, entry 2 is not as its publisher writes it"):
         read("ai2d")
+
+
+def test_a_list_of_one_answer_is_that_answer(write, parquet, read):
+    """The released evaluation takes it out of the list too."""
+    write("0.png")
+    write("ai2d_test_vlmevalkit.jsonl", [{"image": "0.png", "question_id": 7, "question": "What?", "answer": ["B"]}])
+    write("annotations.json", [{"image": "0.png", "question": "Which?", "answer": ["left"]}])
+    write("images/1.jpg")
+    write("images/2.jpg")
+    write("testmini.json", {"1": FREE | {"answer": ["4"]}, "2": CHOICE | {"answer": ["102"]}})
+    write("query.json", {"1": HINT, "2": HINT})
+    assert [sample.answers for name in ("ai2d", "realworldqa", "mathvista") for sample in read(name)] == [
+        ("B",), ("left",), ("4",), ("B",),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ai2d", "realworldqa", "mathvista"])
+def test_a_list_of_two_answers_is_refused(write, read, name):
+    several = {"answer": ["B", "C"]}
+    write("images/1.jpg")
+    row = {"image": "images/1.jpg", "question_id": 7, "question": "What?"} | several
+    write("ai2d_test_vlmevalkit.jsonl", [row])
+    write("annotations.json", [row])
+    write("testmini.json", {"1": FREE | several})
+    write("query.json", {"1": HINT})
+    with pytest.raises(UserError, match="entry 1: answers: seen 2, expected 1 for"):
+        read(name)
 
 
 def test_where_both_forms_of_ai2d_lie_the_prepared_one_is_read(write, parquet, read):

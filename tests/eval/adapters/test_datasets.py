@@ -87,6 +87,85 @@ def test_a_sample_that_cannot_be_asked_or_scored_is_told_with_file_and_entry(wri
         read("chartqa")
 
 
+NO_TEXT = r"seen (None|True|nan), expected a text or a number; mend this entry"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [
+        ("docvqa", {"questionId": None}, "questionId"),
+        ("docvqa", {"answers": None}, "answers"),
+        ("docvqa", {"answers": ["x", None]}, "answers"),
+        ("docvqa", {"image": None}, "image"),
+        ("textvqa", {"question_id": None}, "question_id"),
+        ("textvqa", {"answers": ["x", True]}, "answers"),
+        ("vqav2", {"question_id": None}, "question_id"),
+        ("vqav2", {"answers": [{"answer": None}]}, "answer"),
+        ("chartqa", {"label": float("nan")}, "label"),
+        ("chartqa", {"label": True}, "label"),
+        ("ocrbench", {"answers": None}, "answers"),
+        ("ai2d", {"question_id": None}, "question_id"),
+        ("ai2d", {"answer": None}, "answer"),
+        ("realworldqa", {"answer": None}, "answer"),
+        ("mathvista", {"pid": None}, "pid"),
+        ("mathvista", {"answer": None}, "answer"),
+    ],
+)
+def test_null_is_no_answer_and_no_id(write, read, name, change, field):
+    """Made a text it would be the right answer "None", which normalises to 0."""
+    row = {
+        "questionId": 1, "question_id": 1, "pid": "1", "question": "What?", "query": "What?", "image": "a.jpg",
+        "image_id": "COCO_val2014_000000000042", "image_path": "a.jpg", "imgname": "a.jpg", "answers": ["x"],
+        "answer": "x", "label": "x", "dataset_name": "a", "type": "b", "question_type": "free_form", "choices": None,
+        "metadata": {"task": "c"},
+    } | change  # fmt: skip
+    write("data/png/a.jpg")
+    write("COCO_val2014_000000000042.jpg")
+    write("a.jpg")
+    write("val_v1.0.json", {"data": [row]})
+    write("TextVQA_0.5.1_val.json", {"data": [row]})
+    write("v2_OpenEnded_mscoco_val2014_questions.json", {"questions": [row | {"image_id": 42}]})
+    right = {"answers": [{"answer": "x"}], "answer_type": "other"} | change
+    write("v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 1} | right]})
+    write("test_human.json", [row])
+    write("OCRBench.json", [row])
+    write("ai2d_test_vlmevalkit.jsonl", [row])
+    write("annotations.json", [{key: value for key, value in row.items() if key != "question_type"}])
+    write("testmini.json", {"1": row})
+    write("query.json", {"1": "What?"})
+    with pytest.raises(UserError, match=rf", entry 1: {field}: {NO_TEXT}"):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [
+        ("ocrbench", {"answer": ["x", None]}, "answer"),
+        ("realworldqa", {"answer": None}, "answer"),
+        ("ai2d", {"answer": None}, "answer"),
+        ("mathvista", {"pid": None}, "pid"),
+        ("mathvista", {"answer": None}, "answer"),
+        ("mmmu", {"id": None}, "id"),
+        ("mmmu", {"answer": None}, "answer"),
+        ("mmmu", {"question_type": "multiple-choice", "answer": None}, "answer"),
+        ("mmmu", {"options": "['x', None]"}, "options"),
+    ],
+)
+def test_null_is_no_answer_and_no_id_in_parquet_either(parquet, read, name, change, field):
+    cell = {"bytes": png("red"), "path": "x.png"}
+    row = {
+        "id": "validation_Math_1", "pid": "1", "question": "What?", "query": "What?", "image": cell, "image_1": cell,
+        "decoded_image": cell, "answer": "x", "dataset": "a", "question_type": "open", "metadata": {"task": "c"},
+        "options": ["x", "y"] if name == "ai2d" else "['x', 'y']",
+    }  # fmt: skip
+    if name == "realworldqa":
+        del row["question_type"]
+    file = {"mathvista": "testmini-0.parquet", "mmmu": "Math/validation-0.parquet"}.get(name, "test-0.parquet")
+    parquet(file, [row | change])
+    with pytest.raises(UserError, match=rf", entry 1: {field}: {NO_TEXT}"):
+        read(name)
+
+
 def test_a_text_that_is_none_is_told(write, read):
     row = {"image_path": "a.png", "question": 5, "answers": "x", "dataset_name": "a", "type": "b"}
     write("a.png")
