@@ -136,7 +136,11 @@ def _mmmu_prompt(question: str, options: tuple[str, ...], *, several: bool) -> s
 
 
 def _listed(answer: str) -> tuple[str, ...]:
-    """The right answers of an open question: one, or a list written as text."""
-    if answer.startswith("["):
-        return tuple(map(str, ast.literal_eval(answer)))
+    """The right answers of an open question: one, or a list of texts written as text; "[0, 5]" is an answer itself."""
+    try:
+        several = ast.literal_eval(answer) if answer.startswith("[") else None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # "[1, 2)"
+        several = None
+    if isinstance(several, list) and all(isinstance(each, str) for each in several):
+        return tuple(several)
     return (answer,)

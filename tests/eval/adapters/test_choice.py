@@ -185,3 +185,9 @@ def test_open_questions_of_mmmu_may_have_several_answers(parquet, read):
     assert one.question == "Find x.\nAnswer the question using a single word or phrase."
     assert (one.answers, one.metric, one.choices) == (("7",), "open_answer", ())
     assert two.answers == ("24/7", "3.43")
+
+
+@pytest.mark.parametrize("answer", ["[1, 2)", "[0, 5]", "['a', 1]", "[x]", "[", "[" * 9000])
+def test_an_open_answer_with_a_bracket_that_is_no_list_of_texts_is_kept(parquet, read, answer):
+    parquet("Math/validation-0.parquet", [mmmu_row(question_type="open", options="[]", answer=answer)])
+    assert read("mmmu")[0].answers == (answer,)
