@@ -137,7 +137,7 @@ class DataFolder:
         path = self._extracted / f"{_file_name(name)}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
         data: bytes = image["bytes"]
         try:
-            if not path.is_file() or path.stat().st_size != len(data):
+            if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 beside = path.with_name(f".{path.name}.tmp")
                 beside.write_bytes(data)

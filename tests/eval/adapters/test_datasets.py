@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -232,6 +233,20 @@ def test_an_image_of_a_parquet_file_stays_in_its_folder_whatever_it_is_called(pa
     assert {sample.images[0].parent for sample in samples} == {tmp_path / "extracted"}
     assert {*tmp_path.iterdir()} - before == {tmp_path / "extracted"}
     assert samples[0].images[0].name == "7.png", "a harmless name is kept"
+
+
+def test_an_image_that_was_extracted_before_is_replaced_where_its_bytes_differ_and_left_where_not(parquet, read):
+    """With --output two data sets may share a folder; images of one size differ in their bytes alone."""
+    colours = ("#010203", "#010204")
+    assert len(png(colours[0])) == len(png(colours[1]))
+    for colour in colours:
+        parquet("testmini-0.parquet", [question("7", colour)])
+        image = read("mathvista")[0].images[0]
+        assert image.read_bytes() == png(colour)
+    os.utime(image, (0, 0))
+    read("mathvista")
+    assert image.stat().st_mtime == 0
+    assert [file.name for file in image.parent.iterdir()] == ["7.png"]
 
 
 def test_an_image_that_cannot_be_written_is_a_mistake_of_the_user(parquet, read, tmp_path):
