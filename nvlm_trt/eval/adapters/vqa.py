@@ -55,7 +55,7 @@ def textvqa(data: DataFolder) -> Iterator[Sample]:
 
     An entry of `data`: question_id, question, image_id, answers (ten).
     """
-    file = data.find_one("TextVQA_*_val.json")
+    file = data.find_one("TextVQA_[0-9]*_val.json")  # its publisher's TextVQA_Rosetta_OCR_v0.2_val.json has no answers
     for row in data.rows(file, read_json(file)["data"]):
         yield Sample(
             id=text(row["question_id"], "question_id"),

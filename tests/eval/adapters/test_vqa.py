@@ -69,6 +69,7 @@ def test_chartqa_has_two_halves(write, read):
 def test_textvqa(write, read):
     row = {"question_id": 34602, "question": "what brand?", "image_id": "003a8ae2ef43b901", "answers": ["nous"] * 10}
     write("TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
+    write("TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "003a8ae2ef43b901", "ocr_tokens": ["nous"]}]})
     write("train_images/003a8ae2ef43b901.jpg")
     (sample,) = read("textvqa")
     assert (sample.id, sample.metric, sample.answers) == ("34602", "vqa_accuracy", ("nous",) * 10)
