@@ -47,16 +47,22 @@ class DataFolder:
         self._extracted = extracted
 
     def find(self, *patterns: str) -> list[Path]:
-        """The files that match the first of the patterns that any file matches, sorted by name.
+        """The files that match the first of the patterns that any file matches, sorted by name; none of training data.
 
         Raises:
-            UserError: none matches.
+            UserError: none matches, or training data alone.
         """
+        training: set[Path] = set()
         for pattern in patterns:
-            if found := sorted(file for file in self.path.rglob(pattern) if file.is_file()):
+            files = sorted(file for file in self.path.rglob(pattern) if file.is_file())
+            if found := [file for file in files if not _is_training(file.relative_to(self.path))]:
                 return found
+            training.update(files)
         raise UserError(
-            "the folder has no annotation file of this data set", seen=self.path, expected=" or ".join(patterns)
+            f"the folder has {'training data alone' if training else 'no annotation file of this data set'}",
+            seen=self._names(sorted(training)) or self.path,
+            expected=" or ".join(patterns),
+            fix="give the folder of the split that is evaluated" if training else None,
         )
 
     def find_one(self, *patterns: str) -> Path:
@@ -67,9 +73,10 @@ class DataFolder:
         """
         found = self.find(*patterns)
         if len(found) > 1:
-            names = ", ".join(str(file.relative_to(self.path)) for file in found)
             raise UserError(
-                "the folder has several such annotation files", seen=names, fix="keep one, or give its folder"
+                "the folder has several such annotation files",
+                seen=self._names(found),
+                fix="keep one, or give its folder",
             )
         return found[0]
 
@@ -101,8 +108,9 @@ class DataFolder:
         if not best:
             raise UserError("an image of the data set is missing", seen=name, expected=f"below {self.path}")
         if len(best) > 1:
-            names = ", ".join(str(file.relative_to(self.path)) for file in best)
-            raise UserError(f"several images are called {name}", seen=names, fix="give the folder of one split")
+            raise UserError(
+                f"several images are called {name}", seen=self._names(best), fix="give the folder of one split"
+            )
         return best[0]
 
     def parquet(self, *patterns: str) -> Iterator[Row]:
@@ -150,6 +158,9 @@ class DataFolder:
             ) from None
         return path
 
+    def _names(self, files: Iterable[Path]) -> str:
+        return ", ".join(str(file.relative_to(self.path)) for file in files)
+
     @cached_property
     def _images(self) -> Mapping[str, list[Path]]:
         """Image files below the folder by name, with suffix and without."""
@@ -159,6 +170,11 @@ class DataFolder:
                 files[file.name].append(file)
                 files[file.stem].append(file)
         return dict(files)
+
+
+def _is_training(file: Path) -> bool:
+    """Whether a file is of a training split by its name, or lies in the folder "train" of one."""
+    return "train" in file.parts or re.search(r"(?<![a-z])train", file.name.lower()) is not None
 
 
 def _file_name(name: str) -> str:

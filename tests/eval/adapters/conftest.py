@@ -48,6 +48,18 @@ def write(data: Path) -> Callable[[str, object], None]:
 
 
 @pytest.fixture
+def write_chartqa(write: Callable[[str, object], None]) -> Callable[..., None]:
+    """Writes the human half of ChartQA's test split, and an augmented one of one question; in the folder "test"."""
+
+    def one(*human: object) -> None:
+        write("test/test_human.json", [*human])
+        write("test/test_augmented.json", [{"imgname": "augmented.png", "query": "Which?", "label": 5.5}])
+        write("test/png/augmented.png")
+
+    return one
+
+
+@pytest.fixture
 def read(data: Path, tmp_path: Path) -> Callable[..., tuple[Sample, ...]]:
     def one(name: str, limit: int | None = None) -> tuple[Sample, ...]:
         return read_dataset(name, data, tmp_path / "extracted", limit)

@@ -38,33 +38,33 @@ def test_every_data_set_has_the_published_figures_of_the_model_card():
     }
 
 
-def test_a_limit_reads_no_further(write, read):
-    write("test_human.json", [ROW, ROW | {"imgname": "missing.png"}])
-    write("png/a.png")
-    assert len(read("chartqa", 1)) == 1
-    with pytest.raises(UserError, match=r"an image of the data set is missing; seen: data/png/missing\.png"):
+def test_a_limit_reads_no_further(write, write_chartqa, read):
+    write_chartqa(ROW, ROW | {"imgname": "missing.png"})
+    write("test/png/a.png")
+    assert len(read("chartqa", 2)) == 2
+    with pytest.raises(UserError, match=r"an image of the data set is missing; seen: test/png/missing\.png"):
         read("chartqa")
 
 
-def test_charts_of_the_same_name_in_another_split_are_told_apart(write, read, data):
+def test_charts_of_the_same_name_in_another_split_are_told_apart(write, write_chartqa, read, data):
     for split in ("train", "test"):
         write(f"{split}/png/a.png")
-    write("test/test_human.json", [ROW])
-    assert read("chartqa")[0].images == (data / "test" / "png" / "a.png",)
+    write_chartqa(ROW)
+    assert read("chartqa")[1].images == (data / "test" / "png" / "a.png",)
 
 
 def test_an_image_that_cannot_be_told_from_another_is_refused(write, read):
-    write("test_human.json", [ROW])
+    write("TextVQA_0.5.1_val.json", {"data": [{"question_id": 1, "question": "?", "image_id": "a", "answers": ["x"]}]})
     for part in "xy":
-        write(f"{part}/a.png")
-    with pytest.raises(UserError, match=r"several images are called .*a\.png; seen: x/a\.png, y/a\.png"):
-        read("chartqa")
+        write(f"{part}/a.jpg")
+    with pytest.raises(UserError, match=r"several images are called a; seen: x/a\.jpg, y/a\.jpg"):
+        read("textvqa")
 
 
-def test_an_entry_of_another_format_is_told_with_what_is_expected(write, read):
-    write("test_human.json", [ROW, {"image": "a.png"}])
-    write("png/a.png")
-    message = r"ChartQA: test_human\.json, entry 2 .*seen: KeyError: .*expected: .*imgname, query, label"
+def test_an_entry_of_another_format_is_told_with_what_is_expected(write, write_chartqa, read):
+    write_chartqa(ROW, {"image": "a.png"})
+    write("test/png/a.png")
+    message = r"ChartQA: test/test_human\.json, entry 2 .*seen: KeyError: .*expected: .*imgname, query, label"
     with pytest.raises(UserError, match=message):
         read("chartqa")
 
@@ -80,11 +80,12 @@ def test_an_entry_of_another_format_is_told_with_what_is_expected(write, read):
         ({"imgname": "x" * 300}, "is not as its publisher writes it; seen: OSError.*File name too long"),
     ],
 )
-def test_a_sample_that_cannot_be_asked_or_scored_is_told_with_file_and_entry(write, read, change, message):
-    write("data/png/a.png")
-    write("test_augmented.json", [ROW])
-    write("test_human.json", [ROW, ROW | change])
-    with pytest.raises(UserError, match=rf"ChartQA: test_human\.json, entry 2:? {message}"):
+def test_a_sample_that_cannot_be_asked_or_scored_is_told_with_file_and_entry(
+    write, write_chartqa, read, change, message
+):
+    write("test/png/a.png")
+    write_chartqa(ROW, ROW | change)
+    with pytest.raises(UserError, match=rf"ChartQA: test/test_human\.json, entry 2:? {message}"):
         read("chartqa")
 
 
@@ -121,6 +122,7 @@ def test_null_is_no_answer_and_no_id(write, read, name, change, field):
         "metadata": {"task": "c"},
     } | change  # fmt: skip
     write("data/png/a.jpg")
+    write("test_augmented.json", [])
     write("COCO_val2014_000000000042.jpg")
     write("a.jpg")
     write("val_v1.0.json", {"data": [row]})
@@ -185,15 +187,51 @@ def test_two_samples_of_one_id_are_refused(parquet, read):
 
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
 def test_an_annotation_file_that_is_no_json_is_refused(write, read, content):
-    write("test_human.json", content)
+    write("OCRBench.json", content)
     with pytest.raises(UserError, match="an annotation file cannot be read"):
-        read("chartqa")
+        read("ocrbench")
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_a_folder_without_the_data_set_is_refused(parquet, read, name):
     with pytest.raises(UserError, match="no annotation file of this data set"):
         read(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("docvqa", "train_v1.0.json"),
+        ("ai2d", "ai2d_train_12k.jsonl"),
+        ("ai2d", "train.jsonl"),
+        ("realworldqa", "training.json"),
+        ("ocrbench", "data/train-00000-of-00001.parquet"),
+        ("ocrbench", "default/train/0000.parquet"),
+        ("realworldqa", "data/TRAIN-0.parquet"),
+        ("ai2d", "data/ai2d_train.parquet"),
+    ],
+)
+def test_training_data_are_not_evaluated(write, parquet, read, name, file):
+    """Beside their score would stand a figure of test data, or of validation data."""
+    write(file, b"unread")
+    with pytest.raises(UserError, match=rf"the folder has training data alone; seen: {file}; expected: .*; give the"):
+        read(name)
+
+
+def test_training_data_beside_what_is_evaluated_are_passed_over(write, parquet, read):
+    write("ai2diagram/train.jsonl", b"unread")
+    write("ai2diagram/constrained.jsonl", [{"image": "0.png", "question_id": 7, "question": "What?", "answer": "B"}])
+    write("0.png")
+    assert [sample.id for sample in read("ai2d")] == ["7"]
+
+
+@pytest.mark.parametrize("half", ["human", "augmented"])
+def test_one_half_of_chartqa_is_not_evaluated_alone(write, write_chartqa, read, data, half):
+    write_chartqa(ROW)
+    write("val/val_human.json", [ROW])
+    (data / "test" / f"test_{half}.json").unlink()
+    with pytest.raises(UserError, match=rf"no annotation file of this data set; seen: .*; expected: test_{half}\.json"):
+        read("chartqa")
 
 
 def test_two_files_for_one_are_refused(write, read):
