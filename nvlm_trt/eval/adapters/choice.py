@@ -35,7 +35,7 @@ def ai2d(data: DataFolder) -> Iterator[Sample]:
     for row in data.rows(file, read_jsonl(file)):
         yield Sample(
             id=text(row["question_id"], "question_id"),
-            images=(data.image(row["image"]),),
+            images=(data.image(row["image"], folders=1),),
             question=row["question"],
             history=(),
             answers=texts(row["answer"], "answer"),

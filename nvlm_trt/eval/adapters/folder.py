@@ -42,7 +42,7 @@ class DataFolder:
     def __init__(self, path: Path, extracted: Path) -> None:
         if not path.is_dir():
             raise UserError("there is no such folder of data", seen=path, fix="give it with --data")
-        self.path = path
+        self.path = path.absolute()
         self.place = str(path)
         self._extracted = extracted
 
@@ -86,13 +86,16 @@ class DataFolder:
             self.place = f"{file.relative_to(self.path)}, entry {number}"
             yield entry
 
-    def image(self, name: object) -> Path:
+    def image(self, name: object, *, folders: int | None = None) -> Path:
         """The file of an image by its name: as a path in the folder, else anywhere below it.
 
-        Of several files of that name the one counts whose folders agree with most of the given ones.
+        A name without a suffix is that of a file with any. Of several files of that name the one counts whose folders
+        agree with most of the given ones.
 
         Args:
             name: As the annotations have it, folders and suffix included or not.
+            folders: How many of the given folders, from the last one on, a file must lie in: another one of the same
+                name can be of another split or part. None for all that there are.
 
         Raises:
             UserError: there is none, it cannot be told which, or the name is none.
@@ -101,12 +104,18 @@ class DataFolder:
         direct = self.path / asked
         if not asked.is_absolute() and ".." not in asked.parts and direct.is_file():
             return direct
-        stem = asked.stem if asked.suffix.lower() in IMAGE_SUFFIXES else asked.name
-        found = self._images.get(asked.name) or self._images.get(stem) or ()
-        nearest = max((_agreement(file, asked) for file in found), default=0)
-        best = [file for file in found if _agreement(file, asked) == nearest]
-        if not best:
-            raise UserError("an image of the data set is missing", seen=name, expected=f"below {self.path}")
+        given = max(0, len(asked.parts) - 1)
+        needed = given if folders is None else min(folders, given)
+        agreements = {file: _agreement(file, asked) for file in self._images.get(asked.name, ())}
+        nearest = max(agreements.values(), default=-1)
+        if nearest < needed:
+            wanted = PurePosixPath(*asked.parts[given - needed :])
+            raise UserError(
+                "an image of the data set is missing",
+                seen=repr(name),
+                expected=f"a file {str(wanted)!r} at any depth below {self.path}",
+            )
+        best = [file for file, agreement in agreements.items() if agreement == nearest]
         if len(best) > 1:
             raise UserError(
                 f"several images are called {name}", seen=self._names(best), fix="give the folder of one split"

@@ -13,8 +13,8 @@ from nvlm_trt.eval.tasks import Sample
 def docvqa(data: DataFolder) -> Iterator[Sample]:
     """DocVQA, task 1 (SP-DocVQA): ``val_v1.0.json`` or ``val_v1.0_withQT.json``, and the pages.
 
-    An entry of `data`: questionId, question, image ("documents/x.png"), answers. The test split has no answers; its
-    score comes from the RRC server.
+    An entry of `data`: questionId, question, image ("documents/x.png"; the pages are unpacked to another folder, and
+    their names are unique), answers. The test split has no answers; its score comes from the RRC server.
     """
     file = data.find_one("*val_v1.0_withQT.json", "*val_v1.0.json", "*_v1.0.json")
     for row in data.rows(file, read_json(file)["data"]):
@@ -22,7 +22,7 @@ def docvqa(data: DataFolder) -> Iterator[Sample]:
             raise UserError("the questions have no answers", seen="the test split", expected="val_v1.0*.json")
         yield Sample(
             id=text(row["questionId"], "questionId"),
-            images=(data.image(row["image"]),),
+            images=(data.image(row["image"], folders=0),),
             question=row["question"] + SHORT_OR_NUMBER,
             history=(),
             answers=texts(row["answers"], "answers"),
@@ -32,7 +32,7 @@ def docvqa(data: DataFolder) -> Iterator[Sample]:
 
 
 def chartqa(data: DataFolder) -> Iterator[Sample]:
-    """ChartQA: ``test_human.json`` and ``test_augmented.json``, and the charts; categories human and augmented.
+    """ChartQA: ``test_human.json`` and ``test_augmented.json``, charts in ``png`` beside them; categories are the two.
 
     An entry: imgname, query, label. Both halves must be there: the test split, of which the published figure is, is
     both, and their scores differ much.

@@ -23,6 +23,15 @@ def test_ai2d_asks_what_the_file_says(write, read):
     assert sample.images[0].name == "0.png"
 
 
+@pytest.mark.parametrize("other", ["ai2d/images/0.png", "0.png", "AI2D_TEST/0.jpg"])
+def test_a_missing_image_of_ai2d_is_not_replaced_by_one_of_another_folder(write, read, other):
+    row = {"image": "data/ai2diagram/AI2D_TEST/0.png", "question_id": 7, "question": "What is A?", "answer": "B"}
+    write("ai2d_test_vlmevalkit.jsonl", [row])
+    write(other)
+    with pytest.raises(UserError, match=r"is missing; .*expected: a file 'AI2D_TEST/0\.png' at any depth below"):
+        read("ai2d")
+
+
 def ai2d_row(**change: object) -> dict[str, object]:
     """A row with the columns and types of lmms-lab/ai2d."""
     return {"question": "What is A?", "options": ["ears", "nose", "0", "1"], "answer": "2", "image": CELL} | change

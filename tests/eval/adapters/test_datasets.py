@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_limit_reads_no_further(write, write_chartqa, read):
     write_chartqa(ROW, ROW | {"imgname": "missing.png"})
     write("test/png/a.png")
     assert len(read("chartqa", 2)) == 2
-    with pytest.raises(UserError, match=r"an image of the data set is missing; seen: test/png/missing\.png"):
+    with pytest.raises(UserError, match=r"an image of the data set is missing; seen: 'test/png/missing\.png'"):
         read("chartqa")
 
 
@@ -51,6 +52,27 @@ def test_charts_of_the_same_name_in_another_split_are_told_apart(write, write_ch
         write(f"{split}/png/a.png")
     write_chartqa(ROW)
     assert read("chartqa")[1].images == (data / "test" / "png" / "a.png",)
+
+
+@pytest.mark.parametrize(
+    "other", ["train/png/a.png", "val/test/a.png", "test/png/a.jpg", "test/png/a.png.txt", "a.png"]
+)
+def test_a_missing_chart_is_not_replaced_by_another_of_its_name(write, write_chartqa, read, data, other):
+    write(other)
+    write_chartqa(ROW)
+    message = (
+        rf"image of the data set is missing; seen: 'test/png/a\.png'; expected: a file 'test/png/a\.png' at .*{data}"
+    )
+    with pytest.raises(UserError, match=message):
+        read("chartqa")
+
+
+def test_charts_are_found_from_within_their_folder(write, write_chartqa, read, data, tmp_path, monkeypatch):
+    write("test/png/a.png")
+    write_chartqa(ROW)
+    monkeypatch.chdir(data / "test")
+    samples = read_dataset("chartqa", Path(), tmp_path)
+    assert samples == read("chartqa")
 
 
 def test_an_image_that_cannot_be_told_from_another_is_refused(write, read):

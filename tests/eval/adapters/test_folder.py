@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from nvlm_trt.eval.adapters.folder import text, texts
+from nvlm_trt.errors import UserError
+from nvlm_trt.eval.adapters.folder import DataFolder, text, texts
 from nvlm_trt.jsonl import FieldError
 
 
@@ -22,3 +23,15 @@ def test_what_is_neither_is_refused_and_not_spelled_out(value):
         text(value, "label")
     with pytest.raises(FieldError, match=r"^label: seen .*, expected a text or a number$"):
         texts(["x", value], "label")
+
+
+def test_an_image_lies_in_the_folders_that_its_name_has_or_in_as_many_as_are_asked_for(data, write):
+    for file in ("x/b/c.png", "a/b/d.jpg", "e.png"):
+        write(file)
+    folder = DataFolder(data, data)
+    assert folder.image("b/c.png") == folder.image("c.png") == folder.image("c") == data / "x/b/c.png"
+    assert folder.image("a/b/c.png", folders=1) == folder.image("other/c.png", folders=0) == data / "x/b/c.png"
+    assert folder.image("e.png", folders=1) == data / "e.png", "a name without folders asks for none"
+    for name, folders in (("a/b/c.png", None), ("b/a/c.png", 1), ("d.png", 0), ("", 0), ("b", 0)):
+        with pytest.raises(UserError, match=r"an image of the data set is missing; seen: .*; expected: a file"):
+            folder.image(name, folders=folders)

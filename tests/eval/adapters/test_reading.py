@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from nvlm_trt.errors import UserError
+
 from .conftest import png
 
 
@@ -34,6 +38,15 @@ def test_images_of_equal_names_are_told_apart_by_their_folders(write, read, data
     assert [sample.images[0] for sample in read("ocrbench")] == [
         data / "OCRBench_Images" / part / "test" / "a.png" for part in ("IIIT5K", "svt")
     ]
+
+
+def test_a_missing_image_is_not_replaced_by_that_of_another_part(write, read):
+    write("OCRBench.json", [row("svt", "under")])
+    write("OCRBench_Images/IIIT5K/test/a.png")
+    with pytest.raises(
+        UserError, match=r"is missing; seen: 'svt/test/a\.png'; expected: a file 'svt/test/a\.png' at any"
+    ):
+        read("ocrbench")
 
 
 def test_ocrbench_in_parquet(parquet, read):

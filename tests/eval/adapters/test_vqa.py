@@ -46,6 +46,16 @@ def test_docvqa_finds_images_where_the_annotations_say_too(write, read, data):
     assert read("docvqa")[0].images == (data / "documents" / "abc1_1.png",)
 
 
+@pytest.mark.parametrize("other", ["documents/abc1_1.jpg", "documents/abc1_2.png"])
+def test_a_missing_page_of_docvqa_is_not_replaced_by_another(write, read, other):
+    write("val_v1.0.json", {"data": [docvqa_row(1)]})
+    write(other)
+    with pytest.raises(
+        UserError, match=r"missing; seen: 'documents/abc1_1\.png'; expected: a file 'abc1_1\.png' at any"
+    ):
+        read("docvqa")
+
+
 def test_docvqa_without_answers_is_the_test_split(write, read):
     write("test_v1.0.json", {"data": [{"questionId": 1, "question": "?", "image": "documents/a.png"}]})
     with pytest.raises(UserError, match="have no answers; seen: the test split"):
