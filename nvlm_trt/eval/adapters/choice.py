@@ -89,8 +89,8 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
         return
     queries: Mapping[str, str] = read_json(data.find_one("query.json"))
     file = data.find_one("testmini.json")
-    for pid, row in data.rows(file, read_json(file).items()):
-        yield _mathvista(row, data.image(row["image"]), queries[pid])
+    for row in data.rows(file, read_json(file).values()):
+        yield _mathvista(row, data.image(row["image"]), queries[text(row["pid"], "pid")])
 
 
 def _mathvista(row: Row, image: Path, query: str) -> Sample:

@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from nvlm_trt.errors import UserError
 from nvlm_trt.jsonl import FieldError
@@ -21,8 +21,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 Row = Mapping[str, Any]
 """An entry of an annotation file, as its publisher writes it."""
-
-Entry = TypeVar("Entry")
 
 
 class DataFolder:
@@ -80,10 +78,16 @@ class DataFolder:
             )
         return found[0]
 
-    def rows(self, file: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries of an annotation file, with `place` kept."""
+    def rows(self, file: Path, entries: Iterable[object]) -> Iterator[Row]:
+        """The entries of an annotation file, with `place` kept.
+
+        Raises:
+            FieldError: one is no object.
+        """
         for number, entry in enumerate(entries, start=1):
             self.place = f"{file.relative_to(self.path)}, entry {number}"
+            if not isinstance(entry, dict):
+                raise FieldError(f"seen {type(entry).__name__}, expected an object")
             yield entry
 
     def image(self, name: object, *, folders: int | None = None) -> Path:

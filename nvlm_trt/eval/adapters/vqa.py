@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.folder import DataFolder, read_json, text, texts
@@ -17,9 +18,11 @@ def docvqa(data: DataFolder) -> Iterator[Sample]:
     their names are unique), answers. The test split has no answers; its score comes from the RRC server.
     """
     file = data.find_one("*val_v1.0_withQT.json", "*val_v1.0.json", "*_v1.0.json")
-    for row in data.rows(file, read_json(file)["data"]):
+    for row in data.rows(file, _entries(file)):
         if "answers" not in row:
-            raise UserError("the questions have no answers", seen="the test split", expected="val_v1.0*.json")
+            raise UserError(
+                "the questions have no answers", seen=data.place, expected="val_v1.0*.json: the test split has none"
+            )
         yield Sample(
             id=text(row["questionId"], "questionId"),
             images=(data.image(row["image"], folders=0),),
@@ -57,7 +60,7 @@ def textvqa(data: DataFolder) -> Iterator[Sample]:
     An entry of `data`: question_id, question, image_id, answers (ten).
     """
     file = data.find_one("TextVQA_[0-9]*_val.json")  # its publisher's TextVQA_Rosetta_OCR_v0.2_val.json has no answers
-    for row in data.rows(file, read_json(file)["data"]):
+    for row in data.rows(file, _entries(file)):
         yield Sample(
             id=text(row["question_id"], "question_id"),
             images=(data.image(row["image_id"]),),
@@ -88,3 +91,10 @@ def vqav2(data: DataFolder) -> Iterator[Sample]:
             metric="vqa_accuracy",
             category=right["answer_type"],
         )
+
+
+def _entries(file: Path) -> Iterable[object]:
+    """The entries of a file: the list that is its `data`, or that it is, as the released evaluation reads it."""
+    content = read_json(file)
+    entries: Iterable[object] = content["data"] if isinstance(content, dict) else content
+    return entries

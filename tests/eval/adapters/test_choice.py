@@ -154,6 +154,20 @@ def test_mathvista(write, read):
     assert [sample.images[0].name for sample in samples] == ["1.jpg", "2.jpg"]
 
 
+def test_mathvista_finds_the_query_of_an_entry_by_its_pid(write, read):
+    write("testmini.json", {"first": FREE | {"pid": 1}})
+    write("query.json", {"1": HINT})
+    write("images/1.jpg")
+    assert read("mathvista")[0].id == "1"
+
+
+def test_an_entry_of_mathvista_that_is_no_object_is_told_as_such(write, read):
+    write("testmini.json", {"1": "4"})
+    write("query.json", {"1": HINT})
+    with pytest.raises(UserError, match=r"MathVista: testmini\.json, entry 1: seen str, expected an object"):
+        read("mathvista")
+
+
 def test_mathvista_in_parquet(parquet, read):
     rows = [row | {"decoded_image": CELL, "query": HINT} for row in (FREE, CHOICE)]
     parquet("data/testmini-00000-of-00001-725687bf7a18d64b.parquet", rows)

@@ -58,8 +58,28 @@ def test_a_missing_page_of_docvqa_is_not_replaced_by_another(write, read, other)
 
 def test_docvqa_without_answers_is_the_test_split(write, read):
     write("test_v1.0.json", {"data": [{"questionId": 1, "question": "?", "image": "documents/a.png"}]})
-    with pytest.raises(UserError, match="have no answers; seen: the test split"):
+    with pytest.raises(
+        UserError, match=r"have no answers; seen: test_v1\.0\.json, entry 1; expected: val_v1\.0\*\.json"
+    ):
         read("docvqa")
+
+
+@pytest.mark.parametrize("content", [{"data": ["x"]}, ["x"], {"data": {"x": 1}}])
+@pytest.mark.parametrize(("name", "file"), [("docvqa", "val_v1.0.json"), ("textvqa", "TextVQA_0.5.1_val.json")])
+def test_an_entry_that_is_no_object_is_told_as_such(write, read, name, file, content):
+    write(file, content)
+    with pytest.raises(UserError, match=rf"{file}, entry 1: seen str, expected an object; mend this entry"):
+        read(name)
+
+
+def test_the_entries_may_be_the_whole_file(write, read):
+    """The released evaluation looks for `data` and else takes the file for the list."""
+    text = {"question_id": 5, "question": "what brand?", "image_id": "abc337_1", "answers": ["nous"] * 10}
+    write("spdocvqa_images/abc337_1.png")
+    for document, scene in (([docvqa_row(337)], [text]), ({"data": [docvqa_row(337)]}, {"data": [text]})):
+        write("val_v1.0.json", document)
+        write("TextVQA_0.5.1_val.json", scene)
+        assert [sample.id for name in ("docvqa", "textvqa") for sample in read(name)] == ["337", "5"]
 
 
 def test_chartqa_has_two_halves(write, read):
