@@ -52,8 +52,8 @@ def eval(
     """Put the questions of a task to an engine, a server or a checkpoint in torch, and score the answers.
 
     Every answer is recorded as it comes; the same command again asks only what is missing. Data sets: docvqa, chartqa,
-    textvqa, vqav2, ocrbench, ai2d, realworldqa, mathvista, mmmu. Precisions for --emulate: fp32, bf16, and those of the
-    gpu target.
+    textvqa, vqav2, ocrbench, ai2d, ai2d_no_mask, realworldqa, mathvista, mmmu. Precisions for --emulate: fp32, bf16,
+    and those of the gpu target.
 
     Exit code 0: every sample was answered; 1: some could not be.
     """
@@ -230,7 +230,7 @@ def _show(title: str, summary: Summary, published: Published | None, folder: Pat
     header: tuple[str, ...] = ("category", "samples", "failed", "score %", "95% interval")
     if published is not None:
         header += ("NVLM-D-72B published",)
-        rows = [(*row, "") for row in rows[:-1]] + [(*rows[-1], f"{published.hugging_face} ({published.split})")]
+        rows = [(*row, "") for row in rows[:-1]] + [(*rows[-1], f"{published.nearest} ({published.split})")]
     print_table(header, rows)
     typer.echo(f"\nrecords: {folder}")
 

@@ -202,6 +202,10 @@ def test_a_published_data_set_is_read_from_a_folder_and_compared(nvlm_trt, small
     assert shown.code == 0
     assert "92.6 (test)" in shown.out
     assert nvlm_trt(*words, "--data", data, "--json").json["published"]["megatron"] == 92.6
+    row = {"image": "a.png", "question_id": 1, "question": "What is A?\nA. x\nB. y", "answer": "B"}
+    (data / "ai2d_test_vlmevalkit.jsonl").write_text(json.dumps(row))
+    shown = nvlm_trt("eval", small_engine, "--task", "ai2d", *words[4:], "--data", data)
+    assert "85.2 (test, with mask)" in shown.out, "there is no figure with the released code"
     refused = nvlm_trt(*words)
     assert (refused.code, "--data" in refused.err) == (2, True)
 

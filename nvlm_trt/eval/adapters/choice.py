@@ -5,21 +5,38 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 from nvlm_trt.eval.adapters.folder import DataFolder, Row, read_json, read_jsonl, text, texts
 from nvlm_trt.eval.adapters.prompts import LATER_SYSTEM, LETTER, SHORT, with_choices
 from nvlm_trt.eval.tasks import LETTERS, Sample
 
+NO_MASK_IMAGES: Final = "AI2D_TEST_NO_MASK_IMAGES"
+"""Where the released evaluation has AI2D's images without mask (class AI2DDataset of its evaluation_datasets.py)."""
+
 
 def ai2d(data: DataFolder) -> Iterator[Sample]:
-    """AI2D as the released evaluation reads it, ``ai2d_test_vlmevalkit.jsonl`` (no mask) and its images; or in parquet.
+    """AI2D with mask: ``ai2d_test_vlmevalkit.jsonl``, InternVL's ``test_vlmevalkit.jsonl``, and images; or in parquet.
 
-    A line: image, question_id, question (with choices and instruction), answer (a letter). ``ai2d_test.jsonl`` is the
-    masked setting, which is harder: the published 94.2 is without mask, with mask it is 85.2. A row of the parquet
-    files (lmms-lab/ai2d, with mask; lmms_eval/tasks/ai2d/utils.py): question, options, answer (the place of the right
-    one, from 0, as text or number), image.
+    A line: image, question_id, question (with choices and instruction), answer (a letter). A row of the parquet files
+    (lmms-lab/ai2d; lmms_eval/tasks/ai2d/utils.py): question, options, answer (the place of the right one, from 0, as
+    text or number), image. InternVL's guide pairs the JSONL with AI2D_TEST.zip (internvl_chat/eval/vqa/README.md), and
+    its figures with these are those that arXiv 2412.05271, table 7, has as with mask.
     """
+    return _ai2d(data, None)
+
+
+def ai2d_no_mask(data: DataFolder) -> Iterator[Sample]:
+    """AI2D without mask: files as for ai2d, but images in ``AI2D_TEST_NO_MASK_IMAGES``; or in parquet.
+
+    Questions and columns are those of ai2d. Of a parquet file the user alone can say that its images have no mask.
+    """
+    return _ai2d(data, NO_MASK_IMAGES)
+
+
+def _ai2d(data: DataFolder, images: str | None) -> Iterator[Sample]:
+    """Samples whose images lie in a folder of this name; None for that which the lines name."""
     if any(data.path.rglob("*.parquet")) and not any(data.path.rglob("*.jsonl")):
         for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
             yield Sample(
@@ -31,11 +48,12 @@ def ai2d(data: DataFolder) -> Iterator[Sample]:
                 metric="exact_match",
             )
         return
-    file = data.find_one("*ai2d*vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")
+    file = data.find_one("*test_vlmevalkit.jsonl", "*ai2d*.jsonl", "*.jsonl")
     for row in data.rows(file, read_jsonl(file)):
+        image = row["image"] if images is None else f"{images}/{PurePosixPath(row['image']).name}"
         yield Sample(
             id=text(row["question_id"], "question_id"),
-            images=(data.image(row["image"], folders=1),),
+            images=(data.image(image, folders=1),),
             question=row["question"],
             history=(),
             answers=texts(row["answer"], "answer"),

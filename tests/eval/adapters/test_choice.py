@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nvlm_trt.errors import UserError
@@ -21,6 +23,30 @@ def test_ai2d_asks_what_the_file_says(write, read):
     (sample,) = read("ai2d")
     assert (sample.id, sample.question, sample.answers, sample.metric) == ("7", question, ("B",), "exact_match")
     assert sample.images[0].name == "0.png"
+
+
+def test_ai2d_is_read_as_internvl_lays_it_out(write, read, data):
+    row = {"image": "data/ai2diagram/AI2D_TEST/0.png", "question_id": 7, "question": "What is A?", "answer": "B"}
+    write("ai2diagram/test_vlmevalkit.jsonl", [row])
+    write("ai2diagram/test.jsonl", [row | {"answer": "A"}])
+    write("ai2diagram/AI2D_TEST/0.png")
+    (sample,) = read("ai2d")
+    assert (sample.answers, sample.images) == (("B",), (data / "ai2diagram/AI2D_TEST/0.png",))
+
+
+def test_ai2d_without_mask_asks_the_same_of_the_images_without(write, parquet, read, data):
+    row = {"image": "AI2D_TEST/0.png", "question_id": 7, "question": "What is A?", "answer": "B"}
+    write("ai2d_test_vlmevalkit.jsonl", [row])
+    write("AI2D_TEST/0.png")
+    with pytest.raises(UserError, match=r"AI2D_TEST_NO_MASK_IMAGES/0\.png' at any depth"):
+        read("ai2d_no_mask")
+    write("AI2D_TEST_NO_MASK_IMAGES/0.png", png("blue"))
+    (masked,), (plain,) = read("ai2d"), read("ai2d_no_mask")
+    assert plain == replace(masked, images=(data / "AI2D_TEST_NO_MASK_IMAGES/0.png",))
+    assert masked.images == (data / "AI2D_TEST/0.png",)
+    (data / "ai2d_test_vlmevalkit.jsonl").unlink()
+    parquet("data/test-00000-of-00001.parquet", [ai2d_row()])
+    assert read("ai2d_no_mask") == read("ai2d"), "of a parquet file the name alone says what its images are"
 
 
 @pytest.mark.parametrize("other", ["ai2d/images/0.png", "0.png", "AI2D_TEST/0.jpg"])
