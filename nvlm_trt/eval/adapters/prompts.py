@@ -2,7 +2,8 @@
 
 At the tag NVLM-1.0 every system message is the release's own, "Answer the questions."; DocVQA and RealWorldQA came
 later, with a system message of their own. The image goes in front of all of them as ``<image>`` and a line end, which
-`build_prompt` writes. Which prompts gave the published figures is not documented.
+`build_prompt` writes. The model card of nvidia/NVLM-D-72B names ``eval/full_eval.yaml`` beside the weights for the
+prompts of its evaluation; that file was not at hand here, and may ask otherwise.
 """
 
 from __future__ import annotations
