@@ -142,7 +142,7 @@ def parse_config(raw: Json) -> NvlmConfig:
     _expect(vision_raw, "qk_normalization", True)
     _expect(vision_raw, "qkv_bias", False)
     _expect(decoder_raw, "hidden_act", "silu")
-    _expect(decoder_raw, "tie_word_embeddings", False)
+    _expect({"tie_word_embeddings": False, **decoder_raw}, "tie_word_embeddings", False)  # Qwen2's own default
     vision = VisionConfig(
         hidden_size=_integer(vision_raw, "hidden_size"),
         intermediate_size=_integer(vision_raw, "intermediate_size"),
@@ -209,7 +209,14 @@ def _check_shapes(config: NvlmConfig, raw: Json) -> None:
 
 def _check_rope(decoder: DecoderConfig, decoder_raw: Json) -> None:
     scaling = decoder_raw.get("rope_scaling")
-    if scaling and decoder.max_position_embeddings > PLAIN_ROPE_LIMIT:
+    if not scaling:
+        return
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    if kind != "dynamic":
+        raise CheckpointError(
+            "this rope_scaling is not supported", seen=json.dumps(scaling), expected='null, or of type "dynamic"'
+        )
+    if decoder.max_position_embeddings > PLAIN_ROPE_LIMIT:
         raise CheckpointError(
             "rope_scaling beyond 32,768 positions is not supported (up to there it changes nothing and is ignored)",
             seen=f"rope_scaling {json.dumps(scaling)}, max_position_embeddings {decoder.max_position_embeddings}",

@@ -188,6 +188,19 @@ def test_another_release_is_refused_before_it_runs(version: str, build: Build, m
     assert not build.out.exists()
 
 
+def test_nodes_of_other_than_8_gpus_need_a_release_that_takes_them_from_the_checkpoint(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TrtllmConfig.of(like_72b(1).config.decoder, BF16, tp=RANKS, pp=1, gpus_per_node=4).write(build.checkpoint)
+    build.stand_in(SUCCEED)
+    monkeypatch.setattr(build_tensorrt_llm, "installed", {"tensorrt_llm": "1.1.0"}.get)
+    with pytest.raises(EngineError, match=r"nodes of 8 GPUs alone; seen: TensorRT-LLM 1\.1\.0, gpus_per_node 4"):
+        build.run()
+    assert not build.out.exists()
+    monkeypatch.setattr(build_tensorrt_llm, "installed", {"tensorrt_llm": "1.2.1"}.get)
+    build.run()
+
+
 def test_the_pinned_release_is_run(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_tensorrt_llm, "installed", {"tensorrt_llm": "1.2.1"}.get)
     build.stand_in(SUCCEED)

@@ -61,6 +61,19 @@ def test_rope_scaling_beyond_32k_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "scaling",
+    [{"type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 4.0}, {"factor": 3.0}, "dynamic"],
+)
+def test_rope_scaling_that_changes_other_positions_than_those_beyond_32k_is_refused(scaling: object) -> None:
+    with pytest.raises(CheckpointError, match="this rope_scaling is not supported"):
+        parse_config(changed("llm_config.rope_scaling", scaling))
+
+
+def test_embeddings_that_are_not_said_to_be_tied_are_not() -> None:
+    assert parse_config(changed("llm_config.tie_word_embeddings", KeyError)) == tiny_spec().config
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         ("llm_config.architectures", ["LlamaForCausalLM"]),
