@@ -21,7 +21,7 @@ from nvlm_trt.triton_streams import Connection, ResponseStream
 class AsyncAnswerStream:
     """An answer as it comes: iterate over its pieces, then await `answer`.
 
-    An async context manager; leaving it early, or `close`, cancels the request on the server.
+    An async context manager; leaving it early, or `close`, ends the request on the server.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class AsyncAnswerStream:
         return self._builder.new_tokens()
 
     async def close(self) -> None:
-        """End the request; nothing to do when it has ended."""
+        """Have the request ended, without waiting for it; nothing to do when it has ended."""
         self._stream.give_up(self._request([], {CANCEL: True}))
 
     async def __aenter__(self) -> Self:
@@ -127,7 +127,7 @@ class AsyncNvlmClient:
         return self._ask(prompt, images, history, system, options, stream=True)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once the server has ended what was given up; ten seconds are the most that takes."""
         await self._connection.close()
 
     async def __aenter__(self) -> Self:

@@ -72,9 +72,10 @@ class AnswerStream:
             self._client.start_stream(self._put, headers=STREAM_HEADERS)
             self._send(inputs)
         except InferenceServerException as error:
+            cause = self._cause(error)
             self._complete = True
             self.close()
-            raise error_of(self._cause(error)) from None
+            raise error_of(cause) from None
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -99,7 +100,7 @@ class AnswerStream:
                 ending.start()
                 ending.join(ENDING_SECONDS)
         finally:
-            # nothing to do, unless the server is silent or somebody is in a hurry (why: `nvlm_trt.triton_streams`)
+            # it is over by now, unless the server failed or is silent, or somebody does not want to wait
             self._client.stop_stream(cancel_requests=True)
             self._events.put((None, InferenceServerException("the answer was closed")))
             self._connections.give_back(self._client)

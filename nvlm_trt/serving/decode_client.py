@@ -136,7 +136,7 @@ class DecodeClient:
             raise
 
     async def close(self) -> None:
-        """Close the connection, once the decoder has been told of all that was given up."""
+        """Close the connection, once what was given up has ended, or ten seconds later."""
         await self._connection.close()
 
     def _next_id(self) -> str:
