@@ -149,7 +149,11 @@ def _samples(
     from nvlm_trt.miniature import shipped
 
     if data is not None:
-        return read_dataset(task, data, extracted, limit), DATASETS[task].published
+        samples, dataset = read_dataset(task, data, extracted, limit), DATASETS[task]
+        published = dataset.published_for(samples)
+        if published is None:
+            typer.echo(f"no published figure beside these: it is of {' and '.join(dataset.parts)}", err=True)
+        return samples, published
     if task in DATASETS:
         raise UserError(f"{DATASETS[task].title} is read from a folder that you have", fix="give it with --data")
     return read_tasks(shipped.resolve(task, shipped.GATE_TASK))[:limit], None
