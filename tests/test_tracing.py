@@ -132,12 +132,13 @@ def test_a_stage_fails_with_its_block(collector: Collector) -> None:
 )
 def test_a_decoding_has_the_spans_of_what_it_reached(collector: Collector, stages: Stages, names: list[str]) -> None:
     tracer = Tracer("x")
-    trace_decoding(tracer.remote(GOOD), stages, 3, "error")
+    trace_decoding(tracer.remote(GOOD), stages, 3, "error", 7.0)
     tracer.close()
     spans = sorted(collector.trace(TRACE, set(names)), key=lambda span: span.began)
     assert [span.name for span in spans] == names
     assert [span.failed for span in spans] == [False] * (len(names) - 1) + [True]
     assert [round(span.seconds, 2) for span in spans[:-1]] == [1.0, 2.0][: len(names) - 1]
+    assert round(spans[-1].seconds, 2) == {"queue": 6.0, "prefill": 5.0, "decode": 3.0}[names[-1]]
 
 
 def test_without_a_collector_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,8 +242,9 @@ class LlmServer:
         if event.finish_reason is None:
             return
         del self._jobs[name]
+        ended = time.monotonic()  # before who asked can have the end
         self._end(lambda: self._send_last(job, event))
-        self._note_end(job, event)
+        self._note_end(job, event, ended)
 
     def _send_last(self, job: Job, event: TokenEvent) -> None:
         if event.finish_reason == "error":
@@ -264,11 +265,11 @@ class LlmServer:
             if self._lost is not None:
                 self._lost()
 
-    def _note_end(self, job: Job, event: TokenEvent) -> None:
+    def _note_end(self, job: Job, event: TokenEvent, ended: float) -> None:
         if job.stages is None:
             return
         try:
-            trace_decoding(job.span, job.stages, job.tokens, event.finish_reason or "error")
+            trace_decoding(job.span, job.stages, job.tokens, event.finish_reason or "error", ended)
             if self._observe is not None:
                 self._observe(job.stages)
         except Exception:  # a figure must not hold up what waits to be sent

@@ -403,3 +403,20 @@ def test_a_send_that_does_not_end_is_seen_from_outside(server, engine):
     release.set()
     assert channel.ended.wait(30)
     wait(lambda: server.sending.position != held)
+
+
+def test_a_decoding_has_ended_before_who_asked_is_told(server, engine, monkeypatch):
+    ends = []
+    monkeypatch.setattr("nvlm_trt.serving.llm.trace_decoding", lambda *facts: ends.append(facts[-1]))
+
+    class Slow(FakeChannel):
+        def send(self, ids, *, final, log_probs=(), cached=0):
+            self.told = time.monotonic()
+            super().send(ids, final=final, log_probs=log_probs, cached=cached)
+
+    channel = Slow()
+    server.submit(tensors(), "", channel)
+    wait(lambda: engine.requests)
+    engine.tokens("0", 5, reason="stop")
+    wait(lambda: ends)
+    assert ends[0] <= channel.told
