@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -206,9 +207,20 @@ def test_a_server_that_is_not_there_is_a_refusal() -> None:
             asyncio.run(fetcher.fetch("http://a.example:1/x", lambda size: None))
 
 
+def answer_lookups(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
+    """Answer the resolver's threads; others of the process, such as one that watches a server, ask the system."""
+    system = socket.getaddrinfo
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        ours = threading.current_thread().name.startswith("nvlm-dns")
+        return (answer if ours else system)(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+
+
 def test_a_dns_that_does_not_answer_keeps_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 80))] * answered.wait(30))
+    answer_lookups(monkeypatch, lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 80))] * answered.wait(30))
 
     async def others() -> list[str]:
         resolve = SystemResolver()
@@ -228,7 +240,7 @@ class SlowDns:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.answers = threading.Event()
-        monkeypatch.setattr(socket, "getaddrinfo", self._ask)
+        answer_lookups(monkeypatch, self._ask)
 
     def _ask(self, host: str, port: int, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         self.asked.append(host)
