@@ -11,6 +11,8 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from nvlm_trt.triton_streams import is_last
+
 Array = npt.NDArray[Any]
 Answer = tuple[Any, InferenceServerException | None]
 
@@ -67,7 +69,7 @@ class Call:
             if values is not None:
                 count = int(result.as_numpy("sequence_length").item())
                 found += values[0, 0, :count].tolist()
-            if result.get_response().parameters["triton_final_response"].bool_param:
+            if is_last(result):
                 self.close()
                 return found
 
