@@ -45,8 +45,16 @@ def parsed_line(line: str) -> dict[str, object]:
     return raw
 
 
-def local_files(folder: Path, names: Sequence[str], field: str = "images") -> Iterator[Path]:
+def local_files(
+    folder: Path, names: Sequence[str], field: str = "images", *, must_exist: bool = True
+) -> Iterator[Path]:
     """The files that a line names; relative ones must lie beneath the folder, by their names and where links lead.
+
+    Args:
+        folder: Of the JSONL.
+        names: What it says.
+        field: In which field.
+        must_exist: Whether one that is not there is a fault.
 
     Raises:
         FieldError: naming the first one that is no such file.
@@ -64,7 +72,7 @@ def local_files(folder: Path, names: Sequence[str], field: str = "images") -> It
             raise FieldError(f"{where}: seen {name[:80]!r}, which cannot be looked for ({reason})") from None
         if not pure.is_absolute() and not file.is_relative_to(root):
             raise FieldError(f"{where}: seen {name!r}, which leads out of the JSONL's folder")
-        if not exists:
+        if must_exist and not exists:
             raise FieldError(f"{where}: seen {name!r}, expected a file that exists")
         yield file
 

@@ -16,8 +16,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh cpu,plots
 
+dry=()
 for word; do # nothing is to be built for help, for two reports, and for a server that runs already
-    case $word in --help | --compare | --url | --url=* | --http-url | --http-url=*) exec nvlm-trt bench "$@" ;; esac
+    case $word in
+    --help | --compare | --url | --url=* | --http-url | --http-url=*) exec nvlm-trt bench "$@" ;;
+    --dry-run) dry=(--dry-run) ;;
+    esac
 done
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     exec nvlm-trt bench "$@"
@@ -27,7 +31,13 @@ mkdir -p engines/bench
 if [ "${1-}" = --small ]; then
     shift
     model=nvlm-small served=nvlm-small-int8 precisions="${PRECISIONS-bf16 int8}" source=(--checkpoint engines/bench/nvlm-small)
-    [ -d engines/bench/nvlm-small ] || nvlm-trt synth engines/bench/nvlm-small --size small >&2
+    if [ ! -d engines/bench/nvlm-small ]; then
+        if [ ${#dry[@]} -gt 0 ]; then
+            echo "the checkpoint engines/bench/nvlm-small is made first (2.3 GB); without it there is nothing to plan"
+            exit
+        fi
+        nvlm-trt synth engines/bench/nvlm-small --size small >&2
+    fi
     defaults=(--baseline bf16 --rounds 2 --repeats 1 --warmup 1 --columns 1)
     defaults+=(--scenario repeat,turns,stall,streams,prefill,decode,vision)
 else
@@ -44,11 +54,18 @@ for precision in $precisions; do
     sed -e "s/^vision_precision: .*/vision_precision: $vision/" \
         -e "s/^decoder_precision: .*/decoder_precision: $precision/" \
         "build/recipes/$model-cpu.yaml" >"$engine.yaml"
-    nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile "${source[@]}" >&2
+    nvlm-trt build "$engine.yaml" --output "$engine" --until decoder-compile "${source[@]}" "${dry[@]}" >&2
     engines+=("$engine")
 done
+if [ ${#dry[@]} -gt 0 ]; then
+    for engine in "${engines[@]}"; do
+        [ -d "$engine" ] && continue
+        echo "$engine is built first; what is measured can be told once it is there"
+        exit
+    done
+fi
 case " ${engines[*]} " in *"/$served "*) ;; *) served=${engines[0]##*/} ;; esac
-case " $* " in *grpc* | *http*) # a server reads a model repository, which a whole build would write after its gates
+[ ${#dry[@]} -gt 0 ] || case " $* " in *grpc* | *http*) # a server reads a model repository, which a whole build would write after its gates
     python - "${engines[@]}" <<'PYTHON'
 import sys
 from pathlib import Path

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from nvlm_trt.bench.record import CaseRecord, RequestRecord
 
 BURST: Final = 0.25
-"""Of a stream's mean gap: below it, arrivals count as one."""
+"""Of a stream's mean gap: below it, arrivals count as one, and those of several streams as of one step."""
 
 
 class Gaps(NamedTuple):
@@ -37,7 +37,8 @@ def steady_rate(case: CaseRecord) -> float | None:
     """Tokens a second of all streams together, while all of them decode.
 
     That is from the moment when the last stream has its first token to the moment when the first one ends; None where
-    there is no such moment.
+    there is no such moment. Tokens of one step may be noted one after the other, so those that come within a quarter of
+    the shortest mean gap after either moment belong to its step.
     """
     times = [
         [started + each for each in token_times(request)]
@@ -45,7 +46,8 @@ def steady_rate(case: CaseRecord) -> float | None:
         if request.output_tokens
     ]
     begin, end = max(each[0] for each in times), min(each[-1] for each in times)
-    tokens = sum(begin < each <= end for stream in times for each in stream)
+    slack = BURST * min(((each[-1] - each[0]) / (len(each) - 1) for each in times if len(each) > 1), default=0.0)
+    tokens = sum(begin + slack < each <= end + slack for stream in times for each in stream)
     return tokens / (end - begin) if tokens else None
 
 

@@ -28,6 +28,9 @@ GRACE_S: Final = 30.0
 
 TAIL: Final = 500
 
+WORKER: Final = ("-m", "nvlm_trt.bench.worker")
+"""Arguments of Python."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
@@ -117,10 +120,9 @@ class Workers:
             return AccuracyRecord.model_validate_json(self._run(job, None))
 
     def _run(self, job: Job, timeout: float | None) -> bytes:
-        command = [sys.executable, "-m", "nvlm_trt.bench.worker"]
         with tempfile.TemporaryFile() as said:
             worker = subprocess.Popen(
-                command,
+                [sys.executable, *WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -169,11 +171,10 @@ def _reason(code: int, words: str) -> str:
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """End a worker that runs, first as Ctrl-C does, so that it stops its server; then what is left of its session."""
-    if worker.poll() is not None:
-        return
-    worker.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        worker.wait(GRACE_S)
-    with suppress(ProcessLookupError):  # a tool of others may leave processes behind
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(GRACE_S)
+    with suppress(ProcessLookupError):  # a tool of others may leave processes behind, of a worker that has ended too
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

@@ -11,6 +11,9 @@ import psutil
 QUIET_CORES: Final = 0.2
 """Up to here the machine counts as quiet."""
 
+NOT_QUIET: Final = "**the machine was not quiet**"
+"""How the remark of a report about it begins."""
+
 IDLE: Final = ("idle", "iowait", "guest", "guest_nice")
 """Not busy; the time of guests is in that of users already (proc_stat(5))."""
 

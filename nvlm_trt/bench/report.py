@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from nvlm_trt.bench.growth import GrowthReport
 from nvlm_trt.bench.metrics import Better, Section, SizeUnit
 from nvlm_trt.bench.record import Frozen, RateName
+from nvlm_trt.bench.scenarios import Bounds
 from nvlm_trt.bench.spread import Kind as SpreadKind
 from nvlm_trt.bench.spread import Spread
 from nvlm_trt.bench.subjects import Kind, Transport
@@ -222,6 +223,7 @@ class Report(Frozen):
         workload: What was asked.
         task: What accuracy was measured on, if it was.
         prompt_tokens: Tokens of each prompt, visual ones included; None where only the server knows.
+        bounds: What every engine takes, from which the requests of scenarios follow; None in reports of before.
         remarks: What a reader should know.
         metrics: Definitions by name.
         ceilings: What the machine can do.
@@ -242,6 +244,7 @@ class Report(Frozen):
     workload: Workload
     task: Task | None = None
     prompt_tokens: int | None = None
+    bounds: Bounds | None = None
     remarks: tuple[str, ...] = ()
     metrics: dict[str, Definition]
     ceilings: tuple[CeilingReport, ...] = ()

@@ -22,7 +22,7 @@ from nvlm_trt.bench.machine import this_machine
 from nvlm_trt.bench.peers.engines import PEERS, packages
 from nvlm_trt.bench.peers.tool import ToolName
 from nvlm_trt.bench.plan import Plan
-from nvlm_trt.bench.quiet import QUIET_CORES
+from nvlm_trt.bench.quiet import NOT_QUIET, QUIET_CORES
 from nvlm_trt.bench.record import AccuracyRecord, Device, Rate, RoundRecord
 from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.subjects import PeerSubject, ReferenceSubject, ServerSubject, Subject, size_of
@@ -110,6 +110,7 @@ class Benchmark:
             workload=request.workload.model_copy(update={"images": names_only(request.workload.images)}),
             task=plan.task,
             prompt_tokens=plan.prompt_tokens,
+            bounds=plan.bounds,
             remarks=tuple(dict.fromkeys([*_disturbance(self._columns), *self._remarks])),
             metrics=definitions(),
             ceilings=ceilings,
@@ -167,12 +168,16 @@ class Benchmark:
 
 
 def _disturbance(columns: Sequence[Column]) -> Iterator[str]:
-    """A warning, where others kept the machine busy."""
-    loads = [done.foreign_cores for column in columns for done in column.rounds if done.foreign_cores is not None]
-    if loads and (middle := statistics.median(loads)) > QUIET_CORES:
+    """A warning, where others kept the machine busy while somebody was measured."""
+    busy = []
+    for column in columns:
+        loads = [done.foreign_cores for done in column.rounds if done.foreign_cores is not None]
+        if loads and (middle := statistics.median(loads)) > QUIET_CORES:
+            busy.append(f"{middle:.1f} cores beside {column.subject.name}")
+    if busy:
         yield (
-            f"**the machine was not quiet**: other work kept {middle:.1f} cores busy (median); engines suffer from it "
-            "unequally, so neither times nor ratios are those of a quiet machine"
+            f"{NOT_QUIET}: other work kept busy {', '.join(busy)} (medians); engines suffer from it unequally, so "
+            "neither times nor ratios are those of a quiet machine"
         )
 
 

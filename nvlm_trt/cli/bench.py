@@ -155,11 +155,16 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
     say = reporter_for(silent=quiet or json).line
     workers = Workers(request.workload, plan.bounds_of, round_timeout, task, lambda word: say(f"  {word}"))
     benchmark = Benchmark(plan, workers, say, folder.save)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers are ended, rounds kept
+    endings = (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    )  # as Ctrl-C: workers, whose sessions are their own, are ended, rounds kept
+    previous = [signal.signal(each, signal.default_int_handler) for each in endings]
     try:
         whole = benchmark.run()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in zip(endings, previous, strict=True):
+            signal.signal(each, handler)
     report = benchmark.report()
     pictures = folder.finish(report, plots=plots)
     if json:

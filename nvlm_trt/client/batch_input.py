@@ -80,7 +80,7 @@ class BatchInput:
         return InputFacts(records, images, digest.hexdigest())
 
     def requests(self) -> Iterator[BatchRequest]:
-        """The requests in the order of their lines.
+        """The requests in the order of their lines. An image file that went since the check is its request's fault.
 
         Raises:
             UserError: the file was changed after its check.
@@ -88,7 +88,7 @@ class BatchInput:
         for number, raw in self._lines():
             if raw.strip():
                 try:
-                    yield self._request(number, raw)
+                    yield self._request(number, raw, images_exist=False)
                 except FieldError as error:
                     raise UserError(
                         "the input was changed while it was read", seen=f"{self._path.name}:{number}: {error}"
@@ -113,9 +113,9 @@ class BatchInput:
         except OSError as error:  # a folder, a pipe, a disk that fails
             raise UserError(f"the input cannot be read ({error.strerror})", seen=self._path) from None
 
-    def _request(self, number: int, raw: bytes) -> BatchRequest:
+    def _request(self, number: int, raw: bytes, *, images_exist: bool = True) -> BatchRequest:
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
             raise FieldError(f"seen no UTF-8 text ({error.reason}), expected an object") from None
-        return parse_request(parsed_line(line), number, self._path.parent)
+        return parse_request(parsed_line(line), number, self._path.parent, images_exist=images_exist)

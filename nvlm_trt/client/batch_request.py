@@ -96,13 +96,14 @@ class _Line(BaseModel):
     exif_orientation: bool | None = None
 
 
-def parse_request(raw: Mapping[str, object], number: int, folder: Path) -> BatchRequest:
+def parse_request(raw: Mapping[str, object], number: int, folder: Path, *, images_exist: bool = True) -> BatchRequest:
     """Check all of a line that can be checked without its server.
 
     Args:
         raw: Its object.
         number: The id of a line that has none.
         folder: Under which relative image files lie.
+        images_exist: Whether an image file that is not there is a fault.
 
     Raises:
         FieldError: naming the fields that are wrong, what was seen in them and what is expected.
@@ -116,7 +117,7 @@ def parse_request(raw: Mapping[str, object], number: int, folder: Path) -> Batch
     request = BatchRequest(
         id=number if line.id is None else line.id,
         prompt=prompt,
-        images=tuple(_images(folder, line.images)),
+        images=tuple(_images(folder, line.images, must_exist=images_exist)),
         history=history,
         system=system,
         options=Options(
@@ -153,9 +154,9 @@ def _said(line: _Line) -> tuple[str, tuple[Turn, ...], str | None]:
     return said.question, said.history, line.system_message if said.system is None else said.system
 
 
-def _images(folder: Path, images: Sequence[str | bytes]) -> Iterator[Image]:
+def _images(folder: Path, images: Sequence[str | bytes], *, must_exist: bool) -> Iterator[Image]:
     """Files where paths are given; bytes, which JSON cannot hold and a table can, as they are."""
-    files = local_files(folder, [image for image in images if isinstance(image, str)])
+    files = local_files(folder, [image for image in images if isinstance(image, str)], must_exist=must_exist)
     for image in images:
         yield next(files) if isinstance(image, str) else image
 

@@ -42,6 +42,12 @@ def test_the_rate_counts_only_while_all_streams_decode() -> None:
     assert steady_rate(both) == pytest.approx(3 / 2)
 
 
+def test_tokens_of_one_step_count_together_though_they_are_noted_one_after_the_other() -> None:
+    late = [stream(*(step + place / 1000 for step in (1.0, 2.0, 3.0))) for place in range(8)]
+    together = case(*((0.0, each) for each in late))
+    assert steady_rate(together) == pytest.approx(8 * 2 / (2 - 0.007))
+
+
 def test_streams_that_never_decode_together_have_no_rate() -> None:
     assert steady_rate(case((0.0, stream(1.0, 2.0)), (5.0, stream(1.0, 2.0)))) is None
 

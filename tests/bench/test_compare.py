@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from nvlm_trt.bench.report import Report
+from nvlm_trt.bench.quiet import NOT_QUIET
+from nvlm_trt.bench.report import Report, Task
 from nvlm_trt.bench.show.compare import Difference, compare
 
+from .made_scene import BOUNDS
 from .made_up import made_columns, made_report, made_round
 
 
@@ -81,10 +85,44 @@ def test_what_makes_reports_hard_to_compare_is_said(report: Report) -> None:
     )
     remarks = "\n".join(compare(report, other).remarks)
     assert "max_tokens 11 and 64" in remarks
-    assert "Abacus 9000 and Abacus 1" in remarks
+    assert "2 cores of Abacus 9000 and 2 cores of Abacus 1" in remarks
     assert "different tasks" in remarks
     assert "not complete" in remarks
     assert compare(other, other).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        ({"prompt_tokens": 7}, "the prompts differ: 130 and 7 tokens"),
+        ({"bounds": BOUNDS.model_copy(update={"max_tiles": 4})}, "engines take other tiles"),
+        ({"task": Task(name="gate.jsonl", sha256="ab", samples=10)}, "110 questions of gate.jsonl and 10 questions"),
+        ({"remarks": (f"{NOT_QUIET}: much",)}, f"of 2026-01-02T03:04:05+00:00: {NOT_QUIET}: much"),
+    ],
+)
+def test_what_else_makes_them_hard_to_compare(update: dict[str, Any], said: str, report: Report) -> None:
+    base = {
+        "complete": True,
+        "bounds": BOUNDS,
+        "prompt_tokens": 130,
+        "task": Task(name="gate.jsonl", sha256="ab", samples=110),
+    }
+    first = report.model_copy(update=base)
+    (remark,) = compare(first, first.model_copy(update=update)).remarks
+    assert said in remark
+
+
+def test_another_gpu_precision_or_formula_is_said(report: Report) -> None:
+    first = report.model_copy(update={"complete": True})
+    gpu = first.machine.model_copy(update={"gpus": ("Abacus X",)})
+    (remark,) = compare(first, first.model_copy(update={"machine": gpu})).remarks
+    assert remark == "the machines differ: 2 cores of Abacus 9000 and 2 cores of Abacus 9000, Abacus X"
+    subjects = [each.model_copy(update={"precision": "guessed"}) for each in first.subjects]
+    remarks = compare(first, first.model_copy(update={"subjects": tuple(subjects)})).remarks
+    assert [remark.endswith(" and guessed") for remark in remarks] == [True] * len(subjects)
+    ttft = first.metrics["ttft"].model_copy(update={"formula": "by feeling"})
+    (remark,) = compare(first, first.model_copy(update={"metrics": {**first.metrics, "ttft": ttft}})).remarks
+    assert remark == "time to first token is worked out in two ways"
 
 
 def test_rows_and_json_hold_every_difference(report: Report) -> None:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 from PIL import Image
 
-from nvlm_trt.bench import worker
+from nvlm_trt.bench import child, worker
 from nvlm_trt.bench.accuracy import measure_accuracy
 from nvlm_trt.bench.ceilings import measure_ceilings
 from nvlm_trt.bench.child import TaskFiles, Workers
@@ -165,6 +166,17 @@ def test_what_a_worker_cannot_do_comes_back_as_one_sentence(plan: Plan, tmp_path
 def test_a_worker_that_does_not_end_is_ended(plan: Plan) -> None:
     with pytest.raises(FaultError, match=r"took too long; seen: 0\.01 s"):
         Workers(WORKLOAD, plan.bounds_of, timeout=0.01).round(plan.subjects[1], 0)
+
+
+def test_what_a_worker_leaves_behind_is_ended_with_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a load tool of others may, whose first process ends before its others."""
+    leaves = "import subprocess, sys; sys.stdin.read(); print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    monkeypatch.setattr(child, "WORKER", ("-c", leaves))
+    said: list[str] = []
+    with pytest.raises(FaultError):  # it leaves no record
+        Workers(WORKLOAD, plan.bounds_of, timeout=60, say=said.append).round(plan.subjects[1], 0)
+    (pid,) = said
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_worker_has_all_the_time_it_needs_for_a_task_and_leaves_its_answers(

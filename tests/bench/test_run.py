@@ -46,6 +46,14 @@ class Measurer:
         return AccuracyRecord(scores=(1.0, 0.0), failed=1)
 
 
+class Disturbed(Measurer):
+    """Beside one of them others keep the machine busy."""
+
+    def round(self, subject: Subject, number: int, tools: tuple[ToolName, ...] = ()) -> RoundRecord:
+        busy = 1.9 if subject.name == NAMES[1] else 0.02
+        return super().round(subject, number, tools).model_copy(update={"foreign_cores": busy})
+
+
 def raiser(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -156,7 +164,16 @@ def test_a_busy_machine_is_remarked_upon(
     benchmark.run()
     assert not any("not quiet" in remark for remark in benchmark.report().remarks)
     monkeypatch.setattr(run, "QUIET_CORES", 0.01)
-    assert "other work kept 0.1 cores busy" in benchmark.report().remarks[0]
+    assert (
+        "other work kept busy 0.1 cores beside torch bf16, 0.1 cores beside torch fp32" in benchmark.report().remarks[0]
+    )
+
+
+def test_whoever_was_disturbed_is_named_though_the_others_were_not(plan: Plan) -> None:
+    benchmark = Benchmark(plan, Disturbed(), lambda _line: None, lambda _report: None)
+    benchmark.run()
+    (remark,) = (each for each in benchmark.report().remarks if "not quiet" in each)
+    assert f"other work kept busy 1.9 cores beside {NAMES[1]} (medians)" in remark
 
 
 def test_without_ceilings_everything_else_is_measured(benchmark: Benchmark, measurer: Measurer) -> None:

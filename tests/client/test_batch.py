@@ -116,6 +116,24 @@ def test_images_go_along_as_files_bytes(tmp_path, output):
     assert records(output)[0]["id"] == 1
 
 
+def test_an_image_that_goes_after_the_check_is_an_error_of_its_request_alone(tmp_path, output):
+    source = tmp_path / "in.jsonl"
+    images = [tmp_path / f"{number}.png" for number in range(3)]
+    for image in images:
+        image.write_bytes(b"file")
+    source.write_text("".join(json.dumps({"prompt": "q", "images": [image.name]}) + "\n" for image in images))
+
+    def script(asked: Asked) -> str:
+        images[1].unlink(missing_ok=True)
+        return "yes"
+
+    with StandIn(script) as server:
+        run(source, output, server.url, concurrency=1)
+        assert len(server.asked) == 2
+    assert [record.get("text") for record in records(output)] == ["yes", None, "yes"]
+    assert "1.png" in records(output)[1]["error"]["message"]
+
+
 def test_nothing_is_sent_or_written_while_one_line_is_wrong(source, output):
     lines = ["", '{"prompt": "a", "x": 1}', "no JSON", "[]", '{"id": "r0", "prompt": "a"}', '"\xff"']
     with source.open("ab") as file:

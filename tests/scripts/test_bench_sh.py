@@ -101,6 +101,19 @@ def test_the_small_model_is_made_once_and_measured_in_two_precisions(run: Run, c
     assert [call[1] for call in run("--small")] == ["build", "build", "bench"]
 
 
+def test_a_dry_run_plans_what_it_can_and_makes_nothing(run: Run, checkout: Path) -> None:
+    builds = run("--dry-run", "--transport", "grpc")
+    assert [(call[1], call[-1]) for call in builds] == [("build", "--dry-run")] * len(ENGINES)
+    for engine in ENGINES:
+        (checkout / engine).mkdir()
+    (checkout / "calls.jsonl").unlink()
+    *builds, bench = run("--dry-run", "--transport", "grpc")
+    assert [(call[1], call[-1]) for call in builds] == [("build", "--dry-run")] * len(ENGINES)
+    assert (bench[1], bench[-3]) == ("bench", "--dry-run")
+    (checkout / "calls.jsonl").write_text("")
+    assert run("--small", "--dry-run") == []
+
+
 def test_some_precisions_alone_are_built_and_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECISIONS", "int8")
     synth, build, bench = run("--small")

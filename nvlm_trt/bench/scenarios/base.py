@@ -30,6 +30,9 @@ LABEL: Final = 8
 PROBE: Final = "0" * LABEL
 """Asked for the length of its prompt."""
 
+TAG_TOKENS: Final = 32
+"""Of a tile's tag and what stands around it, at most: the longest has 24 characters."""
+
 
 class LeftOut(Exception):  # noqa: N818 - it is no error: the report gives the reason
     """A scenario, or the rest of it, cannot be measured; the text says why."""
@@ -145,13 +148,21 @@ class Scene:
         """Tokens of a prompt about an image besides its text: visual ones, tags and template. Asked for once.
 
         Raises:
-            LeftOut: it does not fit.
+            LeftOut: it does not fit, or whoever is asked cuts it into other tiles.
             UserError: it does not fit with its tags, says whoever is asked.
         """
         if tiles not in self._images:
             self.check_room(tiles * self.bounds.tokens_per_tile, 1)
             picture = self._picture(tiles, APART * self._number + tiles)  # the load has no pictures here
-            self._images[tiles] = self.ask(Question(PROBE, (picture,), max_tokens=1)).prompt_tokens - LABEL
+            found = self.ask(Question(PROBE, (picture,), max_tokens=1)).prompt_tokens - LABEL
+            least, seen = tiles * self.bounds.tokens_per_tile, found - self._frame_tokens()
+            if not least <= seen <= least + tiles * TAG_TOKENS:
+                raise LeftOut(
+                    f"a picture meant to be {tiles} tiles of {self.bounds.tokens_per_tile} tokens took {seen:,} tokens "
+                    f"where {least:,} to {least + tiles * TAG_TOKENS:,} were expected; give the engine directory of "
+                    "the model, which knows its tiles"
+                )
+            self._images[tiles] = found
         return self._images[tiles]
 
     def check_room(self, tokens: int, answer: int) -> None:

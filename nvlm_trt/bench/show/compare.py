@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from nvlm_trt.bench.quiet import NOT_QUIET
 from nvlm_trt.bench.report import Definition, Figure, Range, Report
 from nvlm_trt.bench.show.markdown import ranged, row_title
 
@@ -141,10 +142,32 @@ def _remarks(first: Report, second: Report) -> Iterator[str]:
             for (name, before), (_, after) in zip(first.workload, second.workload, strict=True)
             if before != after
         )
-    if first.machine.processor != second.machine.processor or first.machine.cores != second.machine.cores:
-        yield f"the machines differ: {first.machine.processor} and {second.machine.processor}"
-    if (first.task and first.task.sha256) != (second.task and second.task.sha256):
-        yield "accuracy is of different tasks"
+    if first.prompt_tokens != second.prompt_tokens:
+        yield f"the prompts differ: {first.prompt_tokens} and {second.prompt_tokens} tokens"
+    if None not in (first.bounds, second.bounds) and first.bounds != second.bounds:
+        yield "the requests of scenarios differ: the engines take other tiles, prompts or answers"
+    machines = [_machine(report) for report in (first, second)]
+    if machines[0] != machines[1]:
+        yield f"the machines differ: {' and '.join(machines)}"
+    if first.task != second.task:
+        yield "accuracy is of different tasks: " + " and ".join(
+            "none" if task is None else f"{task.samples} questions of {task.name}" for task in (first.task, second.task)
+        )
+    theirs = {subject.name: subject.precision for subject in second.subjects}
+    for subject in first.subjects:
+        if (precision := theirs.get(subject.name, subject.precision)) != subject.precision:
+            yield f"{subject.name} is of two precisions: {subject.precision} and {precision}"
+    for name, definition in first.metrics.items():
+        other = second.metrics.get(name, definition)
+        if (definition.unit, definition.formula) != (other.unit, other.formula):
+            yield f"{definition.title} is worked out in two ways"
     for report in (first, second):
         if not report.complete:
             yield f"the report of {report.started} is not complete"
+        yield from (f"of {report.started}: {remark}" for remark in report.remarks if remark.startswith(NOT_QUIET))
+
+
+def _machine(report: Report) -> str:
+    machine = report.machine
+    gpus = f", {', '.join(machine.gpus)}" if machine.gpus else ""
+    return f"{machine.cores} cores of {machine.processor}{gpus}"

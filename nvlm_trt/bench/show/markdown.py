@@ -35,7 +35,8 @@ READING: Final = (
 STANDING_READING: Final = (
     "Medians of ours, what they would be at the ceiling of their arithmetic or of reading memory, the share of it that "
     "is reached, and the ratio of ours to each of theirs: above 1 is ahead where an arrow points up, below 1 where it "
-    "points down."
+    "points down. Tiles a second of whoever does not tell the time of vision are worked out from differences of TTFT, "
+    "which have preprocessing in them."
 )
 GROWTH_READING: Final = (
     "Seconds = factor x size ^ exponent, least squares of the logarithms of the medians: exponent 1 is linear, 0 "
