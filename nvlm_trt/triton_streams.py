@@ -10,6 +10,7 @@ order. So who wants no more of an answer asks the models to end it, and reads on
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
@@ -20,13 +21,19 @@ from tritonclient.utils import InferenceServerException
 CLOSING_SECONDS: Final = 10.0
 """A connection that is closed waits that long for its streams to end; a server that hangs ends none."""
 
+SILENT_SECONDS: Final = 30.0
+"""A stream that nobody wants any more is cancelled after that long without a sign of the server."""
+
 AGAIN_SECONDS: Final = 0.1
 """From asking a model to end a request to asking it again: one that has not begun the request does not know it."""
+
+ASK_SECONDS: Final = 5.0
+"""A model that is asked to end a request has that long to say that it heard."""
 
 Ask = Callable[[], Awaitable[None]]
 """Asks a model to end a request."""
 
-_Response = tuple[triton.InferResult | None, InferenceServerException | None]
+log = logging.getLogger(__name__)
 
 
 def is_last(result: triton.InferResult) -> bool:
@@ -47,30 +54,39 @@ class Connection:
 
     def __init__(self, url: str, channel_args: Sequence[tuple[str, Any]]) -> None:
         self.client = triton.InferenceServerClient(url, channel_args=channel_args)
+        self._running: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
-    def end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what ends a stream, whatever becomes of who asks for it."""
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what a stream needs, whatever becomes of who asks for it."""
         task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def await_end(self, task: asyncio.Task[None]) -> None:
+        """Have `close` wait for a stream that comes to its end."""
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """Close it, once its streams have ended or CLOSING_SECONDS are over."""
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=CLOSING_SECONDS)
+        """Close it, once its streams have ended that are given up or answered, or CLOSING_SECONDS are over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CLOSING_SECONDS
+        while self._ending and loop.time() < deadline:
+            await asyncio.wait(self._ending, timeout=deadline - loop.time())
         await self.client.close()
 
 
 class ResponseStream:
-    """A stream with one request, and with the one that ends it early.
+    """A request on a stream of its own. It is read as responses come, to the end, whether anybody wants them or not.
 
     Args:
         connection: Its connection.
         request: What tritonclient's `stream_infer` takes; emptied once it is sent. gRPC keeps its own form of it until
             the stream ends.
         headers: Of the stream.
-        on_response: Called with each response that comes, and at the end of the stream.
+        on_response: Called with each response that comes, and at the end of the request.
     """
 
     def __init__(
@@ -82,106 +98,123 @@ class ResponseStream:
     ) -> None:
         self._connection = connection
         self._on_response = on_response
-        self._unsent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._unanswered = 0
-        self._send(request)
-        self._sent = self._over = self._given_up = False
-        self._responses = connection.client.stream_infer(self._requests(), headers=headers)
-        self._one_at_a_time = asyncio.Lock()
-        self._reading: asyncio.Task[_Response] | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing comes any more: each request has had its last response, or one of them failed."""
-        return self._over
+        self._came: asyncio.Queue[triton.InferResult | Exception | None] = asyncio.Queue()
+        self._over = asyncio.Event()
+        self._sent = self._given_up = False
+        self._silence: asyncio.TimerHandle | None = None
+        self._responses = connection.client.stream_infer(self._requests(request), headers=headers)
+        self._reading = connection.run(self._read())
 
     async def read(self, seconds: float | None = None) -> triton.InferResult | None:
-        """The next response, or None where the stream ended. Who is cancelled while it waits does not end the stream.
+        """The next response, or None after the last one. Who is cancelled while it waits does not end the stream.
 
         Args:
             seconds: To wait for it; None for any time.
 
         Raises:
             TimeoutError: nothing came.
-            InferenceServerException, grpc.RpcError: a request failed, or the stream broke.
+            InferenceServerException, grpc.RpcError: the request failed, or the stream broke.
         """
-        async with self._one_at_a_time:
-            if self._reading is None:  # a task of its own: gRPC cancels a stream whose reader is cancelled
-                self._reading = asyncio.create_task(self._receive())
-            done, _ = await asyncio.wait({self._reading}, timeout=seconds)
-            if not done:
-                raise TimeoutError
-            reading, self._reading = self._reading, None
-        try:
-            result, error = (None, None) if reading.cancelled() else reading.result()
-            if error is not None:
-                raise error
-        except (InferenceServerException, grpc.RpcError):
-            self._end()
-            raise
-        if result is not None and is_last(result):
-            self._unanswered -= 1
-        if result is None or self._unanswered == 0:
-            self._end()
-        elif self._on_response is not None:
-            self._on_response()
-        return result
+        async with asyncio.timeout(seconds):
+            came = await self._came.get()
+        if came is None:
+            self._came.put_nowait(None)
+        if isinstance(came, Exception):
+            raise came
+        return came
 
-    def give_up(self, request: dict[str, Any] | None = None, *, asks: Sequence[Ask] = (), after: float = 0.0) -> None:
-        """Have the request ended; nothing to do where the stream is over.
+    def give_up(self, *, asks: Sequence[Ask] = (), after: float = 0.0) -> None:
+        """Have the request ended, and its responses dropped; nothing to do where it has ended.
 
         Args:
-            request: Sent on the stream, to end it.
-            asks: Ask other models to end it; each is called until the stream is over.
+            asks: Ask models to end it; each is called until it has ended.
             after: Seconds before they are called first.
         """
-        if self._over or self._given_up:
+        if self._over.is_set() or self._given_up:
             return
         self._given_up = True
-        if not self._sent:  # no response can be on its way: it may be cancelled, and must not wait for a server
+        while not self._came.empty():
+            self._came.get_nowait()
+        self._came.put_nowait(None)
+        self._come_to_an_end()
+        # What was not sent has no response on its way: it may be cancelled, and must not wait for a server. The loop
+        # hears of the sending a moment late.
+        if not self._sent:
             self._responses.cancel()
-        elif request is not None:
-            self._send(request)
-        self._connection.end(self._drain())
+            return
         for ask in asks:
-            self._connection.end(self._ask(ask, after))
-
-    def _send(self, request: dict[str, Any]) -> None:
-        self._unanswered += 1
-        self._unsent.put_nowait(request)
+            self._connection.run(self._ask(ask, after))
 
     async def _ask(self, ask: Ask, after: float) -> None:
         await asyncio.sleep(after)
-        while not self._over:
-            await ask()
+        unheard = 0
+        while not self._over.is_set():
+            try:
+                async with asyncio.timeout(ASK_SECONDS):
+                    await ask()
+            except Exception:
+                unheard += 1
+                if unheard == 1:  # one that ends takes no request any more: it answers what it has
+                    log.warning("a request that was given up could not be ended", exc_info=True)
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _drain(self) -> None:
-        """Read and drop what still comes, to the end of the stream."""
+    async def _read(self) -> None:
+        """Take responses to the stream's status: who closes the connection before it would cancel the stream."""
         try:
-            while await self.read() is not None:
-                continue
-        except (InferenceServerException, grpc.RpcError):
-            self._responses.cancel()  # a server that is ending takes no request any more, and so none that ends another
+            async for result, error in self._responses:
+                self._take(result, error)
+        except grpc.RpcError as error:
+            self._put(error)
+        finally:
+            self._end()
+            if self._silence is not None:
+                self._silence.cancel()
 
-    async def _receive(self) -> _Response:
-        try:
-            return await anext(self._responses)
-        except StopAsyncIteration:
-            return None, None
+    def _take(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
+        if self._given_up:
+            self._come_to_an_end()
+        self._put(result if error is None else error)
+        if result is None or error is not None or is_last(result):
+            self._end()
+        elif self._on_response is not None:
+            self._on_response()
+
+    def _put(self, came: triton.InferResult | Exception | None) -> None:
+        if not (self._given_up or self._over.is_set()):
+            self._came.put_nowait(came)
 
     def _end(self) -> None:
-        if not self._over:
-            self._over = True
-            self._unsent.put_nowait(None)
-            if not self._given_up:
-                self._connection.end(self._drain())  # to its status: closing the channel before would cancel it
+        """Note that the request has ended; the stream has not."""
+        if not self._over.is_set():
+            self._put(None)
+            self._over.set()
+            self._come_to_an_end()
             if self._on_response is not None:
                 self._on_response()
 
-    async def _requests(self) -> AsyncIterator[dict[str, Any]]:
-        # Its end waits for the last response: the server may drop responses of a stream whose sending side has ended.
-        while (request := await self._unsent.get()) is not None:
-            yield request
-            self._sent = True
-            request.clear()
+    def _come_to_an_end(self) -> None:
+        """Let the stream be silent for SILENT_SECONDS from now on, and no longer."""
+        self._connection.await_end(self._reading)
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silence = asyncio.get_running_loop().call_later(SILENT_SECONDS, self._responses.cancel)
+
+    async def _requests(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        yield request
+        self._sent = True
+        request.clear()
+        await self._over.wait()  # the server may drop responses of a stream whose sending side has ended
+
+
+async def tell(connection: Connection, request: dict[str, Any], headers: Mapping[str, str]) -> None:
+    """Send a request whose answer says nothing, and wait for it.
+
+    Raises:
+        InferenceServerException, grpc.RpcError: it failed, or the stream broke.
+    """
+    stream = ResponseStream(connection, request, headers)
+    try:
+        while await stream.read() is not None:
+            continue
+    finally:
+        stream.give_up()

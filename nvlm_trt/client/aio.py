@@ -15,13 +15,14 @@ from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, Token, error_of, silence
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import Connection, ResponseStream
+from nvlm_trt.triton_streams import Connection, ResponseStream, tell
 
 
 class AsyncAnswerStream:
     """An answer as it comes: iterate over its pieces, then await `answer`.
 
-    An async context manager; leaving it early, or `close`, ends the request on the server.
+    An async context manager; leaving it early, or `close`, ends the request on the server; whoever waits for a piece
+    then gets a ServerError.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class AsyncAnswerStream:
         self._idle_timeout = idle_timeout
         self._builder = AnswerBuilder()
         self._request_id = uuid.uuid4().hex
+        self._connection = connection
         self._stream = ResponseStream(connection, self._request(inputs, parameters or {}), STREAM_HEADERS)
         self._pieces = self._run()
 
@@ -53,7 +55,7 @@ class AsyncAnswerStream:
 
     async def close(self) -> None:
         """Have the request ended, without waiting for it; nothing to do when it has ended."""
-        self._stream.give_up(self._request([], {CANCEL: True}))
+        self._stream.give_up(asks=[self._cancel])
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +64,9 @@ class AsyncAnswerStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _cancel(self) -> None:
+        await tell(self._connection, self._request([], {CANCEL: True}), STREAM_HEADERS)
 
     def _request(self, inputs: list[triton.InferInput], parameters: Mapping[str, str | bool]) -> dict[str, Any]:
         return {
@@ -73,9 +78,10 @@ class AsyncAnswerStream:
 
     async def _run(self) -> AsyncIterator[str]:
         try:
-            while not self._stream.over and (result := await self._stream.read(self._idle_timeout)) is not None:
+            while (result := await self._stream.read(self._idle_timeout)) is not None:
                 if piece := self._builder.add(result):
                     yield piece
+            self._builder.finished()
         except TimeoutError:
             raise silence(self._idle_timeout) from None
         except (InferenceServerException, grpc.RpcError) as error:

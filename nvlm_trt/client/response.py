@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.errors import NvlmTrtError, RequestError, ServerError
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS
-from nvlm_trt.serving.faults import NOT_LOADED, UnavailableError
+from nvlm_trt.serving.faults import NOT_SERVING, UnavailableError
 
 CLIENT_FAULTS: Final = ("INVALID_ARGUMENT", "INVALID_ARG", "NOT_FOUND", "400", "404")
 
@@ -99,7 +99,7 @@ def error_of(error: InferenceServerException | grpc.RpcError) -> NvlmTrtError:
         code, message = error.code().name, str(error.details())
     else:
         code, message = str(error.status() or "").removeprefix("StatusCode."), str(error.message())
-    if code == "UNAVAILABLE" or NOT_LOADED.search(message):
+    if code == "UNAVAILABLE" or NOT_SERVING.search(message):
         return UnavailableError("the server cannot be reached or is busy", seen=message, fix="try again later")
     if code in CLIENT_FAULTS:
         return RequestError(message)

@@ -17,7 +17,7 @@ from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import is_last
+from nvlm_trt.triton_streams import AGAIN_SECONDS, is_last
 
 ENDING_SECONDS: Final = 10.0
 """The end of a request that is given up is waited for that long; a server that runs comes to it in 0.2 s."""
@@ -43,9 +43,41 @@ class Connections:
         except queue.Empty:
             return triton.InferenceServerClient(self._url, channel_args=channel_options(self._url))
 
-    def give_back(self, client: triton.InferenceServerClient) -> None:
-        """Take a client back whose stream was stopped."""
-        self._free.put(client)
+    def give_back(self, client: triton.InferenceServerClient, *, ended: bool) -> None:
+        """Take a client back.
+
+        Args:
+            client: With a stream.
+            ended: Whether what was asked on it has ended. If not, the stream is cancelled.
+        """
+        try:
+            if ended:  # the server has yet to say so; in a thread, for that is waited for without a limit
+                ending = threading.Thread(target=client.stop_stream, daemon=True)
+                ending.start()
+                ending.join(ENDING_SECONDS)
+        finally:
+            client.stop_stream(cancel_requests=True)  # nothing to do where it has ended
+            self._free.put(client)
+
+    def cancel(self, request_id: str, seconds: float) -> None:
+        """Ask the server to end a request; it may be asked of one that has not begun it, and then does nothing.
+
+        Args:
+            request_id: Of the request.
+            seconds: To wait for the server to have heard it.
+        """
+        client, heard = self.take(), threading.Event()
+        answered = False
+        try:
+            client.start_stream(lambda result, error: heard.set(), headers=STREAM_HEADERS)
+            client.async_stream_infer(
+                MODEL, [], request_id=request_id, enable_empty_final_response=True, parameters={CANCEL: True}
+            )
+            answered = heard.wait(seconds)
+        except InferenceServerException:
+            answered = True  # the stream is broken
+        finally:
+            self.give_back(client, ended=answered)
 
     def close(self) -> None:
         """Close the clients that are free."""
@@ -63,17 +95,19 @@ class AnswerStream:
         self._idle_timeout = idle_timeout
         self._connections = connections
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._ends = threading.Semaphore(0)
+        self._over = threading.Event()
         self._builder = AnswerBuilder()
-        self._complete = self._closed = self._failed = False
+        self._closed = False
         self._request_id = uuid.uuid4().hex
         self._client = connections.take()
         try:
             self._client.start_stream(self._put, headers=STREAM_HEADERS)
-            self._send(inputs)
+            self._client.async_stream_infer(
+                MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True
+            )
         except InferenceServerException as error:
             cause = self._cause(error)
-            self._complete = True
+            self._over.set()
             self.close()
             raise error_of(cause) from None
         self._pieces = self._run()
@@ -93,17 +127,11 @@ class AnswerStream:
         if self._closed:
             return
         self._closed = True
+        self._events.put((None, None))
         try:
-            if self._complete or self._end():
-                # in a thread, for it waits without a limit
-                ending = threading.Thread(target=self._client.stop_stream, daemon=True)
-                ending.start()
-                ending.join(ENDING_SECONDS)
-        finally:
-            # it is over by now, unless the server failed or is silent, or somebody does not want to wait
-            self._client.stop_stream(cancel_requests=True)
-            self._events.put((None, InferenceServerException("the answer was closed")))
-            self._connections.give_back(self._client)
+            self._end()
+        finally:  # somebody may not want to wait for that
+            self._connections.give_back(self._client, ended=self._over.is_set())
 
     def __enter__(self) -> Self:
         return self
@@ -113,34 +141,27 @@ class AnswerStream:
     ) -> None:
         self.close()
 
-    def _send(self, inputs: list[triton.InferInput], parameters: dict[str, bool] | None = None) -> None:
-        self._client.async_stream_infer(
-            MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True, parameters=parameters
-        )
-
-    def _end(self) -> bool:
-        """Ask the server to end the request; whether that and the request have ended."""
+    def _end(self) -> None:
+        """Have the server end the request, where it has not ended."""
         deadline = time.monotonic() + min(self._idle_timeout, ENDING_SECONDS)
-        try:
-            self._send([], {CANCEL: True})
-        except InferenceServerException:  # the stream is broken
-            return False
-        told = all(self._ends.acquire(timeout=max(deadline - time.monotonic(), 0.0)) for _ in range(2))
-        return told and not self._failed
+        while not self._over.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._connections.cancel(self._request_id, left)
+            self._over.wait(AGAIN_SECONDS)
 
     def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
         self._events.put((result, error))
-        if result is None:  # no end comes of what failed, nor of what a server that is ending takes no more
-            self._failed = True
-            self._ends.release(2)
-        elif is_last(result):
-            self._ends.release()
+        if result is None or is_last(result):
+            self._over.set()
 
     def _run(self) -> Iterator[str]:
         try:
-            while not self._complete:
-                if piece := self._builder.add(self._next()):
+            last = False
+            while not last:
+                result = self._next()
+                last = is_last(result)
+                if piece := self._builder.add(result):
                     yield piece
+            self._builder.finished()
         finally:
             self.close()
 
@@ -149,9 +170,8 @@ class AnswerStream:
             result, error = self._events.get(timeout=self._idle_timeout)
         except queue.Empty:
             raise silence(self._idle_timeout) from None
-        self._complete = result is None or is_last(result)
-        if result is None:
-            raise error_of(error or InferenceServerException("the server failed"))
+        if self._closed or result is None:
+            raise error_of(error or InferenceServerException("the answer was closed"))
         return result
 
     def _cause(self, error: InferenceServerException) -> InferenceServerException:

@@ -23,7 +23,7 @@ from nvlm_trt.gateway.json_request import check_generate
 from nvlm_trt.gateway.metrics import Metrics
 from nvlm_trt.gateway.plan import Plans, plan_generate
 from nvlm_trt.gateway.waiting import wait_for_slot
-from nvlm_trt.serving.faults import MARKS, NOT_LOADED
+from nvlm_trt.serving.faults import MARKS, NOT_SERVING
 from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS, REQUEST_ID, TRACEPARENT
 
 MODEL: Final = r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/"
@@ -198,7 +198,7 @@ def _plain_body(body: bytes) -> bytes:
 def _true_status(status: int, body: bytes) -> int:
     """The status that an answer deserves, which for decoupled models Triton always makes 400."""
     beginning = body[:MARK_WITHIN].decode(errors="replace")
-    if status >= 400 and (NOT_LOADED.search(beginning) or (status == 400 and MARKS["UNAVAILABLE"] in beginning)):
+    if status >= 400 and (NOT_SERVING.search(beginning) or (status == 400 and MARKS["UNAVAILABLE"] in beginning)):
         return 503
     if status == 400 and MARKS["INTERNAL"] in beginning:
         return 500

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
-import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,7 +21,6 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from nvlm_trt.errors import NvlmTrtError
 from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS, OUTPUTS, STOP, Tensor
 from nvlm_trt.serving.faults import UnavailableError, error_of
@@ -31,7 +28,7 @@ from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.room import Room
-from nvlm_trt.triton_streams import Ask, Connection, ResponseStream
+from nvlm_trt.triton_streams import Ask, Connection, ResponseStream, is_last, tell
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -47,11 +44,13 @@ STOP_AFTER_SECONDS: Final = 0.05
 then."""
 
 MAX_PIXEL_BYTES: Final = 512 << 20
-"""Pixels that are with the cpu target's vision encoder at once: it holds them in shared memory, and to encode them in
-its own. It is 891 tiles of 448 pixels."""
+"""Pixels that are with the vision encoder at once: that of the cpu target holds them in shared memory, and to encode
+them in its own; on GPUs, where an image that was given up is encoded all the same, clients that leave must not pile
+them up. It is 891 tiles of 448 pixels."""
 
 STATUS_HEADER: Final = {"triton_grpc_error": "true"}
-"""Makes the server end a failed stream with a status code; without it only a message comes."""
+"""Makes the server end the stream of a model that failed with a status code; without it only a message comes, as of
+what the server itself refuses."""
 
 Array = npt.NDArray[Any]
 
@@ -62,8 +61,6 @@ STOP_DECODER: Final[Mapping[str, Array]] = {
 }
 """Inputs that end the request of the same id; the first two are required of every request."""
 
-log = logging.getLogger(__name__)
-
 
 class DecodeClient:
     """Starts decodings. Belongs to the event loop in which it is made.
@@ -71,14 +68,13 @@ class DecodeClient:
     Args:
         tile_size: Side of a tile in pixels, where the vision encoder can be told to stop; None where it cannot.
         tells_cached: Whether the decoder tells how many tokens of a prompt its cache held.
-        max_pixel_bytes: Pixels that are with a vision encoder that can be told to stop, at most; a request of more is
-            sent alone.
+        max_pixel_bytes: Pixels that are with the vision encoder at most; a request of more is sent alone.
     """
 
     def __init__(
         self, tile_size: int | None = None, *, tells_cached: bool = False, max_pixel_bytes: int = MAX_PIXEL_BYTES
     ) -> None:
-        self._room = Room(math.inf if tile_size is None else max_pixel_bytes)
+        self._room = Room(max_pixel_bytes)
         self._stop_vision: Mapping[str, Array] | None = None
         if tile_size is not None:
             no_tiles = np.zeros((0, tile_size, tile_size, 3), np.uint8)
@@ -143,19 +139,12 @@ class DecodeClient:
         return f"{self._prefix}-{next(self._numbers)}"
 
     async def _end_encoding(self, request_id: str) -> None:
-        try:
-            if self._stop_vision is not None:
-                inputs = [_input(name, values) for name, values in self._stop_vision.items()]
-                await self._connection.client.infer(VISION, inputs, request_id=request_id)
-        except (InferenceServerException, grpc.RpcError):
-            log.exception("tiles that were given up could not be stopped")
+        if self._stop_vision is not None:
+            inputs = [_input(name, values) for name, values in self._stop_vision.items()]
+            await self._connection.client.infer(VISION, inputs, request_id=request_id)
 
     async def _end_decoding(self, request_id: str) -> None:
-        try:
-            async for _ in GrpcDecoding(self._connection, DECODER, request_id, STOP_DECODER):
-                continue
-        except NvlmTrtError:
-            log.exception("a decoding that was given up could not be stopped")
+        await tell(self._connection, _request(DECODER, request_id, STOP_DECODER), STATUS_HEADER)
 
 
 class GrpcDecoding:
@@ -188,13 +177,8 @@ class GrpcDecoding:
     ) -> None:
         self._with_cached = with_cached
         self._with_log_probs = bool(inputs["return_log_probs"].item()) if "return_log_probs" in inputs else False
-        request = {
-            "model_name": model,
-            "request_id": request_id,
-            "inputs": [_input(name, values) for name, values in inputs.items()],
-            "outputs": _wanted(log_probs=self._with_log_probs, cached=with_cached),
-            "parameters": {} if traceparent is None else {TRACEPARENT: traceparent},
-        }
+        request = _request(model, request_id, inputs, log_probs=self._with_log_probs, cached=with_cached)
+        request["parameters"] = {} if traceparent is None else {TRACEPARENT: traceparent}
         self._stops = stops
         self._stop_after = stop_after
         self._stream = ResponseStream(connection, request, STATUS_HEADER, on_response)
@@ -202,7 +186,7 @@ class GrpcDecoding:
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
             while (result := await self._stream.read()) is not None:
-                last, ids = self._stream.over, result.as_numpy("output_ids")
+                last, ids = is_last(result), result.as_numpy("output_ids")
                 if ids is not None:
                     length = int(result.as_numpy("sequence_length").item())
                     log_probs = result.as_numpy("output_log_probs") if self._with_log_probs and length else None
@@ -225,6 +209,17 @@ class GrpcDecoding:
     async def stop(self) -> None:
         """End the decoding, if it has not ended."""
         self._stream.give_up(asks=self._stops, after=self._stop_after)
+
+
+def _request(
+    model: str, request_id: str, inputs: Mapping[str, Array], *, log_probs: bool = False, cached: bool = False
+) -> dict[str, Any]:
+    return {
+        "model_name": model,
+        "request_id": request_id,
+        "inputs": [_input(name, values) for name, values in inputs.items()],
+        "outputs": _wanted(log_probs=log_probs, cached=cached),
+    }
 
 
 @functools.cache

@@ -33,9 +33,16 @@ class Fault:
         return cls(code, MARKS.get(code, "") + sentence)
 
 
-NOT_LOADED: Final = re.compile(r"unknown model: '(nvlm|ensemble)' (is not found|has no available versions)")
-"""What Triton says of a model to call that is not loaded yet, then of one that was unloaded: the server begins, ends or
-is replaced. Of other models, which a client may name by mistake, the first is said for good."""
+NOT_SERVING: Final = re.compile(
+    r"unknown model: '(nvlm|ensemble)' (is not found|has no available versions)|server is (shutting down|stopping)",
+    re.IGNORECASE,
+)
+"""What Triton says of a model to call that is not loaded yet, then of one that was unloaded, and of itself: the server
+begins, ends or is replaced. Of other models, which a client may name by mistake, the first is said for good. On a
+stream it comes as a message without a code."""
+
+INNER_NOT_SERVING: Final = re.compile(r"unknown model: |server is (shutting down|stopping)", re.IGNORECASE)
+"""The same where only models of ours are asked for."""
 
 STEP: Final = re.compile(r"in ensemble '\w+', ")
 """How Triton begins the message of a step of an ensemble."""
@@ -66,10 +73,10 @@ def error_of(code: str, message: str) -> NvlmTrtError:
     """The exception for an error that another model answered; the inverse of `fault_of`.
 
     Args:
-        code: Name of the code, in Triton's spelling or gRPC's (``INVALID_ARGUMENT``).
+        code: Name of the code, in Triton's spelling or gRPC's (``INVALID_ARGUMENT``); empty where none came.
         message: Its sentence.
     """
-    if code == "NOT_FOUND":  # only our own models are asked for
+    if code == "NOT_FOUND" or INNER_NOT_SERVING.search(message):
         return UnavailableError("a model of the server is not loaded", fix="try again later")
     kinds: dict[str, type[NvlmTrtError]] = {
         "INVALID_ARG": UserError,

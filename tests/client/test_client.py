@@ -129,6 +129,18 @@ def test_a_server_that_is_loading_or_ending_is_to_be_asked_again(model, said, ki
     assert type(error_of(InferenceServerException(sentence, status="StatusCode.NOT_FOUND"))) is kind
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Request for unknown model: 'nvlm' has no available versions",
+        "GRPC server is shutting down and has stopped accepting new requests.",
+        "Server is stopping, scheduler for model has stopped accepting new inference requests",
+    ],
+)
+def test_what_an_ending_server_says_on_a_stream_has_no_code(sentence):
+    assert type(error_of(InferenceServerException(sentence))) is UnavailableError
+
+
 @pytest.fixture
 def nobody() -> str:
     """An address where nobody listens."""

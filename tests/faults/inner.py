@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,14 @@ def decoding(ids: Array, length: int = 8, **more: Array) -> dict[str, Array]:
 class Call:
     """One call of a decoupled model on a stream of its own; its answers come while others run."""
 
-    def __init__(self, address: str, model: str, inputs: Mapping[str, Array], request_id: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        inputs: Mapping[str, Array],
+        request_id: str = "",
+        parameters: dict[str, bool] | None = None,
+    ) -> None:
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._first: Answer | None = None
         self._client = triton.InferenceServerClient(address)
@@ -46,6 +53,7 @@ class Call:
             [tensor(name, values) for name, values in inputs.items()],
             request_id=request_id,
             enable_empty_final_response=True,
+            parameters=parameters,
         )
 
     def first(self) -> None:
@@ -59,21 +67,33 @@ class Call:
             InferenceServerException: it is an error.
         """
         found: list[int] = []
-        while True:
-            result, error = self._first or self._answers.get(timeout=60)
-            self._first = None
-            if error is not None:
-                self.close()
-                raise error
+        for result in self._results():
             values = result.as_numpy("output_ids")
             if values is not None:
                 count = int(result.as_numpy("sequence_length").item())
                 found += values[0, 0, :count].tolist()
-            if is_last(result):
-                self.close()
-                return found
+        return found
 
-    def close(self) -> None:
-        """End the stream."""
-        self._client.stop_stream(cancel_requests=True)
-        self._client.close()
+    def end(self) -> int:
+        """Tokens of the whole answer of `nvlm`, as far as it says how many.
+
+        Raises:
+            InferenceServerException: it is an error.
+        """
+        counts = [result.as_numpy("num_output_tokens") for result in self._results()]
+        return max(int(count.item()) for count in counts if count is not None)
+
+    def _results(self) -> Iterator[Any]:
+        """What comes, to the last response; then the stream is ended."""
+        try:
+            while True:
+                result, error = self._first or self._answers.get(timeout=60)
+                self._first = None
+                if error is not None:
+                    raise error
+                yield result
+                if is_last(result):
+                    return
+        finally:
+            self._client.stop_stream()
+            self._client.close()

@@ -79,3 +79,27 @@ def test_a_stop_over_grpc_ends_the_requests_of_its_id_alone(
     assert max(lengths) < 400
     assert b"[DONE]" in chatting[0].body
     fault_record(memory_mb=growth, others=f"{seen}; requests of other ids whole", variant="stop over gRPC")
+
+
+@pytest.mark.fault(case=23)
+def test_a_cancellation_over_grpc_ends_the_requests_of_its_id_alone(
+    served: Served, watch: Begin, fault_record: FaultRecord
+) -> None:
+    began = watch()
+    long = {name: np.array([count], np.int32) for name, count in (("max_tokens", 400), ("min_tokens", 400))}
+    inputs = {"text_input": np.array([b"Tell me"], np.object_), "stream": np.array([True]), **long}
+    mine, other = (Call(served.grpc, "nvlm", inputs, name) for name in ("mine", "other"))
+    for call in (mine, other):
+        call.first()
+    chatting: list[Reply] = []
+    headers = {"X-Request-ID": "chosen"}
+    thread = threading.Thread(target=lambda: chatting.append(ask(served.http, CHAT, LONG, headers)))
+    thread.start()
+    for name in ("mine", "nobody's", "", "chosen"):
+        Call(served.grpc, "nvlm", {}, name, {"cancel_request": True}).end()
+    lengths = [call.end() for call in (mine, other)]
+    thread.join()
+    growth, seen = began.end()
+    assert lengths[0] < 400 == lengths[1]
+    assert b"[DONE]" in chatting[0].body
+    fault_record(memory_mb=growth, others=f"{seen}; requests of other ids whole", variant="cancellation over gRPC")

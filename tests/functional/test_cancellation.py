@@ -6,46 +6,31 @@ import asyncio
 import http.client
 import json
 import time
-from collections.abc import Callable
 
 import numpy as np
-import pytest
 import tritonclient.grpc as triton
 
 from nvlm_trt.client import AsyncNvlmClient, Options
 from nvlm_trt.client.sync import ENDING_SECONDS
 from nvlm_trt.triton_streams import CLOSING_SECONDS
 
+from .shown import given_up
+
 LONG = Options(max_tokens=400, min_tokens=400)
 
 
-@pytest.fixture
-def becomes_idle(server) -> Callable[[float], bool]:
-    """Whether all models are without work within some seconds, by their own heartbeats."""
-
-    def wait(seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if server.process.active_requests() == 0:
-                return True
-            time.sleep(0.05)
-        return False
-
-    return wait
+def test_closing_a_stream_ends_the_decoding(client, server):
+    with given_up(server, 8 * 400):
+        streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(8)]
+        for stream in streams:
+            next(iter(stream))
+        began = time.monotonic()
+        for stream in streams:
+            stream.close()
+        assert time.monotonic() - began < ENDING_SECONDS, "the server says that it has ended them"
 
 
-def test_closing_a_stream_ends_the_decoding(client, server, becomes_idle):
-    streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(8)]
-    for stream in streams:
-        next(iter(stream))
-    began = time.monotonic()
-    for stream in streams:
-        stream.close()
-    assert time.monotonic() - began < ENDING_SECONDS, "the server says that it has ended them"
-    assert becomes_idle(5)
-
-
-def test_closing_an_asyncio_client_ends_what_it_left(server, becomes_idle):
+def test_closing_an_asyncio_client_ends_what_it_left(server):
     async def leave() -> float:
         async with AsyncNvlmClient(server.grpc_url) as client:
             streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(4)]
@@ -56,22 +41,22 @@ def test_closing_an_asyncio_client_ends_what_it_left(server, becomes_idle):
             began = time.monotonic()
         return time.monotonic() - began
 
-    assert asyncio.run(leave()) < CLOSING_SECONDS, "the server says that it has ended them"
-    assert becomes_idle(5)
+    with given_up(server, 4 * 400):
+        assert asyncio.run(leave()) < CLOSING_SECONDS, "the server says that it has ended them"
 
 
-def test_an_http_client_that_goes_away_ends_the_decoding(server, becomes_idle):
+def test_an_http_client_that_goes_away_ends_the_decoding(server):
     connection = http.client.HTTPConnection(server.http_url, timeout=30)
     body = json.dumps({"text_input": "Tell me", "max_tokens": 400, "min_tokens": 400, "stream": True})
-    connection.request("POST", "/v2/models/nvlm/generate_stream", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    assert response.readline().startswith(b"data: ")
-    response.close()
-    connection.close()
-    assert becomes_idle(5)
+    with given_up(server, 400):
+        connection.request("POST", "/v2/models/nvlm/generate_stream", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: ")
+        response.close()
+        connection.close()
 
 
-def test_stop_by_request_id_ends_a_direct_decoding(server, becomes_idle):
+def test_stop_by_request_id_ends_a_direct_decoding(server):
     """As with the C++ backend: a second request with the first one's id and `stop`."""
 
     def tensor(name: str, values: np.ndarray, datatype: str) -> triton.InferInput:
@@ -88,12 +73,11 @@ def test_stop_by_request_id_ends_a_direct_decoding(server, becomes_idle):
             *more,
         ]
 
-    with triton.InferenceServerClient(server.grpc_url) as client:
+    with given_up(server, 400), triton.InferenceServerClient(server.grpc_url) as client:
         answers: list[object] = []
         client.start_stream(lambda result, error: answers.append(error or result))
         client.async_stream_infer("tensorrt_llm", ask(), request_id="mine")
         client.async_stream_infer("tensorrt_llm", ask(tensor("stop", np.array([[True]]), "BOOL")), request_id="mine")
-        assert becomes_idle(5)
         client.stop_stream()
     tokens = [answer.as_numpy("sequence_length") for answer in answers if isinstance(answer, triton.InferResult)]
     assert sum(int(count.item()) for count in tokens if count is not None) < 400

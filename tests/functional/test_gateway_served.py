@@ -22,6 +22,8 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.host.server import TritonServer
 
+from .shown import given_up
+
 FREE = Ports(0, 0, 0)
 KEY = "a-key-of-the-functional-tests"
 LONG = {
@@ -86,19 +88,19 @@ def test_megabytes_that_curl_calls_a_form_harm_nobody(server: TritonServer, tmp_
 
 
 def test_a_client_that_hangs_up_ends_the_decoding(server: TritonServer) -> None:
-    for _ in range(2):
-        connection, response = begin(server)
-        response.close()
-        connection.close()
-    wait_idle(server)
+    with given_up(server, 2 * 400):
+        for _ in range(2):
+            connection, response = begin(server)
+            response.close()
+            connection.close()
 
 
 def test_a_client_of_a_whole_answer_that_hangs_up_ends_the_decoding_too(server: TritonServer) -> None:
     connection = http.client.HTTPConnection(server.http_url, timeout=30)
-    connection.request("POST", "/v1/chat/completions", json.dumps({**LONG, "stream": False}))
-    wait_working(server)
-    connection.close()
-    wait_idle(server)
+    with given_up(server, 400):
+        connection.request("POST", "/v1/chat/completions", json.dumps({**LONG, "stream": False}))
+        wait_working(server)
+        connection.close()
 
 
 def wait_working(server: TritonServer) -> None:
@@ -106,14 +108,6 @@ def wait_working(server: TritonServer) -> None:
     deadline = time.monotonic() + 60
     while "nvlm_requests_working 1.0" not in get(server.http_url, "/metrics")[1]:
         assert time.monotonic() < deadline, "it was never seen at work"
-
-
-def wait_idle(server: TritonServer) -> None:
-    """Wait until no model has work, by their own heartbeats."""
-    deadline = time.monotonic() + 5
-    while server.process.active_requests():
-        assert time.monotonic() < deadline, "the decoding goes on"
-        time.sleep(0.05)
 
 
 def test_health_has_three_levels(server: TritonServer) -> None:

@@ -100,8 +100,9 @@ def test_the_figures_of_a_model_end_with_it(ports, unload):
 
 @pytest.mark.parametrize("leave", [leave, leave_async])
 def test_a_request_that_is_given_up_ends_though_its_model_takes_no_more_requests(process, ports, unload, leave):
+    """By itself: a server that ends takes no request to end another, and cancelling a stream may hang it."""
     leave(f"{LOOPBACK}:{ports.grpc}", lambda: unload("nvlm"))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while process.active_requests() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.active_requests() == 0

@@ -28,7 +28,7 @@ from nvlm_trt.serving.fields import CANCEL, NVLM_FIELDS, REQUEST_ID, refuse_unkn
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import Seconds
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, parameters, response, texts
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, parameters, response, texts
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor
 from nvlm_trt.serving.requests import Tensors
@@ -210,7 +210,7 @@ class TritonPythonModel(Model):
         while True:
             await asyncio.sleep(max(POLL_SECONDS, POLL_SECONDS_PER_REQUEST * len(self.tasks)))
             for task, sender in list(self.tasks.items()):
-                if not task.done() and sender.is_cancelled():
+                if not task.done() and is_cancelled(sender):
                     self._give_up(task)
                 await asyncio.sleep(0)
 

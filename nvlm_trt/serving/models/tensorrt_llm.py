@@ -16,7 +16,7 @@ from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, response
 from nvlm_trt.turns import Turns
 
 LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
@@ -57,7 +57,7 @@ class _Channel:
 
     def is_cancelled(self) -> bool:
         """Whether the client gave the request up."""
-        return bool(self._sender.is_cancelled())
+        return is_cancelled(self._sender)
 
 
 class _StageMetrics:

@@ -51,6 +51,15 @@ def _triton_error(fault: Fault) -> Any:
     return pb_utils.TritonError(fault.message, getattr(pb_utils.TritonError, fault.code))
 
 
+def is_cancelled(sender: Any) -> bool:
+    """Whether the client of a response sender has gone; False where that cannot be told."""
+    try:
+        return bool(sender.is_cancelled())
+    except Exception:  # one request that cannot be looked after must not leave all others alone
+        log.exception("whether a request was cancelled could not be asked")
+        return False
+
+
 def model_directory(args: Mapping[str, str]) -> Path:
     """The directory of the model that is being initialised."""
     return Path(args["model_repository"])
