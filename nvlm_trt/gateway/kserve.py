@@ -20,7 +20,7 @@ from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.errors import LOST, ApiError, plain, too_late, unavailable
 from nvlm_trt.gateway.exchange import Exchange, exchange_of
 from nvlm_trt.gateway.json_request import check_generate
-from nvlm_trt.gateway.metrics import Metrics
+from nvlm_trt.gateway.metrics import STREAM_ERROR, Metrics
 from nvlm_trt.gateway.plan import Plans, plan_generate
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.serving.faults import MARKS, NOT_SERVING
@@ -157,7 +157,7 @@ class PassThrough:
                 for event in events:
                     plain = event
                     if event.startswith(ERROR_EVENT):
-                        exchange.error, plain = "stream_error", _plain_body(event)
+                        exchange.error, plain = STREAM_ERROR, _plain_body(event)
                     yield plain + b"\n\n"
             if rest:
                 yield rest

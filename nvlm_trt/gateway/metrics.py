@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +30,15 @@ ROUTES: Final = (
 )
 """What a path counts as; a client chooses paths, so that they are no labels."""
 
+OTHER: Final = "other"
+"""What every other path counts as."""
+
+OUR_STATUSES: Final = ("500", "504")
 OUR_REFUSALS: Final = ("overloaded", "unavailable", "internal_error", "deadline_exceeded")
 """Reasons that are no fault of the client."""
+
+STREAM_ERROR: Final = "stream_error"
+"""The reason of a stream of KServe's that told an error itself."""
 
 FIRST_TOKEN: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BETWEEN_TOKENS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -39,7 +47,7 @@ WHOLE: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 def route_of(path: str) -> str:
     """What a path counts as."""
-    return next((name for pattern, name in ROUTES if pattern.fullmatch(path)), "other")
+    return next((name for pattern, name in ROUTES if pattern.fullmatch(path)), OTHER)
 
 
 class Metrics:
@@ -70,11 +78,13 @@ class Metrics:
         # What alerts look at is there from the beginning: Prometheus sees no growth in a first sample.
         for counter, values in (
             (self._refused, OUR_REFUSALS),
-            (self._broken, OUR_REFUSALS),
+            (self._broken, (*OUR_REFUSALS, STREAM_ERROR)),
             (self._probes, ("answered", "failed")),
         ):
             for value in values:
                 counter.labels(value)
+        for route, status in itertools.product((*(name for _, name in ROUTES), OTHER), OUR_STATUSES):
+            self._requests.labels(route, status)
         self._waits = Histogram(
             "nvlm_queue_seconds", "Requests' wait for the server.", buckets=FIRST_TOKEN, registry=registry
         )

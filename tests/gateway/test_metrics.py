@@ -22,11 +22,11 @@ STREAM = "/v2/models/nvlm/generate_stream"
 
 
 async def shown(processes: dict[str, int], restarts: dict[str, int]) -> dict[tuple[str, str], float]:
-    """Samples by name and the value of their one label, if they have one."""
+    """Samples by name and the values of their labels, with commas between."""
     metrics = Metrics(Admission(Limits()), lambda: True, lambda: restarts, lambda: processes, "mini")
     families = text_string_to_metric_families(metrics.text().decode())
     samples = [sample for family in families for sample in family.samples]
-    return {(one.name, next(iter(one.labels.values()), "")): one.value for one in samples}
+    return {(one.name, ",".join(one.labels.values())): one.value for one in samples}
 
 
 def run(processes: dict[str, int], restarts: dict[str, int]) -> dict[tuple[str, str], float]:
@@ -60,7 +60,10 @@ def test_what_alerts_look_at_is_there_from_the_beginning() -> None:
     seen = run({}, {})
     for name in ("nvlm_refused_total", "nvlm_broken_streams_total"):
         assert seen[name, "unavailable"] == seen[name, "overloaded"] == seen[name, "internal_error"] == 0
+    assert seen["nvlm_broken_streams_total", "stream_error"] == 0
     assert seen["nvlm_deep_probes_total", "failed"] == 0
+    for route in ("chat", "completions", "generate", "generate_stream", "infer", "other"):
+        assert seen["nvlm_requests_total", f"{route},500"] == seen["nvlm_requests_total", f"{route},504"] == 0
 
 
 def test_a_stream_that_breaks_is_counted_and_no_refusal(upstream: Upstream) -> None:
