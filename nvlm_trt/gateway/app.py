@@ -135,7 +135,9 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     @app.get(VERSION_READY, include_in_schema=False)
     async def kserve_ready(request: Request) -> Response:
         if not served.is_ready():
-            raise unavailable("the server is not ready")
+            # An answer, as that of /health/ready: a probe that is told so was not refused.
+            told = unavailable("the server is not ready")
+            return Response(told.body(READY), told.status, told.headers, media_type="application/json")
         return await passing.handle(request)
 
     for path in ("/v2", "/v2/{path:path}"):

@@ -142,6 +142,7 @@ class PassThrough:
             body = _plain_body(body)
             exchange.error = f"status_{status}"
         if status == 503:
+            exchange.error = "unavailable"  # the word that it has everywhere, and that alerts look at
             kept["Retry-After"] = "1"
         self._answered(exchange)
         return Response(body, status_code=status, headers=kept)

@@ -84,6 +84,22 @@ def test_refusals_of_the_gateway_and_of_the_server_are_counted_by_reason(upstrea
         assert door.metric("nvlm_queue_seconds_count") == 1
 
 
+def test_a_server_that_has_no_room_is_unavailable_whoever_says_so(upstream: Upstream) -> None:
+    with Door(Limits(), http=upstream.port) as door:
+        assert door.call(STREAM, b'{"text_input": "unavailable: an error for now; try again later"}').status == 503
+        assert door.metric('nvlm_refused_total{reason="unavailable"}') == 1
+
+
+def test_a_probe_that_is_told_that_the_server_is_not_ready_is_no_refusal(upstream: Upstream) -> None:
+    with Door(Limits(), http=upstream.port) as door:
+        door.ready = False
+        for path in ("/health/ready", "/v2/health/ready", "/v2/models/nvlm/ready"):
+            answer = door.call(path)
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.json() == {"error": "the server is not ready"}
+        assert door.metric('nvlm_refused_total{reason="unavailable"}') == 0
+
+
 def test_a_path_is_one_of_few_routes() -> None:
     assert route_of("/v1/chat/completions") == "chat"
     assert route_of("/v2/models/nvlm/versions/1/generate_stream") == "generate_stream"
