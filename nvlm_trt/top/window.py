@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +42,9 @@ class Scrape:
 class Window:
     """The pages of the last seconds.
 
-    A counter that is smaller than before began anew, with its process: what it shows then has come since.
+    A counter that is smaller than before began anew, with its process: what it shows then has come since. A page may
+    lack what the gateway did not get from tritonserver in time: its counters go on from where they were seen last, or,
+    where the window has no page with them, from where they are seen first.
 
     Args:
         seconds: How far back it goes; two pages are kept in any case.
@@ -114,10 +115,12 @@ class Window:
     def _grown(self, name: str, labels: Labels) -> dict[Labels, float]:
         grown: dict[Labels, float] = {}
         pages = [scrape.matching(name, labels) for scrape in self._scrapes]
-        for before, after in itertools.pairwise(pages):
-            for seen, value in after.items():
-                since = before.get(seen, 0.0)
+        last = dict(pages[0]) if pages else {}
+        for page in pages[1:]:
+            for seen, value in page.items():
+                since = last.get(seen, 0.0 if last else value)
                 grown[seen] = grown.get(seen, 0.0) + (value - since if value >= since else value)
+            last |= page
         return grown
 
 

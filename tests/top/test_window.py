@@ -43,6 +43,13 @@ def test_a_label_that_appears_later_began_at_nothing() -> None:
     assert seen == {"y": 2.0}
 
 
+def test_a_page_without_a_counter_does_not_make_its_past_a_growth() -> None:
+    assert window(counter(1000), "", counter(1020)).rate("a_total") == 1.0
+    assert window(counter(1000), "", counter(4)).rate("a_total") == pytest.approx(4 / 20), "it began anew"
+    assert window("", counter(1000), counter(1020)).rate("a_total") == 1.0
+    assert window(histogram(7, 7, 7, 7), "", histogram(7, 8, 8, 8)).quantile("a", 0.5) == pytest.approx(0.15)
+
+
 def test_old_pages_are_forgotten_but_for_two() -> None:
     seen = window(*(counter(value) for value in (0, 100, 110, 120)), seconds=20.0)
     assert (seen.rate("a_total"), seen.seconds) == (1.0, 20.0)
