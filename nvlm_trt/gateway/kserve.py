@@ -56,7 +56,7 @@ class PassThrough:
         session: Connections to tritonserver.
         upstream: ``host:port`` of its HTTP.
         admission: Told what requests take; whose slots inference waits for.
-        metrics: Told when the events of streams come.
+        metrics: Told when the texts of streams come.
         plans: Plans what JSON asks for; tensors in binary are the server's to read, and count as what others take.
     """
 
@@ -153,12 +153,13 @@ class PassThrough:
         try:
             rest = b""
             async for chunk in answer.content.iter_any():
-                came()
                 *events, rest = (rest + chunk).split(b"\n\n")
                 for event in events:
                     plain = event
                     if event.startswith(ERROR_EVENT):
                         exchange.error, plain = STREAM_ERROR, _plain_body(event)
+                    elif _has_text(event):
+                        came()
                     yield plain + b"\n\n"
             if rest:
                 yield rest
@@ -194,6 +195,14 @@ def _plain_body(body: bytes) -> bytes:
     except (ValueError, KeyError, TypeError):
         said = ""
     return mark + json.dumps({"error": plain(str(said))}).encode()
+
+
+def _has_text(event: bytes) -> bool:
+    """Whether an event brings text: the last one may say nothing but why the answer ended."""
+    try:
+        return bool(json.loads(event.removeprefix(EVENT))["text_output"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _true_status(status: int, body: bytes) -> int:

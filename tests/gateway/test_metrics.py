@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,21 @@ def test_a_stream_that_breaks_is_counted_and_no_refusal(upstream: Upstream) -> N
         assert door.metric('nvlm_refused_total{reason="unavailable"}') == 0
         door.call(STREAM, b'{"text_input": "short leak"}')
         assert door.metric('nvlm_broken_streams_total{reason="stream_error"}') == 1
+
+
+def stream_of(*events: object) -> bytes:
+    return json.dumps({"text_input": "".join(f"data: {json.dumps(event)}\n\n" for event in events)}).encode()
+
+
+def test_texts_of_a_stream_of_kserve_are_timed_one_by_one_and_nothing_else_is(upstream: Upstream) -> None:
+    """They come as one piece here; an error, and the event that tells why the answer ended, are no texts."""
+    with Door(Limits(), http=upstream.port) as door:
+        door.call(STREAM, stream_of({"error": "a client's error"}))
+        assert door.metric("nvlm_first_token_seconds_count") == 0
+        texts = [{"text_output": text, "finish_reason": ""} for text in ("a", "b", "c")]
+        door.call(STREAM, stream_of(*texts, {"text_output": "", "finish_reason": "stop"}))
+        assert door.metric("nvlm_first_token_seconds_count") == 1
+        assert door.metric("nvlm_inter_token_seconds_count") == 2
 
 
 def test_refusals_of_the_gateway_and_of_the_server_are_counted_by_reason(upstream: Upstream) -> None:
