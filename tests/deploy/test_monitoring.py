@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import promql_parser
 import pytest
+import yaml
 
 from ..monitoring import PLACE, RULES, panels, queries, rules
 
 PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not installed (Debian's package prometheus has it)"
+)
 
 
 @pytest.mark.parametrize("place", sorted(queries()))
@@ -91,10 +96,61 @@ tests:
 minutes the late ones alone are known."""
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian's package prometheus has it)")
+@needs_promtool
 def test_promtool_takes_the_rules_and_they_fire_when_they_should(tmp_path: Path) -> None:
     subprocess.run([str(PROMTOOL), "check", "config", PLACE / "prometheus.yaml"], check=True)
     case = tmp_path / "case.yaml"
     case.write_text(SERIES.format(rules=RULES))
+    promtool_agrees(case)
+
+
+def promtool_agrees(case: Path) -> None:
     done = subprocess.run([str(PROMTOOL), "test", "rules", case], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def finds(
+    place: Path,
+    query: str,
+    found: Mapping[str, float],
+    series: Mapping[str, str],
+    *,
+    interval: str = "1m",
+    at: str = "15m",
+) -> None:
+    """Have promtool say whether a query finds this, by labels, in series and in the alerts that they set off.
+
+    Args:
+        place: For promtool's file.
+        query: The query.
+        found: What it has to find, by labels.
+        series: Values in promtool's notation, by names and labels.
+        interval: Between two values.
+        at: When the query is asked.
+    """
+    samples = [{"labels": labels, "value": value} for labels, value in found.items()]
+    test = {
+        "interval": interval,
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": query, "eval_time": at, "exp_samples": samples}],
+    }
+    case = place / "case.yaml"
+    case.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
+    promtool_agrees(case)
+
+
+def fired(alert: str) -> str:
+    """The query for the instances for which an alert has fired at any time."""
+    return f'group by (instance) (last_over_time(ALERTS{{alertname="{alert}",alertstate="firing"}}[1d]))'
+
+
+@needs_promtool
+def test_a_failed_probe_is_not_two_and_three_replacements_are_not_four_however_prometheus_extrapolates(
+    tmp_path: Path,
+) -> None:
+    probes = 'nvlm_deep_probes_total{{instance="{}",result="failed"}}'.format
+    series = {probes("one"): "0x20 1x40", probes("two"): "0x20 1x3 2x40"}
+    finds(tmp_path, fired("NvlmDeepHealthFailing"), {'{instance="two"}': 1}, series, interval="40s", at="40m")
+    restarts = 'nvlm_server_restarts_total{{instance="{}",reason="dead"}}'.format
+    series = {restarts("three"): "0x20 1 2 3x40", restarts("four"): "0x20 1 2 3 4x40"}
+    finds(tmp_path, fired("NvlmRestartLoop"), {'{instance="four"}': 1}, series, interval="40s", at="40m")
