@@ -26,7 +26,7 @@ ROUTES: Final = (
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate_stream"), "generate_stream"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate"), "generate"),
     (re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer"), "infer"),
-    (re.compile(r"/(v2/)?health/.*|/metrics"), "health"),
+    (re.compile(r"/(v2/)?health/.*|/v2/models/[^/]+(/versions/[^/]+)?/ready|/metrics"), "health"),
 )
 """What a path counts as; a client chooses paths, so that they are no labels."""
 

@@ -75,6 +75,7 @@ tests:
       - {{series: 'nvlm_refused_total{{instance="a",reason="overloaded"}}', values: '0+10x15'}}
       - {{series: 'nvlm_broken_streams_total{{instance="b",reason="unavailable"}}', values: '0+10x15'}}
       - {{series: 'nvlm_requests_total{{instance="b",route="chat",status="200"}}', values: '0+60x15'}}
+      - {{series: 'nvlm_requests_total{{instance="b",route="chat",status="500"}}', values: '0x15'}}
       - {{series: 'nvlm_server_ready{{instance="b"}}', values: '1x15'}}
       - {{series: 'nvlm_first_token_seconds_bucket{{instance="b",le="2.5"}}', values: '0+8x15'}}
       - {{series: 'nvlm_first_token_seconds_count{{instance="b"}}', values: '0+10x15'}}
@@ -154,3 +155,19 @@ def test_a_failed_probe_is_not_two_and_three_replacements_are_not_four_however_p
     restarts = 'nvlm_server_restarts_total{{instance="{}",reason="dead"}}'.format
     series = {restarts("three"): "0x20 1 2 3x40", restarts("four"): "0x20 1 2 3 4x40"}
     finds(tmp_path, fired("NvlmRestartLoop"), {'{instance="four"}': 1}, series, interval="40s", at="40m")
+
+
+@needs_promtool
+def test_shares_of_requests_are_not_diluted_by_probes_scrapes_and_the_page(tmp_path: Path) -> None:
+    requests = 'nvlm_requests_total{{instance="a",route="{}",status="{}"}}'.format
+    series = {
+        requests("chat", 200): "0+45x15",
+        requests("chat", 500): "0+1x15",
+        requests("chat", 503): "0+4x15",
+        requests("health", 200): "0+900x15",
+        requests("page", 200): "0+900x15",
+        'nvlm_refused_total{instance="a",reason="overloaded"}': "0+4x15",
+        'nvlm_broken_streams_total{instance="a",reason="unavailable"}': "0x15",
+    }
+    for alert in ("NvlmFailing", "NvlmRefusing"):
+        finds(tmp_path, fired(alert), {'{instance="a"}': 1}, series)

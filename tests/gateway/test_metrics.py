@@ -119,5 +119,5 @@ def test_a_probe_that_is_told_that_the_server_is_not_ready_is_no_refusal(upstrea
 def test_a_path_is_one_of_few_routes() -> None:
     assert route_of("/v1/chat/completions") == "chat"
     assert route_of("/v2/models/nvlm/versions/1/generate_stream") == "generate_stream"
-    assert route_of("/metrics") == "health"
+    assert route_of("/metrics") == route_of("/v2/models/nvlm/ready") == "health"
     assert route_of("/a/path/of/the/client") == "other"
