@@ -171,3 +171,19 @@ def test_shares_of_requests_are_not_diluted_by_probes_scrapes_and_the_page(tmp_p
     }
     for alert in ("NvlmFailing", "NvlmRefusing"):
         finds(tmp_path, fired(alert), {'{instance="a"}': 1}, series)
+
+
+@needs_promtool
+def test_memory_that_grows_for_hours_is_told_from_caches_that_fill(tmp_path: Path) -> None:
+    """Caches take 400 MB within 40 minutes; what grows without an end takes 120 MB an hour."""
+    memory = 'nvlm_process_resident_memory_bytes{{instance="{}",process="nvlm"}}'.format
+    series = {
+        memory("fills after its start"): "1000000000+10000000x40 1400000000x560",
+        memory("fills after 7 hours"): "1000000000x420 1000000000+10000000x40 1400000000x140",
+        memory("fills twice"): "1000000000+10000000x40 1400000000x320 1400000000+10000000x40 1800000000x200",
+        memory("was replaced"): "1000000000+10000000x40 1400000000x200 1000000000+10000000x40 1400000000x320",
+        memory("grows"): "1000000000+2000000x600",
+        memory("fills and grows"): "1000000000+10000000x40 1400000000+2000000x560",
+    }
+    growing = {'{instance="grows"}': 1, '{instance="fills and grows"}': 1}
+    finds(tmp_path, fired("NvlmMemoryGrows"), growing, series, at="10h")
