@@ -16,6 +16,8 @@ RULES = PLACE / "rules.yaml"
 VARIABLES = {"$__rate_interval": "5m", "$instance": ".*"}
 SCRAPED = frozenset({"instance", "job"})
 """Labels that Prometheus adds."""
+MADE = frozenset({"up"})
+"""Metrics that Prometheus makes."""
 
 
 @dataclass(frozen=True)

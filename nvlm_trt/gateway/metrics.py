@@ -109,6 +109,8 @@ class Metrics:
             ("nvlm_server_ready", "Whether the server answers.", is_ready),
         ):
             Gauge(name, text, registry=registry).set_function(read)
+        began = Gauge("nvlm_start_time_seconds", "When serve began, in seconds since 1970.", registry=registry)
+        began.set_to_current_time()
         Info("nvlm_build", "What is served, by which release.", registry=registry).info(
             {"version": __version__, "engine": engine}
         )

@@ -187,3 +187,37 @@ def test_memory_that_grows_for_hours_is_told_from_caches_that_fill(tmp_path: Pat
     }
     growing = {'{instance="grows"}': 1, '{instance="fills and grows"}': 1}
     finds(tmp_path, fired("NvlmMemoryGrows"), growing, series, at="10h")
+
+
+def jobs() -> tuple[str, str]:
+    """What Prometheus calls the scraping of our servers: by prometheus.yaml, and by the operator."""
+    pod_monitor = PLACE.parent / "kubernetes" / "monitoring"
+    (job,) = yaml.safe_load((PLACE / "prometheus.yaml").read_text())["scrape_configs"]
+    namespace = yaml.safe_load((pod_monitor / "kustomization.yaml").read_text())["namespace"]
+    name = yaml.safe_load((pod_monitor / "podmonitor.yaml").read_text())["metadata"]["name"]
+    return job["job_name"], f"{namespace}/{name}"
+
+
+@needs_promtool
+def test_one_server_of_several_that_vanishes_is_told(tmp_path: Path) -> None:
+    beside, operator = jobs()
+    series = {
+        f'up{{instance="well",job="{beside}"}}': "1x15",
+        f'up{{instance="gone",job="{beside}"}}': "1x5 0x10",
+        f'up{{instance="gone pod",job="{operator}"}}': "1x5 0x10",
+        f'up{{instance="slow once",job="{beside}"}}': "1x5 0 1x9",
+        'up{instance="another program",job="node"}': "1x5 0x10",
+    }
+    gone = {'{instance="gone"}': 1, '{instance="gone pod"}': 1}
+    finds(tmp_path, fired("NvlmUnreachable"), gone, series)
+
+
+@needs_promtool
+def test_a_serve_that_begins_again_and_again_is_told_from_an_upgrade(tmp_path: Path) -> None:
+    began = 'nvlm_start_time_seconds{{instance="{}"}}'.format
+    series = {
+        began("stays"): "100x40",
+        began("upgraded, and back"): "100x5 200x5 300x30",
+        began("loops"): "100x5 _x2 200x5 _x2 300x5 _x2 400x20",
+    }
+    finds(tmp_path, fired("NvlmStartLoop"), {'{instance="loops"}': 1}, series, at="40m")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -49,6 +50,14 @@ def test_a_process_that_ended_is_left_out() -> None:
     seen = run({"serve": os.getpid(), "nvlm": ended.pid}, {})
     assert ("nvlm_process_threads", "serve") in seen
     assert ("nvlm_process_threads", "nvlm") not in seen
+
+
+def test_the_time_of_the_start_is_shown_for_as_long_as_it_is_the_same() -> None:
+    before = time.time()
+    with Door(Limits()) as door:
+        began = door.metric("nvlm_start_time_seconds")
+        assert before <= began <= time.time()
+        assert door.metric("nvlm_start_time_seconds") == began
 
 
 def test_restarts_are_counted_by_reason_from_nothing_on() -> None:
