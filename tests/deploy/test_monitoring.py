@@ -221,3 +221,26 @@ def test_a_serve_that_begins_again_and_again_is_told_from_an_upgrade(tmp_path: P
         began("loops"): "100x5 _x2 200x5 _x2 300x5 _x2 400x20",
     }
     finds(tmp_path, fired("NvlmStartLoop"), {'{instance="loops"}': 1}, series, at="40m")
+
+
+def target(panel: str, letter: str = "A") -> str:
+    """A query of a panel of the dashboard."""
+    (found,) = (
+        text for place, text in queries().items() if place.startswith(f"panel {panel!r}") and place.endswith(letter)
+    )
+    return found
+
+
+@needs_promtool
+def test_what_failed_are_answers_and_broken_streams_of_requests_that_somebody_asked(tmp_path: Path) -> None:
+    """Of 60 a minute 15 get 500, and 15 break in their stream; a start's 503 of its probes is none of them."""
+    requests = 'nvlm_requests_total{{instance="a",route="{}",status="{}"}}'.format
+    series = {
+        requests("chat", 200): "0+45x15",
+        requests("chat", 500): "0+15x15",
+        requests("health", 503): "0+60x15",
+        requests("page", 200): "0+60x15",
+        'nvlm_broken_streams_total{instance="a",reason="stream_error"}': "0+15x15",
+    }
+    finds(tmp_path, target("Failed"), {"{}": 0.5}, series)
+    finds(tmp_path, target("Failed"), {}, {**series, requests("chat", 200): "0x15", requests("chat", 500): "0x15"})
