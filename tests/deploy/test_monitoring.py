@@ -244,3 +244,12 @@ def test_what_failed_are_answers_and_broken_streams_of_requests_that_somebody_as
     }
     finds(tmp_path, target("Failed"), {"{}": 0.5}, series)
     finds(tmp_path, target("Failed"), {}, {**series, requests("chat", 200): "0x15", requests("chat", 500): "0x15"})
+
+
+@needs_promtool
+def test_whole_requests_are_those_that_somebody_asked(tmp_path: Path) -> None:
+    """They take from 1 to 3 s; probes, scrapes and the page up to 1 s."""
+    seconds = 'nvlm_request_seconds_bucket{{instance="a",route="{}",le="{}"}}'.format
+    slow = {seconds("chat", edge): values for edge, values in (("1", "0x15"), ("3", "0+60x15"), ("+Inf", "0+60x15"))}
+    quick = {seconds(route, edge): "0+600x15" for route in ("health", "page") for edge in ("1", "3", "+Inf")}
+    finds(tmp_path, target("Whole requests"), {"{}": 2.0}, {**slow, **quick})
