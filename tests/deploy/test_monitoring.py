@@ -247,6 +247,17 @@ def test_what_failed_are_answers_and_broken_streams_of_requests_that_somebody_as
 
 
 @needs_promtool
+def test_the_stages_that_are_stacked_are_means_over_the_same_requests(tmp_path: Path) -> None:
+    """Half of the requests have an image, whose vision takes 3 s."""
+    series = {
+        'nvlm_preprocessing_seconds_count{instance="a"}': "0+60x15",
+        'nvlm_vision_seconds_count{instance="a"}': "0+30x15",
+        'nvlm_vision_seconds_sum{instance="a"}': "0+90x15",
+    }
+    finds(tmp_path, target("Where the time goes", "C"), {"{}": 1.5}, series)
+
+
+@needs_promtool
 def test_whole_requests_are_those_that_somebody_asked(tmp_path: Path) -> None:
     """They take from 1 to 3 s; probes, scrapes and the page up to 1 s."""
     seconds = 'nvlm_request_seconds_bucket{{instance="a",route="{}",le="{}"}}'.format
