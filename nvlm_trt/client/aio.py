@@ -18,6 +18,15 @@ from nvlm_trt.serving.fields import CANCEL
 from nvlm_trt.triton_streams import Connection, ResponseStream, tell
 
 
+async def cancel(connection: Connection, request_id: str) -> None:
+    """Ask the server to end the requests of an id; one that it has not begun it does not know.
+
+    Raises:
+        InferenceServerException, grpc.RpcError: it refused, or cannot be reached.
+    """
+    await tell(connection, _request([], request_id, {CANCEL: True}), STREAM_HEADERS)
+
+
 class AsyncAnswerStream:
     """An answer as it comes: iterate over its pieces, then await `answer`.
 
@@ -37,7 +46,8 @@ class AsyncAnswerStream:
         self._builder = AnswerBuilder()
         self._request_id = uuid.uuid4().hex
         self._connection = connection
-        self._stream = ResponseStream(connection, self._request(inputs, parameters or {}), STREAM_HEADERS)
+        request = _request(inputs, self._request_id, parameters or {})
+        self._stream = ResponseStream(connection, request, STREAM_HEADERS)
         self._pieces = self._run()
 
     def __aiter__(self) -> AsyncIterator[str]:
@@ -66,15 +76,7 @@ class AsyncAnswerStream:
         await self.close()
 
     async def _cancel(self) -> None:
-        await tell(self._connection, self._request([], {CANCEL: True}), STREAM_HEADERS)
-
-    def _request(self, inputs: list[triton.InferInput], parameters: Mapping[str, str | bool]) -> dict[str, Any]:
-        return {
-            "model_name": MODEL,
-            "inputs": inputs,
-            "request_id": self._request_id,
-            "parameters": dict(parameters),
-        }
+        await cancel(self._connection, self._request_id)
 
     async def _run(self) -> AsyncIterator[str]:
         try:
@@ -158,3 +160,7 @@ class AsyncNvlmClient:
             prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
         )
         return AsyncAnswerStream(self._connection, inputs, self._idle_timeout)
+
+
+def _request(inputs: list[triton.InferInput], request_id: str, parameters: Mapping[str, str | bool]) -> dict[str, Any]:
+    return {"model_name": MODEL, "inputs": inputs, "request_id": request_id, "parameters": dict(parameters)}

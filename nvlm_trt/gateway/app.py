@@ -93,7 +93,14 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     fetcher = fetcher or Fetcher(settings.image_domains, limits.max_image)
     images = Images(limits, fetcher, metrics.image)
     open_ = _Connections()
-    passing = PassThrough(lambda: open_.session, upstream.http, admission, metrics, plans)
+    passing = PassThrough(
+        lambda: open_.session,
+        upstream.http,
+        admission,
+        metrics,
+        plans,
+        end=lambda request_id: open_.model.end(request_id),
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

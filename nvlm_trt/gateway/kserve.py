@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -24,7 +25,7 @@ from nvlm_trt.gateway.metrics import STREAM_ERROR, Metrics
 from nvlm_trt.gateway.plan import Plans, plan_generate
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.serving.faults import MARKS, NOT_SERVING
-from nvlm_trt.serving.fields import NVLM_FIELDS, REQUEST_FIELDS, REQUEST_ID, TRACEPARENT
+from nvlm_trt.serving.fields import CANCEL_ID, NVLM_FIELDS, REQUEST_FIELDS, REQUEST_ID, TRACEPARENT
 
 MODEL: Final = r"/v2/models/(?P<model>nvlm|ensemble)(/versions/\d+)?/"
 GENERATE: Final = re.compile(MODEL + r"generate(?P<stream>_stream)?")
@@ -58,6 +59,7 @@ class PassThrough:
         admission: Told what requests take; whose slots inference waits for.
         metrics: Told when the texts of streams come.
         plans: Plans what JSON asks for; tensors in binary are the server's to read, and count as what others take.
+        end: Has `nvlm` end the request of an id. Tritonserver tells it of clients of streams that go, of others not.
     """
 
     def __init__(
@@ -67,12 +69,15 @@ class PassThrough:
         admission: Admission,
         metrics: Metrics,
         plans: Plans | None = None,
+        *,
+        end: Callable[[str], None],
     ) -> None:
         self._plans = plans
         self._session = session
         self._upstream = f"http://{upstream}"
         self._admission = admission
         self._metrics = metrics
+        self._end = end
 
     async def handle(self, request: Request) -> Response:
         """Answer a request below ``/v2``.
@@ -83,16 +88,22 @@ class PassThrough:
         exchange = exchange_of(request.scope)
         body, match = exchange.body, GENERATE.fullmatch(exchange.path)
         stream = match is not None and match["stream"] is not None
+        cancel_id = uuid.uuid4().hex if match is not None and match["model"] == "nvlm" and not stream else None
         if exchange.method == "POST" and ANY_CALL.fullmatch(exchange.path):
             if not CALL.fullmatch(exchange.path):
                 raise ApiError(403, "only nvlm and ensemble can be called", code="not_allowed")
             if match is not None:
                 body = _checked(body, match["model"], stream=stream)
                 await self._plan(exchange, body)
-                body = _told(body, exchange)
+                body = _told(body, exchange, cancel_id)
             async with asyncio.timeout_at(exchange.deadline):
                 await wait_for_slot(exchange, self._admission, self._metrics)
-        return await self._forward(exchange, body, is_json=match is not None, stream=stream)
+        try:
+            return await self._forward(exchange, body, is_json=match is not None, stream=stream)
+        except (asyncio.CancelledError, ApiError):  # who asked has gone, the deadline is over, the server is lost
+            if cancel_id is not None:
+                self._end(cancel_id)
+            raise
 
     async def _plan(self, exchange: Exchange, body: bytes) -> None:
         """Plan a generate call; one that cannot be answered is refused in the server's own words."""
@@ -178,9 +189,9 @@ def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
         raise ApiError(400, str(error)) from None
 
 
-def _told(body: bytes, exchange: Exchange) -> bytes:
+def _told(body: bytes, exchange: Exchange, cancel_id: str | None) -> bytes:
     """The body of a generate call with what the models' spans and log lines refer to; a client's own goes first."""
-    said = {REQUEST_ID: exchange.request_id, TRACEPARENT: exchange.span.traceparent}
+    said = {REQUEST_ID: exchange.request_id, TRACEPARENT: exchange.span.traceparent, CANCEL_ID: cancel_id}
     fresh = {name: value for name, value in said.items() if value and b'"%s"' % name.encode() not in body}
     rest = body.lstrip()[1:].lstrip()
     between = b"" if rest.startswith(b"}") or not fresh else b", "

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
+from tritonclient.utils import InferenceServerException
+
 from nvlm_trt.client import Answer, AsyncAnswerStream, Options
+from nvlm_trt.client.aio import cancel
 from nvlm_trt.client.request import Turn, build_inputs
 from nvlm_trt.client.response import Token
 from nvlm_trt.gateway.admission import Admission
@@ -18,7 +23,7 @@ from nvlm_trt.gateway.plan import Plan, Planner, Plans
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
-from nvlm_trt.triton_streams import Connection
+from nvlm_trt.triton_streams import AGAIN_SECONDS, Connection
 
 CHANNEL: Final = [
     *MESSAGES,
@@ -32,6 +37,11 @@ that: whoever comes when the server is known to be away is refused before."""
 
 BEYOND_SECONDS: Final = 1.0
 """A silent server is given up that long after the deadline: the deadline is what a client is told."""
+
+ASKED_TO_END: Final = 3
+"""Times that the model is asked to end a request that came by another way, of which nobody hears that it has ended."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,19 @@ class Model:
         self._metrics = metrics
         self._is_ready = is_ready
         self._plans = plans
+
+    def end(self, request_id: str) -> None:
+        """Have the model end a request that came to it by another way and is given up, if it has begun it."""
+        self._connection.run(self._end(request_id))
+
+    async def _end(self, request_id: str) -> None:
+        for _ in range(ASKED_TO_END):
+            try:
+                await cancel(self._connection, request_id)
+            except (InferenceServerException, grpc.RpcError):
+                log.warning("a request that was given up could not be ended", exc_info=True)
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -69,11 +69,13 @@ REQUEST_ID: Final = "request_id"
 """Request parameters of ours: the span that asks, as W3C Trace Context writes it, and the id that logs show."""
 
 CANCEL: Final = "cancel_request"
-"""Request parameter of ours, true in a request to `nvlm` that ends the one of the same id and asks nothing itself."""
+CANCEL_ID: Final = "cancel_id"
+"""Request parameters of ours. The first is true in a request to `nvlm` that ends those of its id and asks nothing
+itself; the second is the id by which a request can be ended in place of its own, which the answer would repeat."""
 
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
-    | {TRACEPARENT, REQUEST_ID}
+    | {TRACEPARENT, REQUEST_ID, CANCEL_ID}
 )
 """Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
 

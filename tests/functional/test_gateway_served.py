@@ -103,6 +103,17 @@ def test_a_client_of_a_whole_answer_that_hangs_up_ends_the_decoding_too(server: 
         connection.close()
 
 
+def test_a_client_of_a_whole_answer_in_kserves_form_that_hangs_up_ends_the_decoding_too(server: TritonServer) -> None:
+    """Tritonserver tells its models nothing of such a client."""
+    connection = http.client.HTTPConnection(server.http_url, timeout=30)
+    body = json.dumps({"text_input": "Tell me", "max_tokens": 400, "min_tokens": 400})
+    with given_up(server, 400):
+        connection.request("POST", "/v2/models/nvlm/generate", body)
+        wait_working(server)
+        time.sleep(0.2)
+        connection.close()
+
+
 def wait_working(server: TritonServer) -> None:
     """Wait until the gateway has a request in work."""
     deadline = time.monotonic() + 60

@@ -68,14 +68,19 @@ def test_a_body_over_the_limit_is_413_by_its_length_in_chunks_and_compressed(doo
 def test_a_compressed_body_is_unpacked(door: Door, upstream: Upstream) -> None:
     body = json.dumps({"text_input": "a"}).encode()
     headers = {"Content-Encoding": "gzip", "X-Request-ID": "mine"}
-    assert door.call(GENERATE, gzip.compress(body), headers=headers).json() == {"request_id": "mine", "text_input": "a"}
+    told = door.call(GENERATE, gzip.compress(body), headers=headers).json()
+    assert told == {"request_id": "mine", "cancel_id": told["cancel_id"], "text_input": "a"}
 
 
 def test_the_models_are_told_the_id_that_logs_show_unless_the_client_names_one(door: Door) -> None:
     headers = {"X-Request-ID": "mine"}
-    assert door.call(GENERATE, b" {} ", headers=headers).json() == {"request_id": "mine"}
-    body = b'{"request_id": "theirs", "text_input": "a"}'
+    told = [door.call(GENERATE, b" {} ", headers=headers).json() for _ in range(2)]
+    assert [each["request_id"] for each in told] == ["mine", "mine"]
+    assert len({each["cancel_id"] for each in told}) == 2  # nobody else may end it
+    body = b'{"request_id": "theirs", "cancel_id": "theirs", "text_input": "a"}'
     assert door.call(GENERATE, body, headers=headers).data == body
+    ensemble = "/v2/models/ensemble/generate"  # it has no way to be ended
+    assert door.call(ensemble, b"{}", headers=headers).json() == {"request_id": "mine"}
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,19 @@ def test_nvlm_ends_the_requests_of_an_id_that_is_cancelled_and_no_others(nvlm, r
     wait(lambda: not nvlm.tasks)
 
 
+def test_nvlm_ends_a_request_by_the_id_that_stands_for_its_own(nvlm, request_of, text):
+    nvlm.kind.endless = True
+    by_way = '{"cancel_id": "secret"}'
+    asked = request_of({"text_input": text("x")}, identity="told", text_parameters=by_way)
+    nvlm.execute([asked])
+    for identity in ("told", "secret"):
+        assert not asked.sender.final
+        end = request_of({}, identity=identity, text_parameters='{"cancel_request": true}')
+        nvlm.execute([end])
+        wait(lambda end=end: end.sender.final)
+    wait(lambda: asked.sender.final and not nvlm.tasks)
+
+
 def test_nvlm_refuses_more_than_it_can_hold(nvlm, request_of, text):
     nvlm.kind.endless = True
     nvlm.spec = type("Small", (), {"max_requests": 1})()

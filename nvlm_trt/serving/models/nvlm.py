@@ -24,7 +24,7 @@ from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
 from nvlm_trt.serving.decode_client import DecodeClient, GrpcDecoding
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, DECODER_FROM_PREPROCESSING
 from nvlm_trt.serving.faults import CancelledByClientError, UnavailableError
-from nvlm_trt.serving.fields import CANCEL, NVLM_FIELDS, REQUEST_ID, refuse_unknown
+from nvlm_trt.serving.fields import CANCEL, CANCEL_ID, NVLM_FIELDS, REQUEST_ID, refuse_unknown
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import Seconds
@@ -152,7 +152,8 @@ class TritonPythonModel(Model):
 
     def _take(self, request: Any, sender: Any) -> None:
         try:
-            if parameters(request).get(CANCEL) is True:
+            said = parameters(request)
+            if said.get(CANCEL) is True:
                 self._cancel(request.request_id())
                 self._end(sender, _response(NOTHING))
                 return
@@ -162,7 +163,7 @@ class TritonPythonModel(Model):
         if len(self.tasks) >= self.spec.max_requests:
             self._end(sender, failure(UnavailableError("the server is busy", fix="try again later")))
             return
-        task = self.loop.create_task(self._answer(request, sender), name=request.request_id())
+        task = self.loop.create_task(self._answer(request, sender), name=said.get(CANCEL_ID) or request.request_id())
         self.tasks[task] = sender
         task.add_done_callback(self.tasks.pop)
 
