@@ -24,7 +24,12 @@ RANK_MODEL = "tensorrt_llm"
 LAUNCHER = "mpirun"
 
 EXPORTED = ("PATH", "LD_LIBRARY_PATH")
-"""Variables that ranks on other nodes need; mpirun passes all of them on on its own node only."""
+"""Variables that ranks on other nodes need; mpirun passes all of them on on its own node only. `-x` is of one program,
+so each rank has its own (seen with Open MPI 4.1.4)."""
+
+FULL_NAMES = ("--mca", "orte_keep_fqdn_hostnames", "1")
+"""Open MPI 4 cuts names of hosts at the first dot, unless told not to (open-mpi/ompi, orte/runtime/orte_mca_params.c;
+issue 12089); a pod has no address without its domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,12 @@ def server_command(
     placement = _placement(options)
     # Called by its path, mpirun looks for its own programs on other nodes in the same place.
     launcher = (shutil.which(LAUNCHER) or LAUNCHER) if options.nodes.are_several else LAUNCHER
-    command = [launcher, "--allow-run-as-root", *placement, "-n", "1", *serving]
+    exported = [word for name in EXPORTED for word in ("-x", name)] if options.nodes.are_several else []
+    one = ["-n", "1", *exported]
+    command = [launcher, "--allow-run-as-root", *placement, *one, *serving]
     for rank in range(1, options.world_size):
         command += [
-            *(":", "-n", "1", binary),
+            *(":", *one, binary),
             *_common_flags(options, backends),
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}rank{rank}_",
             *("--model-control-mode=explicit", f"--load-model={RANK_MODEL}"),
@@ -140,8 +147,7 @@ def _placement(options: ServerOptions) -> list[str]:
                 fix=f"use other nodes, or build again with gpus_per_node: {slots}",
             )
         placement += ["--host", ",".join(f"{host}:{slots}" for host in nodes.hosts)]
-    exported = [word for name in EXPORTED for word in ("-x", name)]
-    return [*placement, "--map-by", "slot", *exported]
+    return [*placement, *FULL_NAMES, "--map-by", "slot"]
 
 
 def _common_flags(options: ServerOptions, backends: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 
 PORTS = Ports(8000, 8001, 8002)
+MPIRUN = shutil.which("mpirun")
 
 
 @pytest.fixture
@@ -128,9 +130,45 @@ def test_ranks_fill_one_node_after_the_other(image, gpu_engine, gpu_recipe):
     own, _ = ranks_of(image, gpu_engine, Nodes(("a", "b")))
     assert own[own.index("--host") + 1] == "a:2,b:2"
     assert own[own.index("--map-by") + 1] == "slot"
-    assert [own[place + 1] for place, word in enumerate(own) if word == "-x"] == ["PATH", "LD_LIBRARY_PATH"]
     own, _ = ranks_of(image, gpu_engine, Nodes(hostfile=Path("/etc/hosts.mpi")))
     assert own[own.index("--hostfile") + 1] == "/etc/hosts.mpi"
+    assert own[own.index("--map-by") + 1] == "slot"
+
+
+@pytest.mark.parametrize("nodes", [Nodes(("a.x.y", "b.x.y")), Nodes(hostfile=Path("/etc/hosts.mpi"))])
+def test_other_nodes_are_reached_by_their_full_names_and_their_ranks_get_the_libraries(
+    image, gpu_engine, gpu_recipe, nodes
+):
+    rebuilt(gpu_engine, gpu_recipe, gpus_per_node=2)
+    own, ranks = ranks_of(image, gpu_engine, nodes)
+    place = own.index("--mca")
+    assert own[place : place + 3] == ["--mca", "orte_keep_fqdn_hostnames", "1"]
+    exported = ["-n", "1", "-x", "PATH", "-x", "LD_LIBRARY_PATH", str(image.binary)]
+    assert [rank[: len(exported)] for rank in ranks] == [exported] * 4
+
+
+def script(path, *lines):
+    path.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="Open MPI is not installed (Debian's package openmpi-bin has it)")
+def test_a_real_mpirun_reaches_a_node_by_its_full_name_and_starts_its_ranks_with_our_path(
+    image, gpu_engine, gpu_recipe, monkeypatch, tmp_path
+):
+    """The server is a script that notes where it runs; another one stands for ssh and stays on this machine."""
+    rebuilt(gpu_engine, gpu_recipe, gpus_per_node=2)
+    script(image.binary, f'echo "${{NODE:-here}} $PATH" > {tmp_path}/rank$OMPI_COMM_WORLD_RANK')
+    agent = script(tmp_path / "agent", "node=$1", "shift", 'NODE=$node PATH=/usr/bin:/bin exec sh -c "$*"')
+    monkeypatch.setenv("OMPI_MCA_plm_rsh_agent", str(agent))
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path}")
+    own, ranks = ranks_of(image, gpu_engine, Nodes(("localhost", "nvlm-0-1.nvlm.models")))
+    command = [*own, *ranks[0], *(word for rank in ranks[1:] for word in (":", *rank))]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    notes = [(tmp_path / f"rank{rank}").read_text().split() for rank in range(4)]
+    assert [node for node, _ in notes] == ["here", "here", *["nvlm-0-1.nvlm.models"] * 2]
+    assert all(path.endswith(f":{tmp_path}") for _, path in notes)
 
 
 def test_ranks_that_cannot_be_dealt_out_evenly_are_refused(image, gpu_engine):
