@@ -31,7 +31,8 @@ def serve(
         float | None, typer.Option(min=1, help="Seconds until the server must be ready; cpu: 180, gpu: 3600.")
     ] = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="An OpenMPI hostfile, for ranks on several nodes; this one first.")
+        Path | None,
+        typer.Option(help="An OpenMPI hostfile, for ranks on several nodes, HOST slots=GPUS each; this one first."),
     ] = None,
     gateway: Annotated[
         bool,
@@ -93,7 +94,11 @@ def serve(
     growth = max_growth and max_growth << 20
     engine = ServedEngine.open(engine_dir)
     recipe = engine.recipe
-    nodes = Nodes.of_group(os.environ) if hostfile is None else Nodes.of_file(hostfile, engine.world_size)
+    nodes = (
+        Nodes.of_group(os.environ)
+        if hostfile is None
+        else Nodes.of_file(hostfile, engine.world_size, recipe.gpus_per_node)
+    )
     endpoint = None if otlp_endpoint is None else tracing.check_endpoint(otlp_endpoint)
     if not dry_run and recipe.target == "gpu" and (records := read_records(engine_dir)):
         require_match(records, look())

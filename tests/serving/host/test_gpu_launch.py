@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from nvlm_trt.cli.main import main
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.serving.host import launch
 from nvlm_trt.serving.host.command import server_command
 from nvlm_trt.serving.host.engine import ServedEngine
@@ -289,12 +289,36 @@ def test_a_hostfile_has_to_be_there_and_to_have_ranks_to_place(gpu_engine, gpu_r
     hosts = tmp_path / "hosts"
     code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
     assert (code, f"no such hostfile; seen: {hosts}" in shown.err) == (2, True)
-    hosts.write_text("a slots=4\n")
+    hosts.write_text("a slots=8\n")
     code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
     assert (code, f"--hostfile {hosts}" in shown.out) == (0, True)
     rebuilt(gpu_engine, gpu_recipe, tp=1)
     code, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--hostfile", hosts)
     assert (code, "this engine has one" in shown.err) == (2, True)
+
+
+def test_nodes_of_a_hostfile_have_as_many_slots_as_the_engines_were_built_for(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# two\n\na slots=2\nroot@b.x.y  slots = 2 max-slots=2 // the last\n")
+    assert Nodes.of_file(hosts, 4, 2) == Nodes(hostfile=hosts)
+
+
+@pytest.mark.parametrize(
+    "node", ["b", "b slots=4", "b slots=20", "b max_slots=2", "b max-slots=2", "b # slots=2", "slots=2"]
+)
+def test_a_node_of_a_hostfile_of_another_size_is_refused(node, tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"a slots=2\n{node}\n")
+    with pytest.raises(UserError, match=r"expected: HOST slots=2, the recipe's gpus_per_node") as error:
+        Nodes.of_file(hosts, 4, 2)
+    assert str(error.value.seen) == node.partition(" #")[0]
+
+
+def test_a_hostfile_with_too_few_nodes_is_refused(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=2\n")
+    with pytest.raises(UserError, match="seen: 1 nodes of 2 slots; expected: 4 slots or more"):
+        Nodes.of_file(hosts, 4, 2)
 
 
 def test_a_dry_run_in_json_is_the_same(gpu_engine, capsys):
