@@ -22,18 +22,15 @@ from nvlm_trt import guarded
 from nvlm_trt.decoder.trtllm_build_command import PROGRAM, EngineSettings, build_command
 from nvlm_trt.decoder.trtllm_build_failure import build_failure
 from nvlm_trt.decoder.trtllm_build_watch import BuildWatch
-from nvlm_trt.decoder.trtllm_config import GPUS_PER_NODE, TrtllmConfig
+from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_engine import check_engine, engine_file
 from nvlm_trt.environment.seen import installed
-from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TENSORRT_LLM, TENSORRT_LLM, USE_IMAGE, numbers
+from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TENSORRT_LLM, TENSORRT_LLM, USE_IMAGE
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.progress import Progress
 
 IMAGE: Final = PINNED_IMAGE
 """Where trtllm-build and the TensorRT that serves its engines are."""
-
-CHECKPOINT_SAYS_GPUS_PER_NODE: Final = (1, 2)
-"""First release of TensorRT-LLM that takes gpus_per_node from the checkpoint (PR 8329)."""
 
 LOG_NAME: Final = "build.log"
 TIMING_NAME: Final = "timing.cache"
@@ -84,7 +81,7 @@ def build_decoder_tensorrt_llm(
     if program is None:
         raise EngineError("there is no trtllm-build on this machine", seen=executable, fix=f"run it inside {IMAGE}")
     config = TrtllmConfig.read(checkpoint_dir)
-    _check_version(installed("tensorrt_llm"), config)
+    _check_version(installed("tensorrt_llm"))
     _check_table(table_dtype, config)
     ranks = _rank_bytes(checkpoint_dir, config.world_size)
     for directory in (out_dir, work_dir):
@@ -108,8 +105,12 @@ def build_decoder_tensorrt_llm(
     progress(sum(ranks.values()), sum(ranks.values()))
 
 
-def _check_version(version: str | None, config: TrtllmConfig) -> None:
-    """Refuse a release whose flags or engines are others; where none is installed, the program is asked."""
+def _check_version(version: str | None) -> None:
+    """Refuse a release whose flags or engines are others; where none is installed, the program is asked.
+
+    Before 1.2 trtllm-build put its own --gpus_per_node in place of the checkpoint's (NVIDIA/TensorRT-LLM, pull request
+    8329).
+    """
     if version is None:
         return
     if version not in TENSORRT_LLM:
@@ -117,14 +118,6 @@ def _check_version(version: str | None, config: TrtllmConfig) -> None:
             "this TensorRT-LLM is not supported",
             seen=version,
             expected=f"{TENSORRT_LLM.words} (pinned: {PINNED_TENSORRT_LLM})",
-            fix=USE_IMAGE,
-        )
-    # commands/build.py before 1.2 puts its own --gpus_per_node in place of the checkpoint's
-    if numbers(version) < CHECKPOINT_SAYS_GPUS_PER_NODE and config.gpus_per_node != GPUS_PER_NODE:
-        raise EngineError(
-            f"this TensorRT-LLM builds engines for nodes of {GPUS_PER_NODE} GPUs alone",
-            seen=f"TensorRT-LLM {version}, gpus_per_node {config.gpus_per_node}",
-            expected=f"gpus_per_node {GPUS_PER_NODE}, or TensorRT-LLM 1.2",
             fix=USE_IMAGE,
         )
 

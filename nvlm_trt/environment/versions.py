@@ -17,8 +17,6 @@ from nvlm_trt.environment.seen import Seen
 
 Subject = Literal["gpu", "cuda", "tensorrt", "tensorrt_llm"]
 
-IMAGE: Final = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
-
 
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: "1.3.0rc3" -> (1, 3, 0). A pre-release counts as what it becomes."""
@@ -37,38 +35,20 @@ class Range:
         return self.first <= numbers(version) < self.end
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
-    """A line of TensorRT-LLM with the engine flow, and what it comes with.
-
-    Attributes:
-        tensorrt_llm: Its first two numbers.
-        tensorrt: Those of the TensorRT that it is built with.
-        cuda: CUDA's major version.
-        images: Releases of Triton's image that carry it.
-    """
-
-    tensorrt_llm: str
-    tensorrt: str
-    cuda: int
-    images: tuple[str, ...]
-
-
-RELEASES: Final = (
-    Release("1.0", "10.11", 12, ("25.09", "25.10")),
-    Release("1.1", "10.13", 13, ("25.12", "26.01", "26.02")),
-    Release("1.2", "10.14", 13, ("26.04", "26.05", "26.06", "26.07")),
-)
-FALLBACK: Final = RELEASES[0]
-PINNED: Final = RELEASES[-1]
 PINNED_TENSORRT_LLM: Final = "1.2.1"
 PINNED_TENSORRT: Final = "10.14.1.48"
+PINNED_CUDA: Final = 13
+PINNED_TRITON: Final = ("26.04", "26.05", "26.06", "26.07")
+"""Releases of Triton's image that carry these."""
+
+PINNED_IMAGE: Final = f"nvcr.io/nvidia/tritonserver:{PINNED_TRITON[0]}-trtllm-python-py3"
 
 TENSORRT: Final = Range((10, 11), (10, 17), "10.11 to 10.16")
 TENSORRT_11: Final = (11,)
-TENSORRT_LLM: Final = Range((1, 0), (1, 3), "1.0 to 1.2")
+TENSORRT_LLM: Final = Range((1, 2), (1, 3), "1.2")
+OWN_TENSORRT: Final = "10.14"
+"""TensorRT that those TensorRT-LLM are built with."""
 
-PINNED_IMAGE: Final = IMAGE.format(PINNED.images[0])
 TENSORRT_EXPECTED: Final = f"{TENSORRT.words} (pinned: {PINNED_TENSORRT})"
 USE_IMAGE: Final = f"use the image {PINNED_IMAGE}"
 
@@ -95,17 +75,11 @@ class VersionFault:
         return f"{self.what}; seen: {self.seen}; expected: {self.expected}; {self.fix}"
 
 
-def release_of(tensorrt_llm: str | None) -> Release | None:
-    """The line that a TensorRT-LLM is of; None without one, or for one that has no engine flow."""
-    line = numbers(tensorrt_llm or "")[:2]
-    return next((release for release in RELEASES if numbers(release.tensorrt_llm) == line), None)
-
-
 def check_versions(seen: Seen) -> list[VersionFault]:
     """What keeps a machine from building and serving the gpu target; empty where nothing does."""
     return [
         *_gpu_faults(seen.gpus),
-        *_cuda_faults(seen),
+        *_cuda_faults(seen.gpus),
         *_tensorrt_faults(seen.tensorrt),
         *_tensorrt_llm_faults(seen.tensorrt_llm),
     ]
@@ -129,16 +103,13 @@ def _named(gpus: Iterable[Gpu]) -> str:
     return ", ".join(sorted({f"{gpu.name} ({gpu.capability})" for gpu in gpus}))
 
 
-def _cuda_faults(seen: Seen) -> list[VersionFault]:
-    report = seen.gpus
-    needed = (release_of(seen.tensorrt_llm) or PINNED).cuda
-    if report.fault is not None or numbers(report.cuda or "0")[0] >= needed:
+def _cuda_faults(report: GpuReport) -> list[VersionFault]:
+    if report.fault is not None or numbers(report.cuda or "0")[0] >= PINNED_CUDA:
         return []
-    fix = f"renew the driver ({FIRST_DRIVERS[needed]} or newer)"
-    if needed > FALLBACK.cuda:
-        fix += f", or use TensorRT-LLM {FALLBACK.tensorrt_llm} ({IMAGE.format(FALLBACK.images[0])})"
+    what, expected = "the driver is too old for TensorRT-LLM", f"CUDA {PINNED_CUDA} or newer"
     met = f"driver {report.driver}, CUDA {report.cuda or 'unknown'}"
-    return [VersionFault("cuda", "the driver is too old for TensorRT-LLM", met, f"CUDA {needed} or newer", fix)]
+    fix = f"renew the driver ({FIRST_DRIVERS[PINNED_CUDA]} or newer)"
+    return [VersionFault("cuda", what, met, expected, fix)]
 
 
 def _tensorrt_faults(version: str | None) -> list[VersionFault]:

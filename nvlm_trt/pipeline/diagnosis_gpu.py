@@ -9,7 +9,15 @@ from typing import Final
 from nvlm_trt.environment.capability import remark
 from nvlm_trt.environment.gpus import GpuReport
 from nvlm_trt.environment.seen import Seen
-from nvlm_trt.environment.versions import PINNED, USE_IMAGE, Subject, VersionFault, check_versions, release_of
+from nvlm_trt.environment.versions import (
+    OWN_TENSORRT,
+    PINNED_TRITON,
+    TENSORRT_LLM,
+    USE_IMAGE,
+    Subject,
+    VersionFault,
+    check_versions,
+)
 from nvlm_trt.errors import EngineError
 from nvlm_trt.pipeline.finding import GPU, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words
@@ -67,10 +75,11 @@ def _driver(report: GpuReport, faults: Sequence[VersionFault]) -> Finding:
 
 def _pairing(seen: Seen) -> str:
     """A remark where TensorRT is not the one that TensorRT-LLM was built with; its own packages pin that."""
-    release = release_of(seen.tensorrt_llm)
-    if release is None or seen.tensorrt is None or seen.tensorrt.startswith(f"{release.tensorrt}."):
+    if seen.tensorrt is None or seen.tensorrt.startswith(f"{OWN_TENSORRT}."):
         return ""
-    return f"TensorRT-LLM {release.tensorrt_llm} comes with TensorRT {release.tensorrt}"
+    if seen.tensorrt_llm is None or seen.tensorrt_llm not in TENSORRT_LLM:
+        return ""
+    return f"TensorRT-LLM {TENSORRT_LLM.words} comes with TensorRT {OWN_TENSORRT}"
 
 
 def _program(name: str, needed_for: tuple[Goal, ...], fix: str) -> Finding:
@@ -94,6 +103,6 @@ def _tritonserver() -> Finding:
 
 
 def _image(triton: str | None) -> str:
-    if triton is None or triton in PINNED.images:
+    if triton is None or triton in PINNED_TRITON:
         return ""
-    return f"pinned are {PINNED.images[0]} to {PINNED.images[-1]}"
+    return f"pinned are {PINNED_TRITON[0]} to {PINNED_TRITON[-1]}"

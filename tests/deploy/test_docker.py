@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nvlm_trt.environment.versions import PINNED_IMAGE
+from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TRITON, TENSORRT_LLM
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "build" / "docker"
-TESTED = ("26.04", "26.05", "26.06", "26.07")
-"""Releases of the image with TensorRT-LLM 1.2.1 and TensorRT 10.14.1.48."""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -50,7 +48,7 @@ def compose() -> dict:
 def test_the_base_image_is_nvidia_s_and_pinned_to_a_release_of_the_engine_flow():
     (argument,) = [rest for word, rest in instructions() if word == "ARG"]
     name, _, version = argument.partition("=")
-    assert version in TESTED
+    assert version in PINNED_TRITON
     first = next(rest for word, rest in instructions() if word == "FROM")
     assert first == f"nvcr.io/nvidia/tritonserver:${{{name}}}-trtllm-python-py3 AS installed"
     assert f"nvcr.io/nvidia/tritonserver:{version}-trtllm-python-py3" == PINNED_IMAGE
@@ -184,6 +182,20 @@ def test_the_server_has_its_grace_before_docker_kills_it(compose):
     service = compose["services"]["serve"]
     grace = float(service["command"][service["command"].index("--grace") + 1])
     assert grace + 10 < float(service["stop_grace_period"].removesuffix("s"))
+
+
+@pytest.mark.parametrize(
+    ("tensorrt_llm", "torch", "tokenizers"),
+    [("1.0.0", "2.8.0a0", "0.21.4"), ("1.1.0", "2.9.0a0", "0.22.0"), ("1.2.1", "2.10.0a0+b4e4ee8", "0.22.1")],
+)
+def test_every_image_whose_tensorrt_llm_is_taken_passes_the_check_at_the_end_of_its_build(
+    tensorrt_llm, torch, tokenizers, monkeypatch
+):
+    """NVIDIA's own builds of torch: 2.9.0a0 comes before 2.9."""
+    faults = runpy.run_path(str(DOCKER / "check_requirements.py"))["faults"]
+    real, theirs = importlib.metadata.version, {"torch": torch, "tokenizers": tokenizers}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: theirs.get(name) or real(name))
+    assert (faults("nvlm-trt") == []) == (tensorrt_llm in TENSORRT_LLM)
 
 
 def test_wrong_packages_of_an_image_are_named(monkeypatch):

@@ -152,7 +152,7 @@ class ImageTriton:
 
     @property
     def limits_bodies(self) -> bool:
-        """The images of TensorRT-LLM 1.1 and later have a limit."""
+        """Servers from 25.07 on have a limit."""
         return True
 
     def prepare_backends(self, directory: Path) -> Path:
