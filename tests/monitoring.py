@@ -1,4 +1,4 @@
-"""The queries of the dashboard and of the rules."""
+"""The queries of the dashboard, of the rules and of the autoscaler."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def queries(*, interval: str = "5m") -> dict[str, str]:
             for name, value in {**VARIABLES, "$__rate_interval": interval}.items():
                 text = text.replace(name, value)
             found[f"panel {panel['title']!r} {panel['id']}{target['refId']}"] = text
+    return found
+
+
+def adapted() -> dict[str, str]:
+    """Queries of the autoscaler by its metrics, as prometheus-adapter fills them in, for whatever was scraped."""
+    values = yaml.safe_load((PLACE.parent / "kubernetes" / "autoscaling" / "prometheus-adapter.yaml").read_text())
+    filled = {"<<.LabelMatchers>>": 'instance=~".*"', "<<.GroupBy>>": "instance"}
+    found = {}
+    for rule in values["rules"]["custom"]:
+        text = rule["metricsQuery"]
+        for name, value in filled.items():
+            text = text.replace(name, value)
+        found[rule["name"]["as"]] = text
     return found
 
 

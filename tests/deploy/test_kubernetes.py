@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import promql_parser
 import pytest
 import yaml
 from lightkube.models import apps_v1, autoscaling_v2, batch_v1, core_v1, meta_v1, networking_v1, util_intstr
 
+from nvlm_trt.gateway.admission import SPREAD
 from nvlm_trt.gateway.door import OPEN
+from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.recipe import load_recipe
+
+from ..monitoring import adapted, documented, selectors
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "build" / "kubernetes"
@@ -307,10 +312,23 @@ def test_the_autoscaler_reads_metrics_that_the_adapter_makes():
     for rule in rules:
         assert rule["resources"]["overrides"].keys() == {"namespace", "pod"}
         assert rule["seriesQuery"].partition("{")[0] in rule["metricsQuery"]
-        for text in (rule["seriesQuery"], rule["metricsQuery"]):
-            assert text.count("(") == text.count(")")
-            assert text.count("{") == text.count("}")
         assert rule["metricsQuery"].count("<<.GroupBy>>") == rule["metricsQuery"].count("<<.LabelMatchers>>") >= 1
+
+
+def test_a_metric_of_the_autoscaler_with_the_name_of_one_of_the_gateway_is_that_one():
+    for name, query in adapted().items():
+        series = {selector.name for selector in selectors(promql_parser.parse(query))}
+        assert series
+        assert name not in documented() or series == {name}
+
+
+def test_replicas_are_added_before_the_gateway_refuses():
+    """A queue that the gateway keeps shorter than the target would never ask for a replica."""
+    metrics = {
+        metric["pods"]["metric"]["name"]: metric["pods"] for metric in read("autoscaling/hpa.yaml")["spec"]["metrics"]
+    }
+    target = float(metrics["nvlm_expected_wait_seconds"]["target"]["averageValue"])
+    assert target < 0.75 * Limits().queue_time / SPREAD
 
 
 def test_workers_are_reached_where_they_listen():

@@ -26,7 +26,7 @@ from nvlm_trt.top.source import metrics_url, read_page
 from nvlm_trt.top.window import Window
 
 from ..http_json import post_json
-from ..monitoring import MADE, RULES, SCRAPED, documented, grouped, queries, selectors
+from ..monitoring import MADE, RULES, SCRAPED, adapted, documented, grouped, queries, selectors
 
 PROMETHEUS = shutil.which("prometheus")
 
@@ -90,7 +90,7 @@ def test_what_is_documented_is_shown_and_what_is_shown_is_documented(families: d
 
 def test_every_query_asks_for_what_is_shown(labels: dict[str, list[dict[str, str]]]) -> None:
     elsewhere = MADE | {place.removeprefix("rule ") for place in queries()}
-    for place, text in queries().items():
+    for place, text in {**queries(), **adapted()}.items():
         query = promql_parser.parse(text)
         for selector in selectors(query):
             if selector.name in elsewhere:
@@ -181,5 +181,6 @@ def test_a_real_prometheus_evaluates_every_rule_and_every_query(
         empty = {place for place, query in queries(interval="30s").items() if not ask(api, query)}
         alerts = {place for place in empty if place.startswith("rule ")}
         assert empty - alerts == set(), "panels without data"
+        assert all(len(ask(api, query)) == 1 for query in adapted().values())
         firing = {one["metric"]["alertname"] for one in ask(api, 'ALERTS{alertstate="firing"}')}
         assert firing <= {"NvlmFirstTokenLateFast", "NvlmFirstTokenLateSlow"}, "a server that is well fires no alert"

@@ -6,20 +6,19 @@ import base64
 import re
 import time
 import urllib.request
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
-import yaml
 
 from nvlm_trt.client import Options
 from nvlm_trt.decoder.request import SamplingParams
 
 from ...http_json import post_json
+from ...monitoring import adapted
 
-ROOT = Path(__file__).parents[3]
 GREEDY = Options(max_tokens=24)
 LONG = Options(max_tokens=1500, min_tokens=1500)
 QUESTION = "What is there?"
@@ -129,17 +128,32 @@ def test_an_answer_that_ends_by_itself_is_not_stopped(gpu_engine, client, jpeg):
     assert len(noted(gpu_engine, "answers.log")) == len(answered) + 1
 
 
+def metric(server, name, model):
+    """A counter of tritonserver's own page; none where it has no such line."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+        found = re.search(rf'^{name}{{model="{model}",version="1"}} (\d+)', answer.read().decode(), re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
 def test_the_metrics_that_the_autoscaler_divides_are_there(server, client, jpeg):
     client.generate(QUESTION, images=[jpeg("chelsea")], options=GREEDY)
-    rules = yaml.safe_load((ROOT / "build" / "kubernetes" / "autoscaling" / "prometheus-adapter.yaml").read_text())
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
-        page = answer.read().decode()
-    (queue,) = [rule for rule in rules["rules"]["custom"] if rule["name"]["as"] == "nvlm_queue_seconds"]
-    for name in re.findall(r"nv_inference_\w+", queue["metricsQuery"]):
-        assert re.search(rf'^{name}{{model="nvlm",version="1"}} \d+', page, re.MULTILINE), name
-    answered = re.search(r'^nv_inference_request_success{model="nvlm",version="1"} (\d+)', page, re.MULTILINE)
-    assert answered
-    assert int(answered[1]) > 0
+    names = re.findall(r"nv_inference_\w+", adapted()["nvlm_triton_queue_seconds"])
+    assert len(names) == 2
+    assert all(metric(server, name, "nvlm") is not None for name in names)
+    assert metric(server, "nv_inference_request_success", "nvlm") > 0
+
+
+def test_images_wait_for_a_vision_encoder_in_a_queue_that_the_autoscaler_sees(server, gpu_engine, client, jpeg):
+    def waited():
+        return metric(server, "nv_inference_queue_duration_us", "vision_encoder")
+
+    before = waited()
+    (gpu_engine / "slow").touch()
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(client.generate, QUESTION, images=[jpeg("chelsea")], options=GREEDY) for _ in range(6)]
+        assert all(one.result().text for one in asked)
+    (gpu_engine / "slow").unlink()
+    assert waited() - before > 1e6
 
 
 def test_every_rank_is_a_server_and_only_the_first_one_listens(server):
