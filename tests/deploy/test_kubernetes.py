@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ..monitoring import adapted, documented, selectors
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "build" / "kubernetes"
+KUBECTL = shutil.which("kubectl")
 KUSTOMIZATIONS = sorted(PLACE.glob("*/kustomization.yaml"))
 MANIFESTS = sorted(
     path for path in PLACE.glob("*/*.yaml") if path.name not in ("kustomization.yaml", "prometheus-adapter.yaml")
@@ -184,6 +186,20 @@ def test_kustomizations_name_what_is_there_and_leave_nothing_out(path):
         assert image["newTag"] not in ("latest", "")
 
 
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: path.parent.name)
+def test_kubectl_renders_every_kustomization_to_what_is_valid_for_the_api(path):
+    shown = subprocess.run([str(KUBECTL), "kustomize", path.parent], capture_output=True, text=True, check=True)
+    documents = list(yaml.safe_load_all(shown.stdout))
+    assert documents
+    for document in documents:
+        check(document)
+    scaled = any(document["kind"] == "HorizontalPodAutoscaler" for document in documents)
+    assert not any(
+        scaled and "replicas" in document["spec"] for document in documents if document["kind"] == "Deployment"
+    )
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_pods_are_hardened_as_their_namespace_demands(path):
     for pod in pods(yaml.safe_load(path.read_text())):
@@ -313,6 +329,14 @@ def test_the_autoscaler_reads_metrics_that_the_adapter_makes():
         assert rule["resources"]["overrides"].keys() == {"namespace", "pod"}
         assert rule["seriesQuery"].partition("{")[0] in rule["metricsQuery"]
         assert rule["metricsQuery"].count("<<.GroupBy>>") == rule["metricsQuery"].count("<<.LabelMatchers>>") >= 1
+
+
+def test_the_autoscaler_alone_says_how_many_replicas_there_are():
+    (patch,) = read("autoscaling/kustomization.yaml")["patches"]
+    scaled = read("autoscaling/hpa.yaml")["spec"]["scaleTargetRef"]
+    assert patch["target"] == {"kind": scaled["kind"], "name": scaled["name"]}
+    assert yaml.safe_load(patch["patch"]) == [{"op": "remove", "path": "/spec/replicas"}]
+    assert "replicas" in read("base/deployment.yaml")["spec"], "what is not there cannot be removed"
 
 
 def test_a_metric_of_the_autoscaler_with_the_name_of_one_of_the_gateway_is_that_one():
