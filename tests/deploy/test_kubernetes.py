@@ -291,6 +291,17 @@ def test_engines_are_read_only_where_they_are_served_and_shared_memory_is_large(
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
 
 
+def test_monitoring_finds_every_server():
+    (asked,) = read("monitoring/podmonitor.yaml")["spec"]["selector"]["matchExpressions"]
+    assert asked["operator"] == "In"
+    templates = {
+        "deployment": read("base/deployment.yaml")["spec"]["template"],
+        "leaderworkerset": read("multinode/leaderworkerset.yaml")["spec"]["leaderWorkerTemplate"]["leaderTemplate"],
+    }
+    assert templates.keys() == SERVERS.keys()
+    assert {template["metadata"]["labels"][asked["key"]] for template in templates.values()} == set(asked["values"])
+
+
 def test_monitoring_scrapes_the_gateway_whose_metrics_are_all_and_ask_for_no_key():
     (endpoint,) = read("monitoring/podmonitor.yaml")["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
