@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def doctor(
     checkpoint: Annotated[Path | None, typer.Option(help="An NVLM-D directory whose headers are read.")] = None,
+    output: Annotated[Path, typer.Option(help="Where engines would be built: its disk is looked at.")] = Path(),
     engine: Annotated[Path | None, typer.Option(help="An engine directory: was it packaged by this version?")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -31,7 +32,7 @@ def doctor(
     for option, directory in (("--checkpoint", checkpoint), ("--engine", engine)):
         if directory is not None and not directory.is_dir():
             raise UserError(f"{option} is no directory", seen=directory, expected="one that is there")
-    found = findings(checkpoint=checkpoint, engine=engine)
+    found = findings(output, checkpoint, engine)
     hindered_by: dict[str, list[str]] = {goal: hindrances(found, goal) for goal in EVERYTHING}
     works = usable(found)
     if json:

@@ -19,7 +19,7 @@ from nvlm_trt.environment.seen import installed, look
 from nvlm_trt.errors import CheckpointError, UserError
 from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
 from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, SERVE, Finding, Goal
-from nvlm_trt.pipeline.preflight import in_words
+from nvlm_trt.pipeline.preflight import in_words, nearest
 
 LEAST_MEMORY_BYTES = 2 << 30
 LEAST_DISK_BYTES = 1 << 30
@@ -42,7 +42,7 @@ def findings(place: Path = Path(), checkpoint: Path | None = None, engine: Path 
     """Look at everything that a build or a server needs.
 
     Args:
-        place: Where an engine would be built.
+        place: Where an engine would be built; it need not be there yet.
         checkpoint: A checkpoint whose headers are read; None for none.
         engine: An engine directory whose model repository is looked at; None for none.
     """
@@ -131,9 +131,10 @@ def _numa() -> Finding:
 
 
 def _disk(place: Path) -> Finding:
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(place)).free
     fits = free >= LEAST_DISK_BYTES
-    return Finding("disk", f"{in_words(free)} free here", fits, BUILD, "" if fits else "use --output on another disk")
+    seen = f"{in_words(free)} free {'here' if place == Path() else f'for {place}'}"
+    return Finding("disk", seen, fits, BUILD, "" if fits else "use --output on another disk")
 
 
 def _checkpoint(directory: Path) -> Finding:

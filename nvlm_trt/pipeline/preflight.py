@@ -54,7 +54,7 @@ def check_fits(required: Needs, engine: Path) -> None:
     Raises:
         DoesNotFitError: with bytes needed, bytes available and where.
     """
-    place = next(folder for folder in (engine, *engine.absolute().parents) if folder.exists())
+    place = nearest(engine)
     disk_needed, disk_free = required.disk_bytes + DISK_RESERVE_BYTES, shutil.disk_usage(place).free
     if required.disk_bytes and disk_needed > disk_free:
         raise DoesNotFitError(
@@ -71,6 +71,11 @@ def check_fits(required: Needs, engine: Path) -> None:
             expected=in_words(required.memory_bytes),
             fix="free memory, or build on a larger machine and copy the engine directory",
         )
+
+
+def nearest(place: Path) -> Path:
+    """A folder, or the nearest one above it where it is not there yet."""
+    return next(folder for folder in (place, *place.absolute().parents) if folder.exists())
 
 
 def in_words(count: int) -> str:

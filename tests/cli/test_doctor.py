@@ -88,6 +88,13 @@ def test_a_checkpoint_that_cannot_be_built_from_is_told(nvlm_trt: Run, tiny_chec
     assert "serve the cpu target: yes" in shown.out
 
 
+def test_the_disk_for_engines_may_be_another_one(nvlm_trt: Run, tmp_path: Path) -> None:
+    assert rows(nvlm_trt("doctor").out)["disk"][1].endswith(" free here")
+    shown = nvlm_trt("doctor", "--output", tmp_path / "new")
+    assert rows(shown.out)["disk"][1].endswith(f" free for {tmp_path / 'new'}")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("option", ["--checkpoint", "--engine"])
 def test_a_directory_that_is_not_there_is_the_users_mistake(nvlm_trt: Run, option: str, tmp_path: Path) -> None:
     shown = nvlm_trt("doctor", option, tmp_path / "nope")

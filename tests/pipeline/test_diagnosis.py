@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -155,6 +156,16 @@ def test_memory_and_disk_that_do_not_suffice_keep_from_everything_that_needs_the
     monkeypatch.setattr(diagnosis, "LEAST_DISK_BYTES", 1 << 60)
     found = machine(IMAGE)
     assert hindrances(found, "build_cpu") == hindrances(found, "build_gpu") == ["memory", "disk"]
+
+
+def test_the_disk_is_that_of_the_place_that_is_named_though_it_is_not_there_yet(machine, monkeypatch, tmp_path):
+    machine(LAPTOP)
+    asked = []
+    usage = shutil.disk_usage
+    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda place: asked.append(place) or usage(place))
+    assert by_name(findings())["disk"].seen.endswith(" free here")
+    assert by_name(findings(tmp_path / "engines" / "new"))["disk"].seen.endswith(f" free for {tmp_path}/engines/new")
+    assert asked == [Path(), tmp_path]
 
 
 def test_numa_nodes_are_counted(machine, monkeypatch, tmp_path):
