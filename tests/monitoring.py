@@ -18,6 +18,14 @@ SCRAPED = frozenset({"instance", "job"})
 """Labels that Prometheus adds."""
 MADE = frozenset({"up"})
 """Metrics that Prometheus makes."""
+ON_GPUS = {
+    name: [{label: value, "model": "tensorrt_llm", "version": "1"} for value in values]
+    for name, label, values in (
+        ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", ("max", "free", "used", "fraction")),
+        ("nv_trt_llm_request_metrics", "request_type", ("active", "max", "scheduled", "context", "waiting")),
+    )
+}
+"""Labels of what the C++ backend shows: custom_metrics_reporter.cc of triton-inference-server/tensorrtllm_backend."""
 
 
 @dataclass(frozen=True)

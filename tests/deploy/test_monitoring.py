@@ -264,3 +264,26 @@ def test_whole_requests_are_those_that_somebody_asked(tmp_path: Path) -> None:
     slow = {seconds("chat", edge): values for edge, values in (("1", "0x15"), ("3", "0+60x15"), ("+Inf", "0+60x15"))}
     quick = {seconds(route, edge): "0+600x15" for route in ("health", "page") for edge in ("1", "3", "+Inf")}
     finds(tmp_path, target("Whole requests"), {"{}": 2.0}, {**slow, **quick})
+
+
+@needs_promtool
+def test_a_full_kv_cache_is_seen_on_both_targets(tmp_path: Path) -> None:
+    blocks = (
+        'nv_trt_llm_kv_cache_block_metrics{{instance="{}",kv_cache_block_type="fraction",model="tensorrt_llm"}}'.format
+    )
+    waiting = 'nv_trt_llm_request_metrics{{instance="{}",request_type="waiting",model="tensorrt_llm"}}'.format
+    series = {
+        'nvlm_kv_blocks{instance="cpu"}': "100x15",
+        'nvlm_kv_free_blocks{instance="cpu"}': "1x15",
+        'nvlm_kv_waiting_requests{instance="cpu"}': "2x15",
+        blocks("gpu"): "0.99x15",
+        waiting("gpu"): "2x15",
+        blocks("nobody waits"): "0.99x15",
+        waiting("nobody waits"): "0x15",
+        blocks("room"): "0.5x15",
+        waiting("room"): "2x15",
+    }
+    full = {f'{{instance="{name}"}}': 1 for name in ("cpu", "gpu")}
+    finds(tmp_path, fired("NvlmKvCacheFull"), full, series)
+    finds(tmp_path, target("KV cache", "A"), {"{}": 0.99}, {blocks("gpu"): "0.99x15"})
+    finds(tmp_path, target("Requests in the decoder", "B"), {"{}": 2.0}, {waiting("gpu"): "2x15"})

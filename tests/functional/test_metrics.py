@@ -26,7 +26,7 @@ from nvlm_trt.top.source import metrics_url, read_page
 from nvlm_trt.top.window import Window
 
 from ..http_json import post_json
-from ..monitoring import MADE, RULES, SCRAPED, adapted, documented, grouped, queries, selectors
+from ..monitoring import MADE, ON_GPUS, RULES, SCRAPED, adapted, documented, grouped, queries, selectors
 
 PROMETHEUS = shutil.which("prometheus")
 
@@ -90,6 +90,7 @@ def test_what_is_documented_is_shown_and_what_is_shown_is_documented(families: d
 
 def test_every_query_asks_for_what_is_shown(labels: dict[str, list[dict[str, str]]]) -> None:
     elsewhere = MADE | {place.removeprefix("rule ") for place in queries()}
+    labels = labels | ON_GPUS
     for place, text in {**queries(), **adapted()}.items():
         query = promql_parser.parse(text)
         for selector in selectors(query):
