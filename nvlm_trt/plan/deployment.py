@@ -101,8 +101,22 @@ class Deployment:
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
-        """The decoder's ranks; rank i runs on GPU i."""
+        """The decoder's ranks, in the order of their engines."""
         return tuple(Rank(self.recipe.tp, self.recipe.pp, index) for index in range(self.gpus))
+
+    @property
+    def placed_ranks(self) -> tuple[Rank, ...]:
+        """The rank on each GPU, node after node.
+
+        MPI's processes fill the nodes in order, and the executor deals the stages out to them from the last to the
+        first, so that process 0, which takes the requests in, has the last (TensorRT-LLM, executorImpl.cpp,
+        initializeWorkers). A rank computes on the GPU of its index modulo `gpus_per_node` (worldConfig.h, getDevice):
+        on one node rank i has GPU i, on several the first node has the last stages.
+        """
+        tp, node = self.recipe.tp, self.recipe.gpus_per_node
+        processes = [rank for start in reversed(range(0, self.gpus, tp)) for rank in self.ranks[start : start + tp]]
+        nodes = [processes[start : start + node] for start in range(0, self.gpus, node)]
+        return tuple(rank for ranks in nodes for rank in sorted(ranks, key=lambda rank: rank.index % node))
 
     @property
     def stage_ranks(self) -> tuple[Rank, ...]:
@@ -133,11 +147,13 @@ class Deployment:
         """Bytes of so many rows of a prompt table."""
         return prompt_table_bytes(self.decoder, self.precision, rows)
 
-    def prompt_buffer_bytes(self, rank: Rank) -> int:
-        """Bytes of the buffer in which a rank holds the prompt tables of a whole batch.
+    @property
+    def prompt_buffer_bytes(self) -> int:
+        """Bytes of the buffers in which every rank, of whatever stage, holds the prompt tables of whole batches.
 
-        ``max_batch_size x rows of a request at most``, allocated whole on every rank of the first stage
-        (cpp/tensorrt_llm/batch_manager/promptTuningBuffers.cpp).
+        ``pp x max_batch_size x rows of a request at most``: one buffer for each batch that is under way in the pipeline
+        (TensorRT-LLM, batch_manager: promptTuningBuffers.cpp, runtimeBuffers.cpp, and mNumMicroBatches of
+        trtGptModelInflightBatching.cpp). They are there before the KV cache takes its share of what is free.
         """
-        rows = self.recipe.max_batch_size * self.sources.max_table_rows
-        return self.prompt_table_bytes(rows) if rank.is_first_stage else 0
+        recipe = self.recipe
+        return self.prompt_table_bytes(recipe.pp * recipe.max_batch_size * self.sources.max_table_rows)

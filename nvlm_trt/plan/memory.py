@@ -25,7 +25,7 @@ class GpuMemory:
         reserve: CUDA context, NCCL, workspaces, server.
         decoder: The rank's weights.
         vision: The vision engine's weights, where it has one.
-        prompt_table: The buffer of the batch's prompt tables.
+        prompt_table: The buffers of the batches' prompt tables.
         activations: Of decoder and vision engine, an estimate.
         kv_per_token: Bytes of a token in the rank's KV cache.
         kv_fraction: Share of what is free after loading that the runtime gives to the KV cache.
@@ -62,7 +62,7 @@ class GpuMemory:
 
 
 def gpu_memory(deployment: Deployment) -> tuple[GpuMemory, ...]:
-    """The memory of every GPU of the deployment, in the order of the ranks.
+    """The memory of every GPU of the deployment, node after node.
 
     Raises:
         RecipeError: the shapes do not allow the recipe's tp and pp at its precision.
@@ -72,7 +72,7 @@ def gpu_memory(deployment: Deployment) -> tuple[GpuMemory, ...]:
     engine = vision_engine_bytes(config, recipe.vision_precision)
     tiles = vision_activation_bytes(config, recipe.vision_precision, deployment.vision_batch)
     found = []
-    for index, rank in enumerate(deployment.ranks):
+    for index, rank in enumerate(deployment.placed_ranks):
         sees = index < deployment.vision_gpus
         step = decoder_activation_bytes(decoder, rank, precision, deployment.max_num_tokens, batch)
         found.append(
@@ -82,7 +82,7 @@ def gpu_memory(deployment: Deployment) -> tuple[GpuMemory, ...]:
                 reserve=deployment.assumptions.reserve_bytes,
                 decoder=rank_weights(decoder, deployment.stage_ranks[rank.stage], precision).total,
                 vision=engine if sees else 0,
-                prompt_table=deployment.prompt_buffer_bytes(rank),
+                prompt_table=deployment.prompt_buffer_bytes,
                 activations=step + (tiles if sees else 0),
                 kv_per_token=kv_bytes_per_token(decoder, rank, precision),
                 kv_fraction=recipe.decoder_engine.kv_cache_fraction,

@@ -85,10 +85,7 @@ def memory_table(deployment: Deployment, capacity: Capacity, workload: Workload)
         row("- CUDA, NCCL, workspaces, server", [memory.reserve for memory in memories]),
         row("- decoder weights", [memory.decoder for memory in memories]),
         row("- vision engine", [memory.vision for memory in memories]),
-        row(
-            f"- prompt tables, {deployment.recipe.max_batch_size} x {deployment.sources.max_table_rows:,} rows",
-            [memory.prompt_table for memory in memories],
-        ),
+        row(f"- prompt tables, {_buffers(deployment)} rows", [memory.prompt_table for memory in memories]),
         row("- activations (estimate)", [memory.activations for memory in memories]),
         row("left for the KV cache", [memory.left for memory in memories]),
         ("KV cache, kB a token", *(f"{memory.kv_per_token / 1e3:,.1f}" for memory in memories)),
@@ -102,6 +99,13 @@ def memory_table(deployment: Deployment, capacity: Capacity, workload: Workload)
     table = in_words(deployment.prompt_table_bytes(workload.visual_tokens))
     carries = f"a request carries {tiles} of tiles (uint8) and {table} of prompt table from model to model"
     return Table("memory of a GPU, GB", ("", *names), rows, (holds, carries))
+
+
+def _buffers(deployment: Deployment) -> str:
+    """The factors of the rows that are set aside, those of the pipeline only where there is one."""
+    recipe = deployment.recipe
+    stages = f"{recipe.pp} x " if recipe.pp > 1 else ""
+    return f"{stages}{recipe.max_batch_size} x {deployment.sources.max_table_rows:,}"
 
 
 def speed_table(deployment: Deployment, speed: Speed) -> Table:

@@ -89,6 +89,13 @@ def test_a_cheaper_choice_is_told_with_what_it_takes(nvlm_trt: Run, tmp_path: Pa
     assert (facts["gpus"], facts["tp"], facts["decoder_precision"]) == (2, 2, "fp8")
 
 
+def test_a_pipeline_pays_for_a_buffer_of_prompt_tables_for_each_stage(nvlm_trt: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(FP8.read_text().replace("pp: 1", "pp: 2"))
+    lines = nvlm_trt("plan", recipe, "--gpu", "h100-sxm").out.splitlines()
+    assert "- prompt tables, 2 x 64 x 3,584 rows 7.52 7.52" in [" ".join(line.split()) for line in lines]
+
+
 def test_the_gpu_may_come_from_the_recipe(nvlm_trt: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
     recipe.write_text(FP8.read_text() + "gpu: l40s\nmax_images: 4\n")

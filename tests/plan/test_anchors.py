@@ -239,4 +239,4 @@ def test_tensors_of_a_request(deploy: Deploy) -> None:
     assert agrees(8 * plan.prompt_table_bytes(1792) / MEGA, "235")
     batch_of_eight = deploy(max_batch_size=8, max_images=1)
     assert batch_of_eight.recipe.max_batch_size * batch_of_eight.sources.max_table_rows == 14_336
-    assert batch_of_eight.prompt_buffer_bytes(batch_of_eight.ranks[0]) == 8 * plan.prompt_table_bytes(1792)
+    assert batch_of_eight.prompt_buffer_bytes == 8 * plan.prompt_table_bytes(1792)

@@ -53,6 +53,24 @@ def test_vision_engines_are_on_the_first_node_only(asked: int | None, placed: in
     assert [memory.vision > 0 for memory in gpu_memory(plan)] == [True] * placed + [False] * (16 - placed)
 
 
+@pytest.mark.parametrize(
+    ("tp", "pp", "gpus_per_node", "ranks"),
+    [
+        (2, 2, 8, [0, 1, 2, 3]),
+        (4, 2, 4, [4, 5, 6, 7, 0, 1, 2, 3]),
+        (2, 4, 4, [4, 5, 6, 7, 0, 1, 2, 3]),
+        (8, 1, 4, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_of_several_nodes_the_first_has_the_last_stages(
+    tp: int, pp: int, gpus_per_node: int, ranks: list[int], deploy: Deploy
+) -> None:
+    """On each node a rank has the GPU of its index modulo the node's."""
+    plan = deploy(tp=tp, pp=pp, gpus_per_node=gpus_per_node)
+    assert [rank.index for rank in plan.placed_ranks] == ranks
+    assert all(rank.index % gpus_per_node == gpu % gpus_per_node for gpu, rank in enumerate(plan.placed_ranks))
+
+
 def test_a_batch_of_tiles_is_that_of_one_request_unless_the_recipe_says_otherwise(deploy: Deploy) -> None:
     assert deploy(max_images=2).vision_batch == 14
     assert deploy(vision_engine={"max_tiles": 5}).vision_batch == 5

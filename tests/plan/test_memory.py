@@ -35,9 +35,25 @@ def test_only_gpus_with_a_vision_engine_hold_one(deploy: Deploy) -> None:
 
 def test_pipeline_stages_hold_different_parts(deploy: Deploy) -> None:
     first, last = gpu_memory(deploy(tp=1, pp=2))
-    assert first.prompt_table > last.prompt_table == 0
     assert first.decoder == last.decoder - 8192 * 2  # embedding and lm_head are as large; the final norm is last
     assert first.kv_per_token == last.kv_per_token == 163_840
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 3)])
+def test_every_rank_has_a_buffer_of_prompt_tables_for_each_batch_in_the_pipeline(
+    tp: int, pp: int, deploy: Deploy
+) -> None:
+    plan = deploy(tp=tp, pp=pp, max_batch_size=16, max_images=2)
+    one = 16 * 2 * 7 * 256 * 8192 * 2
+    assert [memory.prompt_table for memory in gpu_memory(plan)] == [pp * one] * (tp * pp)
+
+
+def test_the_first_node_of_several_holds_the_last_stage_beside_the_vision_engine(deploy: Deploy) -> None:
+    """The embedding is whole on each rank of the first stage, lm_head is split over those of the last."""
+    memories = gpu_memory(deploy(tp=8, pp=2))
+    embedding = 152_064 * 8192 * 2
+    assert memories[8].decoder - memories[0].decoder == embedding - embedding // 8 - 8192 * 2
+    assert [memory.vision > 0 for memory in (memories[0], memories[8])] == [True, False]
 
 
 def test_both_assumptions_can_be_changed(deploy: Deploy) -> None:
