@@ -24,6 +24,9 @@ weight-only kinds there are none: 8 bits are put with fp8, 4 bits without calibr
 LEAST_TOKENS_PER_STEP = 2048
 """max_num_tokens is not looked at below this: prompts in smaller chunks leave the GPU idle."""
 
+FRACTIONS = (0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+"""Of kv_cache_fraction, looked at where the recipe's is larger."""
+
 Change = tuple[str, Deployment]
 """What to change, in words, and the deployment with it."""
 
@@ -137,6 +140,14 @@ def _smaller_limits(deployment: Deployment, workload: Workload) -> Iterator[list
     yield [
         (f"decoder_engine.max_num_tokens {tokens}: fewer activations", _with_engine(deployment, max_num_tokens=tokens))
         for tokens in _halves(deployment.max_num_tokens, LEAST_TOKENS_PER_STEP)
+    ]
+    yield [
+        (
+            f"decoder_engine.kv_cache_fraction {fraction}: room for prompt tables",
+            _with_engine(deployment, kv_cache_fraction=fraction),
+        )
+        for fraction in FRACTIONS
+        if fraction < recipe.decoder_engine.kv_cache_fraction
     ]
 
 

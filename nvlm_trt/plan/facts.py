@@ -117,6 +117,7 @@ def memory_facts(deployment: Deployment, capacity: Capacity) -> dict[str, object
         "tokens_per_block": deployment.recipe.decoder_engine.tokens_per_block,
         "kv_tokens": capacity.kv_tokens,
         "requests": capacity.requests,
+        "tables_under_way_bytes": capacity.tables,
     }
 
 
@@ -132,6 +133,7 @@ def _gpu_memory(memory: GpuMemory) -> dict[str, object]:
         "left_for_kv_cache_bytes": memory.left,
         "kv_bytes_per_token": memory.kv_per_token,
         "kv_tokens": memory.kv_tokens,
+        "left_beside_kv_cache_bytes": memory.spare,
     }
 
 
@@ -150,12 +152,18 @@ def speed_facts(deployment: Deployment, speed: Speed) -> dict[str, object]:
         "ttft_ms": 1e3 * speed.ttft_s,
         "ttft_burst_ms": 1e3 * speed.burst_ttft_s,
         "decode_context_tokens": workload.mean_context,
-        "itl_ms": speed.step.milliseconds,
+        "itl_ms": 1e3 * speed.step.seconds,
         "itl_with_other_prompts_ms": 1e3 * speed.mean_itl_s,
         "requests_per_s": speed.requests_per_s,
         "output_tokens_per_s": speed.output_tokens_per_s,
         "steps": [
-            {"batch_requests": step.batch, "itl": _bound(step.bound), "output_tokens_per_s": step.tokens_per_s}
+            {
+                "batch_requests": step.batch,
+                "engine": _bound(step.engine),
+                "prompt_tables_ms": 1e3 * step.tables_s,
+                "itl_ms": 1e3 * step.seconds,
+                "output_tokens_per_s": step.tokens_per_s,
+            }
             for step in speed.steps
         ],
         "compute_bound_batch_requests": speed.compute_bound_batch,
@@ -187,7 +195,7 @@ def choice_facts(verdict: Verdict, chosen: Verdict | None) -> dict[str, object]:
         "kv_tokens": capacity.kv_tokens if capacity else None,
         "requests": capacity.requests if capacity else None,
         "ttft_ms": 1e3 * speed.ttft_s if speed else None,
-        "itl_ms": speed.step.milliseconds if speed else None,
+        "itl_ms": 1e3 * speed.step.seconds if speed else None,
         "requests_per_s": speed.requests_per_s if speed else None,
         "blockers": list(verdict.blockers),
         "misses": list(verdict.misses),

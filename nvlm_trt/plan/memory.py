@@ -56,6 +56,11 @@ class GpuMemory:
         return min(self.usable - self.loaded, int(self.kv_fraction * (self.memory - self.loaded)))
 
     @property
+    def spare(self) -> int:
+        """What the fraction leaves beside the KV cache, for what is allocated while serving."""
+        return max(0, int((1 - self.kv_fraction) * (self.memory - self.loaded)))
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens that the rank's KV cache holds."""
         return max(0, self.left // self.kv_per_token)

@@ -81,7 +81,7 @@ class Roofline:
         )
 
     def step(self, batch: int, context: int) -> Bound:
-        """One decode step of `batch` requests that see `context` tokens each: the inter-token latency.
+        """The engine in one decode step of `batch` requests that see `context` tokens each.
 
         Memory traffic is ``W + batch x context x KV bytes``, W all weights but the embedding, of one rank of every
         stage: the stages follow one another.
@@ -96,6 +96,16 @@ class Roofline:
             memory_s=traffic / bandwidth,
             communication_s=self._all_reduce_latency(),
         )
+
+    def tables(self, batch: int, rows: int) -> float:
+        """Seconds before a step in which the prompt tables of its requests, of so many rows each, are copied.
+
+        ``2 x batch x table``, read and written in the GPU's own memory: at every step each table goes into the buffer
+        of the batch again, also those of requests whose prompt is long read, and the engine waits for it on its stream
+        (TensorRT-LLM, batch_manager/promptTuningBuffers.cpp, fill). Every rank copies them whole; those of a pipeline's
+        later stages do so before their turn. No correction is about copies.
+        """
+        return 2 * batch * self.deployment.prompt_table_bytes(rows) / self.deployment.gpu.bandwidth
 
     def compute_bound_batch(self) -> int:
         """Requests from which on the matrix products of a step are bound by arithmetic: ``peak x b / (2 bandwidth)``.

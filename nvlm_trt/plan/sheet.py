@@ -90,6 +90,8 @@ def memory_table(deployment: Deployment, capacity: Capacity, workload: Workload)
         row("left for the KV cache", [memory.left for memory in memories]),
         ("KV cache, kB a token", *(f"{memory.kv_per_token / 1e3:,.1f}" for memory in memories)),
         ("KV cache, tokens", *(f"{memory.kv_tokens:,}" for memory in memories)),
+        row(f"kv_cache_fraction {memories[0].kv_fraction:g} leaves", [memory.spare for memory in memories]),
+        row(f"- prompt tables of {workload.concurrency:,} under way", [capacity.tables for _ in memories]),
     )
     holds = (
         f"the KV cache holds {capacity.kv_tokens:,} tokens: {capacity.requests:,} such requests at a time; "
@@ -129,9 +131,17 @@ def speed_table(deployment: Deployment, speed: Speed) -> Table:
             ("first token", _ms(speed.ttft_s), "", f"+ the step under way of {others} others, evenly spread"),
             ("first token, burst", _ms(speed.burst_ttft_s), "", burst),
         ]
-    rows += [
-        ("next token", *_bound(speed.step), f"batch {workload.concurrency}, context {workload.mean_context:,}"),
-    ]
+    engine = (*_bound(speed.step.engine), f"batch {workload.concurrency}, context {workload.mean_context:,}")
+    if workload.visual_tokens:
+        table = in_words(deployment.prompt_table_bytes(workload.visual_tokens))
+        copies = f"{workload.concurrency} of {table}, copied before every step"
+        rows += [
+            ("decode step", *engine),
+            ("prompt tables", _ms(speed.step.tables_s), "memory", copies),
+            ("next token", _ms(speed.step.seconds), "", "both"),
+        ]
+    else:
+        rows += [("next token", *engine)]
     if workload.concurrency > 1:
         rows += [("next token, mean", _ms(speed.mean_itl_s), "", "with vision and prefill of the others in between")]
     throughput = f"at best {speed.requests_per_s:.1f} requests/s, {speed.output_tokens_per_s:,.0f} output tokens/s"
@@ -148,12 +158,19 @@ def speed_table(deployment: Deployment, speed: Speed) -> Table:
 def step_table(speed: Speed) -> Table:
     """Decode steps by batch size."""
     rows = [
-        (step.batch, *_bound(step.bound), f"{1 / step.bound.seconds:,.0f}", f"{step.tokens_per_s:,.0f}")
+        (
+            step.batch,
+            *_bound(step.engine),
+            f"+{_ms(step.tables_s)}",
+            f"{1 / step.seconds:,.0f}",
+            f"{step.tokens_per_s:,.0f}",
+        )
         for step in speed.steps
     ]
     note = f"matrix products turn compute-bound at a batch of about {speed.compute_bound_batch}"
     title = f"decode steps at best, context {speed.workload.mean_context:,}"
-    return Table(title, ("batch", "ms", "bound by", "tokens/s each", "tokens/s all"), tuple(rows), (note,))
+    header = ("batch", "ms", "bound by", "tables", "tokens/s each", "tokens/s all")
+    return Table(title, header, tuple(rows), (note,))
 
 
 def choice_table(

@@ -21,11 +21,14 @@ class Capacity:
         gpus: The memory of every GPU.
         kv_tokens: Tokens that the KV cache holds.
         requests: Requests of the workload that it holds at a time.
+        tables: Bytes of the prompt tables of the workload's requests under way, which lie on every GPU, each in a piece
+            of its own, from the first step of its request to the last (TensorRT-LLM, promptTuningBuffers.cpp, fill).
     """
 
     gpus: tuple[GpuMemory, ...]
     kv_tokens: int
     requests: int
+    tables: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def capacity_of(deployment: Deployment, workload: Workload) -> Capacity:
     block = deployment.recipe.decoder_engine.tokens_per_block
     memory = gpu_memory(deployment)
     tokens = kv_tokens(memory, block)
-    return Capacity(memory, tokens, requests_that_fit(tokens, workload.request_tokens, block))
+    tables = workload.concurrency * deployment.prompt_table_bytes(workload.visual_tokens)
+    return Capacity(memory, tokens, requests_that_fit(tokens, workload.request_tokens, block), tables)
 
 
 def _memory_faults(capacity: Capacity, workload: Workload) -> Iterator[str]:
@@ -129,6 +133,14 @@ def _short_of_targets(capacity: Capacity, speed: Speed) -> Iterator[str]:
     workload = speed.workload
     if capacity.requests < workload.concurrency:
         yield f"the KV cache holds {capacity.requests:,} requests, not {workload.concurrency:,}"
+    fullest = min(range(len(capacity.gpus)), key=lambda index: capacity.gpus[index].spare)
+    gpu = capacity.gpus[fullest]
+    if capacity.tables > gpu.spare:
+        yield (
+            f"GPU {fullest} lacks {in_words(capacity.tables - gpu.spare)} for prompt tables: those of "
+            f"{workload.concurrency:,} requests take {in_words(capacity.tables)}, decoder_engine.kv_cache_fraction "
+            f"{gpu.kv_fraction:g} leaves {in_words(gpu.spare)}"
+        )
     limit = workload.ttft_limit_ms
     if limit is not None and speed.ttft_s * 1e3 > limit:
         yield f"time to first token is {speed.ttft_s * 1e3:.0f} ms at best, {limit:.0f} ms are asked for"

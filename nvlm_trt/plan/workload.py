@@ -58,15 +58,27 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decode step of a batch size."""
+    """One decode step of a batch size.
+
+    Attributes:
+        batch: Requests.
+        engine: What the engine takes.
+        tables_s: Seconds before it, in which the requests' prompt tables are copied.
+    """
 
     batch: int
-    bound: Bound
+    engine: Bound
+    tables_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The inter-token latency."""
+        return self.tables_s + self.engine.seconds
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens of all requests together."""
-        return self.batch / self.bound.seconds
+        return self.batch / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +99,8 @@ class Speed:
     workload: Workload
     vision: Bound
     prefill: Bound
-    step: Bound
-    others_step: Bound | None
+    step: Step
+    others_step: Step | None
     steps: tuple[Step, ...]
     compute_bound_batch: int
     all_reduce_bytes: float
@@ -141,15 +153,19 @@ def speed_of(deployment: Deployment, workload: Workload) -> Speed:
     Raises:
         RecipeError: the shapes do not allow the recipe's tp and pp at its precision.
     """
-    roofline, context = Roofline(deployment), workload.mean_context
-    others = workload.concurrency - 1
+    roofline, others = Roofline(deployment), workload.concurrency - 1
+
+    def step(batch: int) -> Step:
+        engine = roofline.step(batch, workload.mean_context)
+        return Step(batch, engine, roofline.tables(batch, workload.visual_tokens))
+
     return Speed(
         workload=workload,
         vision=roofline.vision(workload.total_tiles),
         prefill=roofline.prefill(workload.prompt_tokens),
-        step=roofline.step(workload.concurrency, context),
-        others_step=roofline.step(others, context) if others else None,
-        steps=tuple(Step(batch, roofline.step(batch, context)) for batch in _batches(deployment.recipe.max_batch_size)),
+        step=step(workload.concurrency),
+        others_step=step(others) if others else None,
+        steps=tuple(map(step, _batches(deployment.recipe.max_batch_size))),
         compute_bound_batch=roofline.compute_bound_batch(),
         all_reduce_bytes=roofline.all_reduce_bytes(workload.prompt_tokens),
     )

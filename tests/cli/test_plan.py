@@ -89,6 +89,19 @@ def test_a_cheaper_choice_is_told_with_what_it_takes(nvlm_trt: Run, tmp_path: Pa
     assert (facts["gpus"], facts["tp"], facts["decoder_precision"]) == (2, 2, "fp8")
 
 
+def test_prompt_tables_have_rows_of_their_own(nvlm_trt: Run) -> None:
+    def rows(*words: str) -> list[str]:
+        return [" ".join(line.split()) for line in nvlm_trt("plan", FP8, "--gpu", "h100-sxm", *words).out.splitlines()]
+
+    busy = rows("--concurrency", "50", "--output", "200")
+    assert "kv_cache_fraction 0.9 leaves 3.75" in busy
+    assert "- prompt tables of 50 under way 1.47" in busy
+    assert "decode step 6.6 memory batch 50, context 1,950" in busy
+    assert "prompt tables 0.9 memory 50 of 29.4 MB, copied before every step" in busy
+    assert "next token 7.5 both" in busy
+    assert "next token 5.4 memory batch 1, context 75" in rows("--images", "0", "--output", "34")
+
+
 def test_a_pipeline_pays_for_a_buffer_of_prompt_tables_for_each_stage(nvlm_trt: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
     recipe.write_text(FP8.read_text().replace("pp: 1", "pp: 2"))
@@ -128,7 +141,11 @@ def test_corrections_are_shown_with_their_sources(nvlm_trt: Run, tmp_path: Path)
         {"name": "decode_share_of_bandwidth", "value": 0.5, "source": "a run of the benchmark"}
     ]
     plain = nvlm_trt("plan", FP8, "--gpu", "h100-sxm", "--json").json
-    assert facts["speed"]["itl_ms"] == pytest.approx(2 * plain["speed"]["itl_ms"])
+    ours, theirs = facts["speed"]["steps"][0], plain["speed"]["steps"][0]
+    assert ours["engine"]["ms"] == pytest.approx(2 * theirs["engine"]["ms"])
+    assert ours["prompt_tables_ms"] == theirs["prompt_tables_ms"] > 0
+    assert facts["speed"]["itl_ms"] == ours["itl_ms"]
+    assert ours["itl_ms"] == pytest.approx(ours["engine"]["ms"] + ours["prompt_tables_ms"])
 
 
 def test_gpu_models_are_listed(nvlm_trt: Run) -> None:

@@ -98,8 +98,19 @@ def test_buffers_are_made_smaller_no_further_than_needed(deploy: Deploy, one_ima
     assert "max_images 2:" in named
 
 
+def test_a_smaller_share_for_the_cache_is_the_remedy_of_prompt_tables_without_room(
+    deploy: Deploy, one_image: Workload
+) -> None:
+    plan = deploy(tp=4, decoder_precision="fp8", max_batch_size=64, max_images=2, max_input_len=16_384)
+    named = remedies(judge(plan, dataclasses.replace(one_image, images=2, concurrency=64)), None)
+    assert "decoder_engine.kv_cache_fraction 0.85: room for prompt tables" in named
+    full = remedies(judge(plan.changed(tp=2), one_image), None)
+    assert not any("kv_cache_fraction" in words for words in full)
+
+
 def test_a_smaller_cache_entry_is_a_remedy(deploy: Deploy, one_image: Workload) -> None:
-    plan = deploy(tp=4, decoder_precision="bf16", max_batch_size=64, max_input_len=16_384)
+    engine = {"kv_cache_fraction": 0.8}
+    plan = deploy(tp=4, decoder_precision="bf16", max_batch_size=64, max_input_len=16_384, decoder_engine=engine)
     verdict = judge(plan, dataclasses.replace(one_image, concurrency=60))
     assert verdict.misses == ("the KV cache holds 46 requests, not 60",)
     unpaged = "with kv_cache_reuse and chunked_context false"
@@ -131,7 +142,7 @@ def test_only_what_is_on_has_to_be_turned_off(deploy: Deploy, one_image: Workloa
     plan = deploy(tp=8, decoder_engine={"kv_cache_precision": "fp8", "kv_cache_reuse": False})
     named = remedies(judge(plan, one_image), None)
     assert "decoder_engine.kv_cache_precision fp8 with chunked_context false" in named
-    engine = {"kv_cache_reuse": False, "chunked_context": False}
+    engine = {"kv_cache_reuse": False, "chunked_context": False, "kv_cache_fraction": 0.8}
     unpaged = deploy(tp=4, max_batch_size=64, max_input_len=16_384, decoder_engine=engine)
     short = judge(unpaged, dataclasses.replace(one_image, concurrency=60))
     assert "decoder_engine.kv_cache_precision fp8" in remedies(short, None)

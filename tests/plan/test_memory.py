@@ -66,6 +66,12 @@ def test_the_runtimes_own_fraction_is_a_limit_too(deploy: Deploy) -> None:
     assert half.left == int(0.25 * (half.memory - half.loaded)) < half.usable - half.loaded
 
 
+def test_the_rest_of_what_is_free_is_for_what_comes_while_serving(deploy: Deploy) -> None:
+    memory = gpu_memory(deploy(tp=4, decoder_engine={"kv_cache_fraction": 0.75}))[0]
+    assert memory.spare == (memory.memory - memory.loaded) // 4
+    assert gpu_memory(deploy(tp=1))[0].spare == 0
+
+
 def test_what_does_not_fit_leaves_no_tokens(deploy: Deploy) -> None:
     memory = gpu_memory(deploy(tp=1))[0]
     assert memory.left < 0

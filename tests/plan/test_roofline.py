@@ -68,6 +68,13 @@ def test_stages_of_a_pipeline_follow_one_another(deploy: Deploy) -> None:
     assert two.prefill(1850).seconds == one.prefill(1850).seconds
 
 
+@pytest.mark.parametrize("cut", [{"tp": 1}, {"tp": 8}, {"tp": 2, "pp": 2}])
+def test_every_rank_copies_every_prompt_table_at_every_step(cut: dict[str, object], deploy: Deploy) -> None:
+    """Read and written: 2 x 50 x 29.4 MB at 3.35 TB/s."""
+    assert Roofline(deploy(**cut)).tables(50, 1792) == pytest.approx(2 * 50 * 1792 * 8192 * 2 / 3.35e12)
+    assert Roofline(deploy(**cut)).tables(50, 0) == 0
+
+
 def test_all_reduces_are_counted_with_a_correction_only(deploy: Deploy) -> None:
     """A ring: 2 (tp - 1) / tp of each payload, two payloads a layer, one direction of the link."""
     plan = deploy(tp=4)
@@ -97,6 +104,7 @@ def test_a_share_of_a_peak_slows_its_part_alone(deploy: Deploy) -> None:
     assert prefill.step(1, 1850).memory_s == plain.step(1, 1850).memory_s
     decode = corrected(plan, decode_share_of_bandwidth=0.5)
     assert decode.step(1, 1850).seconds == 2 * plain.step(1, 1850).seconds
+    assert decode.tables(1, 1792) == plain.tables(1, 1792)
     assert decode.prefill(1850) == plain.prefill(1850)
     assert decode.compute_bound_batch() == pytest.approx(2 * plain.compute_bound_batch(), abs=1)
 

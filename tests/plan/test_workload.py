@@ -33,7 +33,8 @@ def test_one_request_waits_for_nobody(plan: Deployment, one_image: Workload) -> 
     roofline = Roofline(plan)
     assert speed.first_token_s == roofline.vision(7).seconds + roofline.prefill(1850).seconds
     assert speed.ttft_s == speed.burst_ttft_s == speed.first_token_s
-    assert speed.mean_itl_s == speed.step.seconds == roofline.step(1, 1875).seconds
+    assert speed.step.engine == roofline.step(1, 1875)
+    assert speed.mean_itl_s == speed.step.seconds == roofline.step(1, 1875).seconds + roofline.tables(1, 1792)
     assert speed.requests_per_s == pytest.approx(1 / (speed.first_token_s + 50 * speed.step.seconds))
 
 
@@ -41,8 +42,9 @@ def test_many_requests_share_the_gpus(plan: Deployment, one_image: Workload) -> 
     """In one round of 50 requests: 50 times vision and prefill, and as many steps as an answer has tokens."""
     speed = speed_of(plan, dataclasses.replace(one_image, concurrency=50))
     roofline = Roofline(plan)
-    step = roofline.step(50, 1875).seconds
-    assert speed.ttft_s == pytest.approx(roofline.step(49, 1875).seconds + speed.first_token_s)
+    step = roofline.step(50, 1875).seconds + roofline.tables(50, 1792)
+    others = roofline.step(49, 1875).seconds + roofline.tables(49, 1792)
+    assert speed.ttft_s == pytest.approx(others + speed.first_token_s)
     assert speed.burst_ttft_s == pytest.approx(50 * speed.first_token_s)
     round_s = 50 * speed.first_token_s + 50 * step
     assert speed.requests_per_s == pytest.approx(50 / round_s)
@@ -57,7 +59,13 @@ def test_steps_go_up_to_the_engines_batch(
 ) -> None:
     steps = speed_of(deploy(max_batch_size=most), one_image).steps
     assert tuple(step.batch for step in steps) == batches
-    assert steps[-1].tokens_per_s == pytest.approx(most / steps[-1].bound.seconds)
+    assert steps[-1].tokens_per_s == pytest.approx(most / steps[-1].seconds)
+
+
+def test_without_images_no_table_is_copied(plan: Deployment, one_image: Workload) -> None:
+    speed = speed_of(plan, dataclasses.replace(one_image, images=0))
+    assert speed.step.tables_s == 0
+    assert speed.step.seconds == speed.step.engine.seconds
 
 
 @settings(max_examples=40)
