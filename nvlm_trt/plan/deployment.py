@@ -119,6 +119,12 @@ class Deployment:
         return tuple(rank for ranks in nodes for rank in sorted(ranks, key=lambda rank: rank.index % node))
 
     @property
+    def reduces_over_network(self) -> bool:
+        """Whether ranks that share a layer are on several nodes, so that their all-reduces cross the network."""
+        tp, node = self.recipe.tp, self.recipe.gpus_per_node
+        return any(first // node != (first + tp - 1) // node for first in range(0, self.gpus, tp))
+
+    @property
     def stage_ranks(self) -> tuple[Rank, ...]:
         """The first rank of every pipeline stage; the others of its stage hold as much."""
         return self.ranks[:: self.recipe.tp]

@@ -168,7 +168,7 @@ def speed_facts(deployment: Deployment, speed: Speed) -> dict[str, object]:
         ],
         "compute_bound_batch_requests": speed.compute_bound_batch,
         "prefill_all_reduce_sent_bytes": speed.all_reduce_bytes,
-        "prefill_all_reduce_at_link_speed_ms": 1e3 * speed.all_reduce_bytes / deployment.gpu.link,
+        "prefill_all_reduce_at_link_speed_ms": None if speed.all_reduce_s is None else 1e3 * speed.all_reduce_s,
     }
 
 

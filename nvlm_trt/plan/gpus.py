@@ -64,8 +64,8 @@ class Corrections(_Data):
         prefill_share_of_peak: Of the peak, reached while prompts are read.
         decode_share_of_bandwidth: Of the memory bandwidth, reached by the engine in a decode step.
         all_reduce_latency_us: Of one all-reduce; each layer has two, where tp > 1.
-        interconnect_share: Of one direction of the interconnect, reached by the all-reduces of a prefill; absent: their
-            transfer is not counted.
+        interconnect_share: Of one direction of the interconnect, reached by the all-reduces of a prefill; absent, and
+            between nodes: their transfer is not counted.
     """
 
     vision_share_of_peak: ShareCorrection | None = None

@@ -1,7 +1,8 @@
 """How fast the parts can be at best: the larger of what arithmetic and what memory traffic take at datasheet speed.
 
 Nothing overlaps and nothing is lost between kernels; kernels reach the datasheet unless the GPU model carries measured
-corrections. So these are bounds: a real engine is slower. All-reduces between GPUs count only with a correction.
+corrections. So these are bounds: a real engine is slower. All-reduces between GPUs count only with a correction, and
+their transfer only inside a node: nothing is known of the network between nodes.
 """
 
 from __future__ import annotations
@@ -127,6 +128,12 @@ class Roofline:
         payload = tokens * decoder.hidden_size * self.deployment.precision.dtype.torch.itemsize
         return ALL_REDUCES_PER_LAYER * decoder.num_layers * payload * 2 * (tp - 1) / tp
 
+    def all_reduce_s(self, tokens: int) -> float | None:
+        """Seconds of that at the speed of the GPUs' interconnect; None where it crosses the network between nodes."""
+        if self.deployment.reduces_over_network:
+            return None
+        return self.all_reduce_bytes(tokens) / self.deployment.gpu.link
+
     def _weight_bytes(self) -> int:
         deployment = self.deployment
         decoder, precision = deployment.decoder, deployment.precision
@@ -143,10 +150,8 @@ class Roofline:
         return ALL_REDUCES_PER_LAYER * self.deployment.decoder.num_layers * latency.value * 1e-6
 
     def _prefill_transfer(self, tokens: int) -> float:
-        share = self.deployment.gpu.corrections.interconnect_share
-        if share is None:
-            return 0.0
-        return self.all_reduce_bytes(tokens) / (self.deployment.gpu.link * share.value)
+        share, seconds = self.deployment.gpu.corrections.interconnect_share, self.all_reduce_s(tokens)
+        return 0.0 if share is None or seconds is None else seconds / share.value
 
 
 def _share(correction: ShareCorrection | None) -> float:

@@ -145,12 +145,13 @@ def speed_table(deployment: Deployment, speed: Speed) -> Table:
     if workload.concurrency > 1:
         rows += [("next token, mean", _ms(speed.mean_itl_s), "", "with vision and prefill of the others in between")]
     throughput = f"at best {speed.requests_per_s:.1f} requests/s, {speed.output_tokens_per_s:,.0f} output tokens/s"
-    sent = speed.all_reduce_bytes
-    reduces = (
-        f"not in these times: {in_words(round(sent))} that each GPU sends in the all-reduces of a prefill, "
-        f"{1e3 * sent / deployment.gpu.link:.1f} ms at the speed of its {deployment.gpu.interconnect.kind}"
+    sent, seconds = in_words(round(speed.all_reduce_bytes)), speed.all_reduce_s
+    reduces = f"not in these times: {sent} that each GPU sends in the all-reduces of a prefill, " + (
+        "over the network between nodes, whose speed decides"
+        if seconds is None
+        else f"{_ms(seconds)} ms at the speed of its {deployment.gpu.interconnect.kind}"
     )
-    counted = deployment.gpu.corrections.interconnect_share is not None
+    counted = deployment.gpu.corrections.interconnect_share is not None and seconds is not None
     notes = (throughput,) if deployment.recipe.tp == 1 or counted else (throughput, reduces)
     return Table("time at best, ms", ("", "ms", "bound by", ""), tuple(rows), notes)
 

@@ -94,6 +94,7 @@ class Speed:
         steps: Decode steps of batch sizes 1, 2, 4, ... up to the engine's.
         compute_bound_batch: Batch from which on a step's matrix products are bound by arithmetic.
         all_reduce_bytes: Bytes that a GPU sends while one prompt is read.
+        all_reduce_s: Seconds of that at the speed of the interconnect; None where it crosses the network between nodes.
     """
 
     workload: Workload
@@ -104,6 +105,7 @@ class Speed:
     steps: tuple[Step, ...]
     compute_bound_batch: int
     all_reduce_bytes: float
+    all_reduce_s: float | None
 
     @property
     def first_token_s(self) -> float:
@@ -168,6 +170,7 @@ def speed_of(deployment: Deployment, workload: Workload) -> Speed:
         steps=tuple(map(step, _batches(deployment.recipe.max_batch_size))),
         compute_bound_batch=roofline.compute_bound_batch(),
         all_reduce_bytes=roofline.all_reduce_bytes(workload.prompt_tokens),
+        all_reduce_s=roofline.all_reduce_s(workload.prompt_tokens),
     )
 
 

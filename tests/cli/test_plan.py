@@ -102,6 +102,17 @@ def test_prompt_tables_have_rows_of_their_own(nvlm_trt: Run) -> None:
     assert "next token 5.4 memory batch 1, context 75" in rows("--images", "0", "--output", "34")
 
 
+def test_no_speed_is_given_for_all_reduces_between_nodes(nvlm_trt: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(FP8.read_text().replace("tp: 4", "tp: 8\ngpus_per_node: 4"))
+    words = ("plan", recipe, "--gpu", "h100-sxm")
+    (note,) = [line for line in nvlm_trt(*words).out.splitlines() if "all-reduces" in line]
+    assert note.endswith("all-reduces of a prefill, over the network between nodes, whose speed decides")
+    speed = nvlm_trt(*words, "--json").json["speed"]
+    assert speed["prefill_all_reduce_sent_bytes"] > 0
+    assert speed["prefill_all_reduce_at_link_speed_ms"] is None
+
+
 def test_a_pipeline_pays_for_a_buffer_of_prompt_tables_for_each_stage(nvlm_trt: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
     recipe.write_text(FP8.read_text().replace("pp: 1", "pp: 2"))

@@ -87,6 +87,25 @@ def test_all_reduces_are_counted_with_a_correction_only(deploy: Deploy) -> None:
     assert linked.step(1, 1850).communication_s == pytest.approx(160 * 10e-6)
 
 
+@pytest.mark.parametrize(
+    ("cut", "crosses"),
+    [
+        ({"tp": 8, "gpus_per_node": 8}, False),
+        ({"tp": 8, "pp": 2, "gpus_per_node": 8}, False),
+        ({"tp": 8, "gpus_per_node": 4}, True),
+        ({"tp": 4, "pp": 2, "gpus_per_node": 6}, True),
+    ],
+)
+def test_the_speed_of_all_reduces_between_nodes_is_not_that_of_the_interconnect(
+    cut: dict[str, int], crosses: bool, deploy: Deploy
+) -> None:
+    linked = corrected(deploy(**cut), interconnect_share=0.5)
+    assert linked.deployment.reduces_over_network is crosses
+    assert (linked.all_reduce_s(1850) is None) is crosses
+    assert (linked.prefill(1850).communication_s == 0) is crosses
+    assert linked.all_reduce_bytes(1850) > 0
+
+
 def test_one_gpu_reduces_nothing(deploy: Deploy) -> None:
     alone = corrected(deploy(tp=1), interconnect_share=0.5, all_reduce_latency_us=10)
     assert alone.prefill(1850).communication_s == alone.all_reduce_bytes(1850) == 0
