@@ -65,3 +65,21 @@ def test_where_keys_are_asked_for_the_page_asks_for_one(open_page: Open, guarded
     page.get_by_role("button", name="curl", exact=True).click()
     assert '"Authorization: Bearer $OPENAI_API_KEY"' in page.text_content("#code-text")
     assert KEY not in page.content()
+
+
+def test_a_key_with_a_character_that_no_header_carries_is_not_taken(open_page: Open, guarded: str) -> None:
+    """Such as one that is not seen: it would lock the tab, as no request with it leaves the browser."""
+    opened = open_page(guarded)
+    opened.expected_faults = ("401 (Unauthorized)",)
+    page = opened.page
+    page.locator("#key[open]").wait_for()
+    for wrong in (f"{KEY}\N{ZERO WIDTH SPACE}", f"{KEY}é"):
+        page.fill("#key-text", wrong)
+        page.get_by_role("button", name="Use this key").click()
+        assert page.is_visible("#key[open]")
+        assert opened.stored("sessionStorage") == {}
+    assert page.eval_on_selector("#key-text", "field => field.validity.patternMismatch")
+    assert page.get_attribute("#key-text", "title").startswith("ASCII characters only")
+    page.fill("#key-text", f" {KEY} ")
+    page.get_by_role("button", name="Use this key").click()
+    page.get_by_text("Add a picture to see its tiles.").wait_for()
