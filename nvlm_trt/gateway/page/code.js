@@ -12,7 +12,7 @@ export function asCurl(body, { address, inside, withKey }) {
     ...(withKey ? [`-H "Authorization: Bearer $OPENAI_API_KEY"`] : []),
     "--data-binary @-",
   ].join(" \\\n  ");
-  if (inside || !hasPictures(body)) return `${curl} <<'END'\n${JSON.stringify(body, null, 2)}\nEND\n`;
+  if (inside || !picturesIn(body).length) return `${curl} <<'END'\n${JSON.stringify(body, null, 2)}\nEND\n`;
   const mark = crypto.randomUUID?.() ?? `${Math.random()}${Math.random()}`;
   const pictures = [];
   const marked = function (name, value) {
@@ -30,7 +30,7 @@ export function asCurl(body, { address, inside, withKey }) {
 
 /** A program with OpenAI's client. */
 export function asPython(body, { address, inside, withKey }) {
-  const files = !inside && hasPictures(body);
+  const files = !inside && picturesIn(body).length > 0;
   const picture = ({ type, name, uri }) =>
     files ? `picture(${JSON.stringify(type)}, ${JSON.stringify(name)})` : JSON.stringify(uri);
   const given = Object.entries(body);
@@ -61,9 +61,12 @@ def picture(kind, name):
 
 `;
 
-/** Whether a request holds pictures. */
-export const hasPictures = (body) =>
-  body.messages.some(({ content }) => Array.isArray(content) && content.some((part) => part.type === "image_url"));
+/** The pictures that a request holds. */
+export const picturesIn = (body) =>
+  body.messages
+    .flatMap(({ content }) => (Array.isArray(content) ? content : []))
+    .filter((part) => part.type === "image_url")
+    .map((part) => part.image_url.url);
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 

@@ -7,15 +7,17 @@ export class Composer {
   pictures = [];
   #reading = 0; // calls of `add` that have not ended
   #limits;
+  #asked;
   #room;
   #changed;
 
   /**
-   * `room()` is how many pictures may still be added; `changed(what)` is called when the "text" or the "pictures" were
-   * changed, and with "reading" when pictures begin to be read.
+   * `asked()` are the pictures of earlier questions; `room()` is how many may still be added; `changed(what)` is called
+   * when the "text" or the "pictures" were changed, and with "reading" when pictures begin to be read.
    */
-  constructor(limits, room, changed) {
+  constructor(limits, asked, room, changed) {
     this.#limits = limits;
+    this.#asked = asked;
     this.#room = room;
     this.#changed = changed;
     const files = byId("files");
@@ -71,6 +73,7 @@ export class Composer {
           );
         }
         const picture = await Picture.of(file, this.#limits);
+        picture.nameAmong([...this.#asked(), ...this.pictures]);
         this.pictures.push(picture); // those of now: others may have come or gone while it was read
       } catch (error) {
         refused.push(error.message);

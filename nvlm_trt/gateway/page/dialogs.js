@@ -1,6 +1,6 @@
 // The two dialogs: a request as code, and the API key.
 
-import { asCurl, asPython, hasPictures } from "./code.js";
+import { asCurl, asPython, picturesIn } from "./code.js";
 import { byId } from "./dom.js";
 
 /** Show a request as code in a language, "curl" or "python". */
@@ -8,7 +8,7 @@ export function showCode(body, language, withKey) {
   const dialog = byId("code");
   const form = dialog.querySelector("form");
   form.elements.language.value = language;
-  byId("code-pictures").hidden = !hasPictures(body);
+  byId("code-pictures").hidden = !picturesIn(body).length;
   const show = () => {
     const options = { address: location.origin, inside: form.elements.inside.value === "data", withKey };
     byId("code-text").textContent = (form.elements.language.value === "curl" ? asCurl : asPython)(body, options);
@@ -47,7 +47,10 @@ export async function copy(element) {
 }
 
 function noteOf(body, { inside, withKey }) {
-  const files = hasPictures(body) && !inside ? "Run it where the picture files lie, under the names shown here." : "";
+  const pictures = inside ? [] : picturesIn(body);
+  const files = pictures.length ? "Run it where the picture files lie, under the names shown here." : "";
+  const renamed = new Set(pictures.filter(({ name, file }) => name !== file.name).map(({ name }) => name));
+  const save = renamed.size ? `Save under these names first: ${[...renamed].join(", ")}.` : "";
   const key = withKey ? "The key is taken from OPENAI_API_KEY." : "";
-  return [files, key].filter(Boolean).join(" ");
+  return [files, save, key].filter(Boolean).join(" ");
 }

@@ -38,7 +38,7 @@ async function begin() {
   }
   byId("model").textContent = limits.model;
   settings = new Settings(limits, () => look());
-  composer = new Composer(limits, room, changed);
+  composer = new Composer(limits, () => picturesOf(turns), room, changed);
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     ask();

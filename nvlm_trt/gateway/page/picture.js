@@ -40,12 +40,19 @@ export class Picture {
     count += 1;
     const ending = file.type.replace("image/", ".").replace("jpeg", "jpg");
     this.id = count;
-    this.name = /\.\w+$/.test(name) ? name : `${name}-${count}${ending}`;
+    this.name = /\.\w+$/.test(name) ? name : `${name}${ending}`;
     this.type = file.type;
     this.size = file.size;
     this.file = file;
     this.canvas = canvas;
     this.uri = uri;
+  }
+
+  /** Take another name where one of these has its own: of whatever is pasted, browsers say image.png. */
+  nameAmong(others) {
+    const [, stem, ending] = /^(.*)(\.\w+)$/s.exec(this.name);
+    const isTaken = ({ name, uri }) => name === this.name && uri !== this.uri; // the same picture again keeps its name
+    for (let number = 2; others.some(isTaken); number += 1) this.name = `${stem}-${number}${ending}`;
   }
 
   /** In a request's JSON a picture is its data URI. */

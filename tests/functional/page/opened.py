@@ -21,6 +21,16 @@ needs_chromium: Final = pytest.mark.skipif(
     reason="needs Playwright (extra dev), and Chromium: apt-get install chromium, or $CHROMIUM",
 )
 
+GIVE: Final = """([kind, bytes, name, texts]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/jpeg'}));
+  for (const [type, text] of Object.entries(texts)) data.setData(type, text);
+  const event = kind === 'paste' ? new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true})
+    : new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true});
+  document.body.dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
 
 @dataclass
 class Opened:
@@ -67,6 +77,11 @@ class Opened:
                 field_.select_option(value)
             else:
                 field_.fill(value)
+
+    def give(self, kind: str, file: Path, name: str, **texts: str) -> bool:
+        """Paste or drop a picture by this name, texts of "plain" or "html" beside it; whether the page takes it."""
+        given = [kind, list(file.read_bytes()), name, {f"text/{form}": text for form, text in texts.items()}]
+        return bool(self.page.evaluate(GIVE, given))
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
         """The bodies that were posted to a path."""

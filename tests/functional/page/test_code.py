@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
+
+from PIL import Image
 
 from .opened import Open, Opened, needs_chromium
 
@@ -40,6 +43,31 @@ def test_curl_and_python_repeat_the_request(opened: Opened, colours: Path, squar
             code = page.text_content("#code-text").encode()
             shown = subprocess.run(command, input=code, cwd=folder, capture_output=True, check=True).stdout.decode()
             assert (joined(shown) if name == "curl" else shown.removesuffix("\n")) == answer
+        page.get_by_role("button", name="Close").click()
+
+
+def test_pictures_of_one_name_are_told_apart(opened: Opened, square: Path, tmp_path: Path) -> None:
+    """Browsers give all that is pasted one name; the same picture again is read from the same file."""
+    other = tmp_path / "other.jpg"
+    Image.new("RGB", (90, 90), "navy").save(other)
+    opened.set(max_completion_tokens="4")
+    page = opened.page
+    opened.give("paste", square, "image.jpg")
+    page.locator(".image").wait_for()
+    opened.ask("What is it?")
+    opened.give("paste", other, "image.jpg")
+    opened.give("paste", square, "image.jpg")
+    page.locator(".image >> nth=2").wait_for()
+    assert page.locator(".chip b").all_text_contents() == ["image-2.jpg", "image.jpg"]
+    turn = opened.ask("And these?")
+    for language in ("curl", "Python"):
+        turn.get_by_role("button", name=language, exact=True).click()
+        page.check("#code [name=inside][value=files]")
+        files = re.findall(r"image[-\d]*\.jpg", page.text_content("#code-text"))
+        assert files == ["image.jpg", "image-2.jpg", "image.jpg"]
+        assert page.text_content("#code-note").endswith("Save under these names first: image-2.jpg.")
+        page.check("#code [name=inside][value=data]")
+        assert page.text_content("#code-note") == ""
         page.get_by_role("button", name="Close").click()
 
 

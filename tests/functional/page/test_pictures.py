@@ -15,19 +15,10 @@ pytestmark = needs_chromium
 
 
 def test_pictures_are_pasted_and_dropped(opened: Opened, square: Path) -> None:
-    give = """([kind, bytes, name]) => {
-      const data = new DataTransfer();
-      data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/jpeg'}));
-      const event = kind === 'paste' ? new ClipboardEvent(kind, {clipboardData: data, bubbles: true, cancelable: true})
-        : new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true});
-      document.body.dispatchEvent(event);
-      return event.defaultPrevented;
-    }"""
-    content = list(square.read_bytes())
-    assert opened.page.evaluate(give, ["paste", content, "pasted.jpg"])
-    opened.page.evaluate(give, ["dragenter", content, "x.jpg"])
+    assert opened.give("paste", square, "pasted.jpg")
+    opened.give("dragenter", square, "x.jpg")
     assert opened.page.is_visible("#drop")
-    assert opened.page.evaluate(give, ["drop", content, "dropped.jpg"])
+    assert opened.give("drop", square, "dropped.jpg")
     opened.page.locator(".image >> nth=1").wait_for()
     assert opened.page.locator(".chip b").all_text_contents() == ["pasted.jpg", "dropped.jpg"]
     assert opened.page.text_content("#said") == f"pasted.jpg: 1 {BY} 1 tile. dropped.jpg: 1 {BY} 1 tile"
