@@ -13,6 +13,9 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Whether a key belongs to a text that is being composed; of the one that ends it, Safari gives a code alone. */
+export const composes = (event) => event.isComposing || event.keyCode === 229;
+
 export const number = (value) => value.toLocaleString("en");
 
 export function bytes(count) {

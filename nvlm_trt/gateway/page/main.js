@@ -4,7 +4,7 @@ import { Announcer } from "./announcer.js";
 import { Composer } from "./composer.js";
 import { picturesOf, requestOf, Turn } from "./conversation.js";
 import { askForKey, showCode } from "./dialogs.js";
-import { byId, bytes } from "./dom.js";
+import { byId, bytes, composes } from "./dom.js";
 import { gridWords, Seen } from "./seen.js";
 import { Refusal, Server } from "./server.js";
 import { Settings } from "./settings.js";
@@ -44,12 +44,12 @@ async function begin() {
     ask();
   });
   byId("question").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
     event.preventDefault();
     ask();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+    if (event.key === "Escape" && !composes(event) && !document.querySelector("dialog[open]")) stop();
   });
   byId("stop").addEventListener("click", stop);
   byId("new").addEventListener("click", startAnew);

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import openai
+import pytest
 
 from nvlm_trt.serving.host.server import TritonServer
 
@@ -61,10 +62,10 @@ def test_turns_and_pictures_add_up_to_one_conversation(
     assert opened.page.locator(".turn").count() == 0
 
 
-AT_FIRST_TEXT = """(button) => new Promise(resolve => new MutationObserver((_, observer) => {
+AT_FIRST_TEXT = """(act) => new Promise(resolve => new MutationObserver((_, observer) => {
   if (!document.querySelector('.answered .text')?.textContent) return;
   observer.disconnect();
-  document.getElementById(button).click();
+  act();
   resolve();
 }).observe(document.getElementById('turns'), {subtree: true, childList: true, characterData: true}))"""
 
@@ -72,7 +73,7 @@ AT_FIRST_TEXT = """(button) => new Promise(resolve => new MutationObserver((_, o
 def test_stopping_ends_the_answer_at_the_server_too(opened: Opened, server: TritonServer) -> None:
     page = opened.page
     page.fill("#question", "Tell me")
-    page.evaluate(f"() => {{ window.stopped = ({AT_FIRST_TEXT})('stop'); }}")
+    page.evaluate(f"() => {{ window.stopped = ({AT_FIRST_TEXT})(() => document.getElementById('stop').click()); }}")
     page.keyboard.press("Enter")
     page.evaluate("() => window.stopped")
     page.locator(".figures", has_text="Stopped").wait_for()
@@ -89,9 +90,31 @@ def test_stopping_ends_the_answer_at_the_server_too(opened: Opened, server: Trit
     assert len(page.text_content(".answered .text")) > len(text)
 
 
+PRESS = """(key, more) => document.getElementById('question').dispatchEvent(
+  new KeyboardEvent('keydown', {key, ...more, bubbles: true, cancelable: true}))"""
+
+
+@pytest.mark.parametrize("composing", ["{isComposing: true}", "{keyCode: 229}"], ids=["usual", "Safari"])
+def test_keys_that_compose_a_text_neither_ask_nor_stop(opened: Opened, composing: str) -> None:
+    page = opened.page
+    opened.set(max_completion_tokens="40")
+    page.fill("#question", "日本")
+    page.evaluate(f"() => ({PRESS})('Enter', {composing})")
+    assert page.locator(".turn").count() == 0
+    page.evaluate(f"() => {{ window.pressed = ({AT_FIRST_TEXT})(() => ({PRESS})('Escape', {composing})); }}")
+    page.focus("#question")
+    page.keyboard.press("Enter")
+    page.evaluate("() => window.pressed")
+    page.locator(".turn-tools button").first.wait_for()
+    assert "Stopped" not in page.text_content(".answered .figures")
+    page.evaluate(f"() => {{ window.pressed = ({AT_FIRST_TEXT})(() => ({PRESS})('Escape')); }}")
+    page.get_by_role("button", name="Ask again").click()
+    page.locator(".figures", has_text="Stopped").wait_for()
+
+
 def test_a_new_conversation_during_an_answer_can_be_asked_at_once(opened: Opened) -> None:
     page = opened.page
-    page.evaluate(f"() => {{ window.came = ({AT_FIRST_TEXT})('new'); }}")
+    page.evaluate(f"() => {{ window.came = ({AT_FIRST_TEXT})(() => document.getElementById('new').click()); }}")
     page.fill("#question", "Tell me")
     page.keyboard.press("Enter")
     page.evaluate("() => window.came")
