@@ -8,10 +8,10 @@ export class Announcer {
   #waiting = "";
   #timer = null;
 
-  /** Say a part of an answer soon, up to its last whole word. */
+  /** Say a part of an answer soon, up to its last whole word; all of it where nothing parts words, as in Chinese. */
   add(text) {
     this.#waiting += text;
-    this.#timer ??= setTimeout(() => this.#say(this.#waiting.search(/\s\S*$/) + 1), PAUSE);
+    this.#timer ??= setTimeout(() => this.#say(this.#waiting.search(/\s\S*$/) + 1 || this.#waiting.length), PAUSE);
   }
 
   /** Say what is left, and a closing word. */

@@ -30,6 +30,20 @@ def test_a_screen_reader_hears_the_answer_in_few_parts(opened: Opened) -> None:
     assert said.split() == turn.locator(".answered .text").text_content().split()
 
 
+def test_a_screen_reader_hears_an_answer_without_spaces_as_it_comes(opened: Opened) -> None:
+    page = opened.page
+    page.clock.install()
+    page.evaluate("""async () => {
+      const { Announcer } = await import('/page/announcer.js');
+      window.announcer = new Announcer();
+    }""")
+    for text in ("这是一只猫。", "它在睡觉。"):
+        page.evaluate("text => announcer.add(text)", text)
+        assert page.text_content("#said") != text
+        page.clock.run_for(3000)
+        assert page.text_content("#said") == text
+
+
 def test_everything_is_done_with_the_keyboard(opened: Opened, square: Path) -> None:
     """From the top of the page: the link to the question, its text, the code, and back."""
     page = opened.page
