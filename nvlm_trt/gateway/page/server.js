@@ -1,6 +1,7 @@
 // The calls of the server.
 
 import { eventsOf } from "./events.js";
+import { keptByTab } from "./store.js";
 
 const KEY = "nvlm-trt-key";
 
@@ -23,7 +24,7 @@ export class Server {
 
   /** Whether requests carry a key. */
   get hasKey() {
-    return sessionStorage.getItem(KEY) !== null;
+    return keptByTab.get(KEY) !== null;
   }
 
   async limits() {
@@ -59,7 +60,7 @@ export class Server {
   }
 
   async #call(path, options) {
-    const key = sessionStorage.getItem(KEY);
+    const key = keptByTab.get(KEY);
     const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
     if (options.body) headers["Content-Type"] = "application/json";
     let response;
@@ -72,8 +73,7 @@ export class Server {
     if (response.ok) return response;
     const refusal = await refusalOf(response);
     if (response.status !== 401) throw refusal;
-    if (key === sessionStorage.getItem(KEY) && !(await this.#newKey(key === null ? null : refusal.message)))
-      throw refusal;
+    if (key === keptByTab.get(KEY) && !(await this.#newKey(key === null ? null : refusal.message))) throw refusal;
     return this.#call(path, options);
   }
 
@@ -82,7 +82,7 @@ export class Server {
     this.#asking ??= this.#askForKey(why).then((key) => {
       this.#asking = null;
       if (key === null) return false;
-      sessionStorage.setItem(KEY, key);
+      keptByTab.set(KEY, key);
       return true;
     });
     return this.#asking;

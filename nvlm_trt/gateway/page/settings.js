@@ -1,6 +1,7 @@
 // The settings of a request, kept by the browser.
 
 import { byId, make, number } from "./dom.js";
+import { kept } from "./store.js";
 
 const NAME = "nvlm-trt-settings";
 const NUMBERS = ["max_completion_tokens", "temperature", "seed", "max_tiles"];
@@ -17,11 +18,11 @@ export class Settings {
     for (let count = 1; count < limits.max_tiles; count += 1) {
       tiles.append(make("option", { value: count, textContent: count }));
     }
-    const kept = JSON.parse(localStorage.getItem(NAME) ?? "{}");
+    const before = fieldsBefore();
     for (const name of NAMES) {
-      byId(name).value = kept[name] ?? "";
+      byId(name).value = before[name] ?? "";
       byId(name).addEventListener("change", () => {
-        localStorage.setItem(NAME, JSON.stringify(this.fields));
+        kept.set(NAME, JSON.stringify(this.fields));
         changed();
       });
     }
@@ -49,5 +50,14 @@ export class Settings {
   #show(visible) {
     byId("settings").hidden = !visible;
     byId("settings-toggle").setAttribute("aria-expanded", visible);
+  }
+}
+
+/** The fields of an earlier visit; none where what is kept is damaged. */
+function fieldsBefore() {
+  try {
+    return JSON.parse(kept.get(NAME)) ?? {};
+  } catch {
+    return {};
   }
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .another_gateway import KEY
 from .opened import Open, Opened, needs_chromium
 
@@ -83,3 +85,33 @@ def test_a_key_with_a_character_that_no_header_carries_is_not_taken(open_page: O
     page.fill("#key-text", f" {KEY} ")
     page.get_by_role("button", name="Use this key").click()
     page.get_by_text("Add a picture to see its tiles.").wait_for()
+
+
+FORBID = """for (const kind of ['localStorage', 'sessionStorage']) {
+  Object.defineProperty(window, kind, {get() { throw new DOMException('', 'SecurityError'); }});
+}"""
+
+
+def test_where_the_browser_keeps_nothing_the_page_works_without(open_page: Open, guarded: str) -> None:
+    opened = open_page(guarded)
+    opened.expected_faults = ("401 (Unauthorized)",)
+    page = opened.page
+    page.add_init_script(FORBID)
+    page.reload()
+    page.fill("#key-text", KEY)
+    page.get_by_role("button", name="Use this key").click()
+    page.get_by_text("Add a picture to see its tiles.").wait_for()
+    page.get_by_role("button", name="Change to dark colours").click()
+    page.get_by_role("button", name="Change to light colours").wait_for()
+    opened.set(max_completion_tokens="4")
+    assert opened.ask("Hello").locator(".refusal p").count() == 0
+
+
+@pytest.mark.parametrize("damaged", ["{", "null", "[7]", '"text"'])
+def test_damaged_settings_are_none(opened: Opened, damaged: str) -> None:
+    opened.page.evaluate("text => localStorage.setItem('nvlm-trt-settings', text)", damaged)
+    opened.page.reload()
+    opened.page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.set(max_completion_tokens="4")
+    assert opened.ask("Hello").locator(".refusal p").count() == 0
+    assert opened.page.evaluate("() => JSON.parse(localStorage['nvlm-trt-settings'])") == {"max_completion_tokens": 4}
