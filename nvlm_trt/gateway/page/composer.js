@@ -29,7 +29,8 @@ export class Composer {
     });
     this.#field.addEventListener("input", () => changed("text"));
     document.addEventListener("paste", (event) => {
-      const isText = event.clipboardData?.types.includes("text/plain"); // of a table, programs copy a picture, too
+      // of a table, programs copy text, HTML and a picture; text alone beside a file is the file's name
+      const isText = ["text/plain", "text/html"].every((type) => event.clipboardData?.types.includes(type));
       if (!isText) this.#take(event, event.clipboardData);
     });
     this.#followDrops();

@@ -25,6 +25,15 @@ def test_pictures_are_pasted_and_dropped(opened: Opened, square: Path) -> None:
     assert opened.page.is_hidden("#drop")
 
 
+def test_a_copied_file_is_a_picture_and_a_copied_table_is_text(opened: Opened, square: Path) -> None:
+    """Beside a file, file managers copy its name; of a table, office programs copy text, HTML and a picture."""
+    assert not opened.give("paste", square, "image.jpg", plain="a\tb", html="<table><tr><td>a<td>b</table>")
+    assert opened.give("paste", square, "cat.jpg", plain="cat.jpg")
+    assert opened.give("paste", square, "image.jpg", html="<img src='cat.jpg'>")  # as browsers copy a picture
+    opened.page.locator(".image >> nth=1").wait_for()
+    assert opened.page.locator(".chip b").all_text_contents() == ["cat.jpg", "image.jpg"]
+
+
 def test_what_the_server_would_not_take_is_told_before_it_is_sent(
     opened: Opened, square: Path, tmp_path: Path, recipe: BuildRecipe
 ) -> None:
