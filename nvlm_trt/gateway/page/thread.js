@@ -4,6 +4,8 @@ import { thumbnail } from "./composer.js";
 import { byId, make, number } from "./dom.js";
 
 const STATES = { waiting: "Reading …", streaming: "", done: "", stopped: "Stopped", failed: "" };
+const NEAR = 60; // pixels from the turns' end, within which a reader is at it
+const SPACE = 20; // pixels below the turns, as style.css has them
 const REASONS = { length: "cut at its longest" };
 
 export class Thread {
@@ -29,7 +31,7 @@ export class Thread {
       const view = new View(turn);
       this.#views.set(turn, view);
       byId("turns").append(view.element);
-      view.element.scrollIntoView({ block: "nearest" });
+      showEnd();
     }
     followed(() => turns.forEach((turn, place) => this.update(turn, place === turns.length - 1)));
   }
@@ -48,10 +50,20 @@ export class Thread {
 
 /** Change the turns; a reader at their end stays there. */
 function followed(change) {
-  const scroll = byId("talk-scroll");
-  const follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+  const follows = unseen() < NEAR;
   change();
-  if (follows) scroll.scrollTop = scroll.scrollHeight;
+  if (follows) showEnd();
+}
+
+function showEnd() {
+  // one of the two scrolls: the turns by themselves, or in a narrow window the whole page
+  for (const one of [byId("talk-scroll"), document.scrollingElement]) one.scrollBy(0, unseen() + SPACE);
+}
+
+/** Pixels of the turns below what is seen of them, which the form or the window ends; negative where there are none. */
+function unseen() {
+  const end = Math.min(byId("ask").getBoundingClientRect().top, document.documentElement.clientHeight);
+  return byId("turns").getBoundingClientRect().bottom - end;
 }
 
 class View {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -104,3 +105,72 @@ def test_nothing_is_wider_than_the_window(opened: Opened, colours: Path, tmp_pat
             assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= width
             assert opened.page.eval_on_selector_all(".scroll, .ask, .bar, .image, .turn", wide) == []
         opened.ask("x" * 60)
+
+
+WATCH = """() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const [turns, ask] = ['turns', 'ask'].map(id => document.getElementById(id).getBoundingClientRect());
+    seen.push([turns.bottom <= Math.min(ask.top, innerHeight), ask.bottom <= innerHeight]);
+  }).observe(document.getElementById('turns'), {subtree: true, childList: true, characterData: true});
+}"""
+LONG = "\n".join(["Tell me"] * 20)
+SCROLLED = "() => [scrollY, document.getElementById('talk-scroll').scrollTop]"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 480), (390, 480), (390, 319)], ids=["wide", "narrow", "low"])
+def test_a_reader_at_the_end_follows_an_answer_with_stop_at_hand(open_page: Open, width: int, height: int) -> None:
+    opened = open_page(width=width, height=height)
+    page = opened.page
+    page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.set(max_completion_tokens="300")
+    page.click("#settings-toggle")
+    page.evaluate(WATCH)
+    opened.ask(LONG)
+    ends, forms = zip(*page.evaluate("() => seen"), strict=True)
+    assert all(ends)
+    assert all(forms) or height < 320  # which the form would fill
+    assert max(page.evaluate(SCROLLED)) > 0
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["wide", "narrow"])
+def test_a_reader_elsewhere_stays_there(open_page: Open, width: int) -> None:
+    opened = open_page(width=width, height=480)
+    page = opened.page
+    page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.set(max_completion_tokens="120")
+    page.click("#settings-toggle")
+    for question in (LONG, "And then?"):
+        opened.ask(question)
+    page.get_by_role("button", name="Ask again").click()
+    page.locator("#stop").wait_for()
+    page.evaluate("() => { scrollTo(0, 40); document.getElementById('talk-scroll').scrollTop = 40; }")
+    there = page.evaluate(SCROLLED)
+    page.get_by_role("button", name="Ask again").wait_for()
+    assert (page.evaluate(SCROLLED), max(there)) == (there, 40)
+
+
+def above_form(page: Any, selector: str) -> float:
+    """Pixels that an element ends above the form."""
+    box = page.locator(selector).bounding_box()
+    return float(page.locator("#ask").bounding_box()["y"] - box["y"] - box["height"])
+
+
+def test_the_form_leaves_room_and_hides_nothing_that_the_keyboard_reaches(open_page: Open) -> None:
+    opened = open_page(width=390, height=600)
+    page = opened.page
+    page.get_by_text("Add a picture to see its tiles.").wait_for()
+    opened.set(max_completion_tokens="120")
+    page.click("#settings-toggle")
+    opened.ask(LONG)
+    page.focus("#question")
+    page.evaluate("() => scrollBy(0, -60)")
+    assert above_form(page, ".turn-tools button >> nth=2") < 0
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("() => document.activeElement.textContent") == "Python"
+    assert above_form(page, ":focus") >= 0
+    page.click("#settings-toggle")
+    page.fill("#question", "\n" * 30)
+    form = page.locator("#ask").bounding_box()
+    assert form["height"] <= 450
+    assert form["y"] + form["height"] <= 600
