@@ -55,10 +55,12 @@ class Work:
     def __init__(self) -> None:
         self.begun = 0
         self.going = False
+        self._clock: int | None = None
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
         """Be at a piece of work."""
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         self.begun, self.going = self.begun + 1, True
         try:
             yield
@@ -69,6 +71,13 @@ class Work:
     def position(self) -> int | None:
         """For `Progress`: which piece it is at, None between two."""
         return self.begun if self.going else None
+
+    def computed(self) -> float:
+        """For `Progress`: seconds of computing of the thread; what other threads compute is none of its work."""
+        try:
+            return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # the thread has ended
+            return 0.0
 
 
 class Progress:
@@ -81,7 +90,7 @@ class Progress:
         position: Changes while the work goes on; None while there is none.
         longest: Seconds that a step may compute.
         clock: Seconds, from any beginning.
-        computed: Seconds of computing of this process.
+        computed: Seconds of computing of what does the work: this process, or a thread of it.
     """
 
     def __init__(

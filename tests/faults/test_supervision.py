@@ -24,7 +24,7 @@ from .saboteur import Sabotaged
 from .served import Served
 from .wire import CHAT
 
-DEAD_SECONDS, HUNG_SECONDS, BACK_SECONDS = 5.0, 20.0, 90.0
+DEAD_SECONDS, HUNG_SECONDS, BACK_SECONDS = 5.0, 15.0, 90.0
 MODELS = ("nvlm", "tensorrt_llm", "vision_encoder", "preprocessing", "postprocessing", "selftest")
 HOLDERS = ("nvlm", "tensorrt_llm")
 """The processes that a stream of text is on."""

@@ -521,7 +521,7 @@ def position_of(load, name, **patches):
     """What a model's heartbeat follows, and the model."""
     followed = []
 
-    def progress(position):
+    def progress(position, **_):
         followed.append(position)
         return lambda: 0.0
 
@@ -552,7 +552,7 @@ def test_what_computes_and_what_sends_may_hang(load, tmp_path, monkeypatch, name
     monkeypatch.setenv("NVLM_TRT_HEARTBEAT_DIR", str(tmp_path))
     seconds = iter([7.0, 0.0] if hung == "computing" else [0.0, 7.0])
 
-    def progress(position):
+    def progress(position, **_):
         still = next(seconds)
         return lambda: still
 

@@ -103,7 +103,7 @@ class TritonPythonModel(Model):
         fault: its streams of gRPC have been seen to block each other for ever when a client left.
         """
         decoding = Progress(lambda: None if self.turns.waiting else self.engine.heartbeat)
-        sending = Progress(lambda: self.server.sending.position)
+        sending = Progress(lambda: self.server.sending.position, computed=self.server.sending.computed)
         return Heartbeat(name, still=lambda: max(decoding(), sending()), active=lambda: self.server.active)
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -53,7 +53,7 @@ class TritonPythonModel(Model):
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Tell whether tiles that wait are encoded, slice by slice, and whether their rows are sent."""
         encoding = Progress(lambda: self.turns.count if self.encoder.busy and not self.turns.waiting else None)
-        sending = Progress(lambda: self.server.sending.position)
+        sending = Progress(lambda: self.server.sending.position, computed=self.server.sending.computed)
         return Heartbeat(name, still=lambda: max(encoding(), sending()), active=lambda: self.encoder.waiting)
 
     def execute(self, requests: Sequence[Any]) -> list[None]:

@@ -362,3 +362,26 @@ def test_nobody_there_is_not_ready():
         port = taken.getsockname()[1]
     assert not is_ready(f"127.0.0.1:{port}")
     assert not echo_works(f"127.0.0.1:{port}")
+
+
+def test_a_thread_that_waits_for_ever_stands_still_though_other_threads_compute():
+    """A send that does not end, beside streams that are decoded."""
+    work, entered, ends = heartbeat.Work(), threading.Event(), threading.Event()
+
+    def send() -> None:
+        with work.one():
+            entered.set()
+            ends.wait()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    entered.wait()
+    still = heartbeat.Progress(lambda: work.position, computed=work.computed)
+    still()
+    began = time.monotonic()
+    while time.monotonic() - began < 0.3:  # it is this thread that computes
+        pass
+    assert still() >= 0.3
+    ends.set()
+    sender.join()
+    assert still() == 0
