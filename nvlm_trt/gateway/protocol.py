@@ -7,6 +7,7 @@ import select
 from collections import deque
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nvlm_trt.gateway.settings import Limits
@@ -33,6 +34,9 @@ class BoundedProtocol(HttpToolsProtocol):
     Of a connection's requests uvicorn tells the last one alone that the connection is lost, and reads nothing while one
     is answered and others wait, so that it does not see the loss either: here every open one is told, and meanwhile the
     socket is looked at. (A client that closes with more unsent than its and our socket's buffers hold says nothing.)
+
+    An offer to go on in another protocol is not taken, as HTTP allows: Java's HttpClient offers HTTP/2 with every first
+    request. The parser takes what follows such a head for that protocol, and uvicorn loses it or reads requests in it.
     """
 
     limits: Limits
@@ -68,13 +72,34 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._framing += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self._refused:
             return
         if self._framing > self.limits.max_header_bytes:
             self._refuse(b"431 Request Header Fields Too Large", b"the headers or trailers are too large")
         elif self._timer is None and self.cycle.response_complete:
             self._expect_head()  # it may be a line end alone: uvicorn's time for idle connections ended with it
+
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes; a head that offers another protocol is parsed anew without the offer, before what follows it."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                version = self.parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+                lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+                data = data[offer.args[0] :]
+            else:
+                return
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -97,6 +122,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading_head = False
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.max_header_bytes:
             raise ValueError("the head is too large")
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")
+        if self.parser.should_upgrade():
+            return  # it comes again, without the offer
         self._cancel_timer()
         super().on_headers_complete()
         while self._open and self._open[0].response_complete:  # they are answered in their order
@@ -119,6 +148,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is complete; what follows in the same segment, which is bounded, belongs to the next one."""
+        if self.parser.should_upgrade():
+            return  # it is not: what the parser takes for the end is that of the head
         self._framing = 0
         super().on_message_complete()
 

@@ -125,6 +125,44 @@ def test_what_is_sent_behind_a_request_is_answered_after_it(upstream: Upstream) 
     assert answer.count(b'{"status":"live"}') == 2
 
 
+OFFER = (
+    b"POST /v2/models/nvlm/generate HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nHost: a\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n%s\r\n\r\n"
+)
+LENGTH = OFFER % b"Content-Length: %d" + b"%s"
+CHUNKS = OFFER % b"Transfer-Encoding: chunked" + b"%x\r\n%s\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("form", [LENGTH, CHUNKS], ids=["length", "chunks"])
+@pytest.mark.parametrize("size", [1, 7, 300, 10_000])
+def test_a_request_that_offers_another_protocol_is_answered_in_this_one_with_its_whole_body(
+    upstream: Upstream, form: bytes, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So does every first request of Java's HttpClient."""
+    body = b'{"text_input": "GET /metrics HTTP/1.1"}'
+    said = form % (len(body), body) * 2 + LIVE.replace(b"Host", b"Connection: close\r\nHost")
+    with Door(Limits(), http=upstream.port) as door:
+        answer = say(door, *[said[begin : begin + size] for begin in range(0, len(said), size)])
+    assert answer.count(b"HTTP/1.1 202") == 2
+    assert answer.count(b"GET /metrics") == 2
+    assert answer.endswith(b'{"status":"live"}')
+    assert [json.loads(body)["text_input"] for _, _, body, _ in upstream.seen] == ["GET /metrics HTTP/1.1"] * 2
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket"])
+def test_an_offer_of_another_protocol_keeps_neither_a_connection_nor_its_limits(small: Door, offer: bytes) -> None:
+    head = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: %s, Upgrade\r\nUpgrade: %s\r\n"
+    assert say(small, head % (b"close", offer) + b"\r\n").startswith(b"HTTP/1.1 200")
+    assert say(small, head % (b"x", offer) + b"a: " + b"x" * 1990 + b"\r\n\r\n").startswith(b"HTTP/1.1 4")
+    assert say(small, head % (b"x", offer)) == b""
+
+
+def test_it_is_no_proxy(small: Door) -> None:
+    for place in (b"a:443", b"/health/live"):
+        assert say(small, b"CONNECT %s HTTP/1.1\r\nHost: a\r\n\r\n" % place + LIVE).count(b"HTTP/1.1") == 1
+
+
 def answer_of(connection: socket.socket, end: bytes = b'{"status":"live"}') -> bytes:
     """What comes until some words have come."""
     answer = b""
