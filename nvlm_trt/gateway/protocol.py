@@ -21,6 +21,9 @@ CHUNK_ROOM: Final = 16
 """Bytes of a chunk that are not its data, without extensions: its size in up to eight digits and two line ends are 12.
 """
 
+MAX_AHEAD: Final = 16
+"""Requests that a client may send ahead of the answer to the one before them; they wait outside of any other bound."""
+
 LOOK_SECONDS: Final = 0.5
 """Between two looks at whether a client that pipelines is still there."""
 
@@ -131,6 +134,8 @@ class BoundedProtocol(HttpToolsProtocol):
         while self._open and self._open[0].response_complete:  # they are answered in their order
             self._open.popleft()
         self._open.append(self.cycle)
+        if len(self.pipeline) > MAX_AHEAD:
+            raise ValueError("too many requests are sent ahead")
         if self.pipeline and self._look is None:
             self._look_later()
 
@@ -188,7 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: bytes, sentence: bytes) -> None:
         self._refused = True
         started: Any = self.cycle
-        if started is None or not started.response_started:
+        if not self.pipeline and (started is None or not started.response_started):  # else answers are due before it
             body = b'{"error": {"message": "%s", "type": "invalid_request_error", "param": null, "code": null}}'
             body %= sentence
             self.transport.write(REFUSAL % (status, len(body), body))
