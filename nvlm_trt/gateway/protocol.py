@@ -24,6 +24,9 @@ CHUNK_ROOM: Final = 16
 MAX_AHEAD: Final = 16
 """Requests that a client may send ahead of the answer to the one before them; they wait outside of any other bound."""
 
+WRITE_STEP: Final = 1 << 16
+"""Bytes of an answer's end that are read within the time for it, or all: as many as of an answer under way."""
+
 LOOK_SECONDS: Final = 0.5
 """Between two looks at whether a client that pipelines is still there."""
 
@@ -49,6 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _refused = False
     _timer: asyncio.TimerHandle | None = None
     _look: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _open: deque[RequestResponseCycle]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -63,8 +67,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and tell every request of it that is not answered yet."""
         self._cancel_timer()
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         for cycle in self._open:
             cycle.disconnected = cycle.disconnected or not cycle.response_complete
@@ -158,6 +163,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = 0
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer's end is written, though maybe not read: a client that reads nothing holds up every close."""
+        if self._unread is not None:
+            self._unread.cancel()
+        self._expect_reading()
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request."""
         self._refuse(b"400 Bad Request", b"the request is not HTTP, or beyond the limits of headers and chunks")
@@ -169,6 +181,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = None
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _expect_reading(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.limits.write_time, self._reading_overdue, unsent) if unsent else None
+
+    def _reading_overdue(self, unsent: int) -> None:
+        self._unread = None
+        if not self.cycle.response_complete:
+            return  # what comes after that answer waits for the client itself
+        if unsent - self.transport.get_write_buffer_size() < min(unsent, WRITE_STEP):
+            self.transport.abort()
+        else:
+            self._expect_reading()
 
     def _look_later(self) -> None:
         self._look = self.loop.call_later(LOOK_SECONDS, self._look_now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,8 @@ CHUNKED = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 MIB = 1 << 20
 ENDLESS = 48 * MIB
+LARGEST = 15 * MIB
+"""Of what the server behind takes."""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,32 @@ def test_what_is_sent_behind_a_request_is_answered_after_it(upstream: Upstream) 
         answer = read_all(connection)
     assert answer.index(b"data: 2") < answer.index(b'{"status":"live"}')
     assert answer.count(b'{"status":"live"}') == 2
+
+
+INFER = b"POST /v2/models/nvlm/infer HTTP/1.1\r\nHost: a\r\nConnection: %s\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_a_client_that_does_not_read_the_end_of_its_answer_loses_its_connection(
+    upstream: Upstream, connection: bytes
+) -> None:
+    with Door(Limits(write_time=0.3, max_connections=1), http=upstream.port) as door, door.connect() as idle:
+        idle.sendall(INFER % (connection, LARGEST) + bytes(LARGEST))
+        idle.recv(100)
+        began = time.monotonic()
+        while not say(door, LIVE.replace(b"Host", b"Connection: close\r\nHost")):
+            assert time.monotonic() < began + 10
+            time.sleep(0.05)
+
+
+def test_a_client_that_reads_slowly_has_its_whole_answer(upstream: Upstream) -> None:
+    with Door(Limits(write_time=0.5), http=upstream.port) as door, door.connect() as slow:
+        slow.sendall(INFER % (b"close", LARGEST) + bytes(LARGEST))
+        came = 0
+        while piece := slow.recv(MIB, socket.MSG_WAITALL):
+            came += len(piece)
+            time.sleep(0.1)
+    assert came > LARGEST
 
 
 OFFER = (
