@@ -31,9 +31,9 @@ OPEN: Final = frozenset(
 PAGE: Final = "/page/"
 """Begins the paths of the page's files, which ask for none either: the page asks its user for one."""
 
-OPEN_BODY: Final = 4096
-"""Bytes of a body on such paths at most. None of them reads one, and who shows no key gets none of the room for bodies
-that those with keys need."""
+OTHER_BODY: Final = 4096
+"""Bytes of a body at most where the server is not asked for work. None of what is there reads a large one, and neither
+who shows no key nor who keeps to no limit of its key gets the room for bodies that others need."""
 
 WORK: Final = re.compile(r"/v1/((chat/)?completions|tiles)|/v2/models/.*")
 """Paths that make the server work when they are posted to."""
@@ -111,7 +111,7 @@ class Door:
                 exchange.places.enter_context(client.request())
                 exchange.place = exchange.places.enter_context(self._admission.place())
         limit = self._limits.max_body
-        exchange.has_body(await self._read(exchange, min(limit, OPEN_BODY) if is_open else limit))
+        exchange.has_body(await self._read(exchange, min(limit, OTHER_BODY) if exchange.place is None else limit))
         if exchange.place is not None:
             exchange.place.has_arrived = True
         await self._run(exchange)

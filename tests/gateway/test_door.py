@@ -109,6 +109,15 @@ def test_who_shows_no_key_gets_no_room_for_a_body(path: str) -> None:
         assert door.call(path, bytes(4096)).status in (404, 405)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/nothing"), ("PUT", "/v1/chat/completions"), ("POST", "/v2/repository/index")]
+)
+def test_what_counts_for_no_limit_of_a_key_gets_no_room_for_a_body(method: str, path: str) -> None:
+    with Door(Limits(), api_keys=(KEY,)) as door:
+        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 4097\r\n\r\n"
+        assert say(door, head.encode()).startswith(b"HTTP/1.1 413")
+
+
 def test_requests_beyond_the_places_are_refused_at_once(upstream: Upstream) -> None:
     with Door(Limits(max_concurrent=1, max_queue=1), http=upstream.port) as door:
         waiting = [post(door, GENERATE + "_stream", LONG) for _ in range(2)]
