@@ -24,7 +24,8 @@ SPREAD: Final = 1.4
 come with images: with the miniature, under four times the capacity, one in a hundred waited 1.3 times as long."""
 
 BODY_SECONDS: Final = 1.0
-"""Whoever's body takes longer does not count as waiting for the decoder before it is there."""
+"""Whoever's body takes longer counts for nothing before it is there: neither as waiting for the decoder, nor among the
+requests that may come in. Such bodies are bounded by their bytes and by the number of connections."""
 
 MAX_RETRY_SECONDS: Final = 60
 """What is told of a wait beyond that holds no longer by then."""
@@ -93,13 +94,13 @@ class Admission:
 
     @property
     def present(self) -> int:
-        """Requests that have a place."""
-        return len(self._places)
+        """Requests that have a place, but those whose bodies take their time."""
+        return len(self._present())
 
     @property
     def planned(self) -> int:
-        """Planned tokens of the requests that have a place."""
-        return sum(place.tokens for place in self._places)
+        """Planned tokens of those requests."""
+        return sum(place.tokens for place in self._present())
 
     @property
     def rate(self) -> float:
@@ -109,8 +110,7 @@ class Admission:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
-        lately = self._now() - BODY_SECONDS
-        coming = [place for place in self._places if not place.in_line and (place.has_arrived or place.came > lately)]
+        coming = [place for place in self._present() if not place.in_line]
         return self._wait_behind((*self._drain.line, *coming))
 
     @contextlib.contextmanager
@@ -194,6 +194,10 @@ class Admission:
         if size > 0 and self.buffered + size > self._limits.max_buffered:
             raise unavailable("the server holds too many large requests; try again in a moment", "overloaded")
         self.buffered += size
+
+    def _present(self) -> list[Place]:
+        lately = self._now() - BODY_SECONDS
+        return [place for place in self._places if place.in_line or place.has_arrived or place.came > lately]
 
     def _wait_behind(self, before: Sequence[Place]) -> float:
         if len(before) < self._batch or not (rate := self.rate):

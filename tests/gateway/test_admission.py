@@ -24,6 +24,27 @@ def test_more_requests_than_places_are_told_to_come_back() -> None:
         assert admission.present == 1
 
 
+def test_bodies_that_do_not_come_take_no_places() -> None:
+    clock = Clock()
+    admission = Admission(Limits(max_concurrent=1, max_queue=2, max_planned=30), now=clock)
+    with contextlib.ExitStack() as stack:
+        with admission.place() as place:
+            admission.plan(place, 10)
+        slow = [stack.enter_context(admission.place()) for _ in range(3)]
+        with pytest.raises(ApiError), admission.place():
+            pass
+        clock.now += BODY_SECONDS
+        assert (admission.present, admission.planned) == (0, 0)
+        for _ in range(3):
+            admission.plan(stack.enter_context(admission.place()), 10)
+        with pytest.raises(ApiError), admission.place():
+            pass
+        slow[0].has_arrived = True
+        assert (admission.present, admission.planned) == (4, 40)
+        with pytest.raises(ApiError):
+            admission.plan(slow[0], 10)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 50.0
