@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aiohttp import ClientSession
+from aiohttp import ClientSession, TCPConnector
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -105,7 +105,8 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         open_.model = Model(upstream.grpc, admission, metrics, served.is_ready, plans)
-        async with ClientSession(trust_env=False) as open_.session:
+        # How many ask is bounded before; a probe or a scrape does not wait for calls under way.
+        async with ClientSession(connector=TCPConnector(limit=0), trust_env=False) as open_.session:
             yield
         await open_.model.close()
         if tracer is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -109,6 +111,19 @@ def test_a_stream_comes_as_it_is_made(door: Door) -> None:
 def test_a_stream_that_is_lost_ends_with_an_error_event(door: Door) -> None:
     answer = door.call(GENERATE + "_stream", b'{"text_input": "short cut"}')
     assert answer.data.endswith(b'data: {"error": "the server lost this request; send it again"}\n\n')
+
+
+def test_however_many_calls_are_under_way_a_probe_does_not_wait_for_one_of_them(upstream: Upstream) -> None:
+    body = b'{"text_input": "long"}'
+    head = b"POST %s_stream HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (GENERATE.encode(), len(body))
+    with Door(Limits(max_concurrent=200), http=upstream.port) as door, contextlib.ExitStack() as stack:
+        for _ in range(120):
+            stack.enter_context(door.connect()).sendall(head + body)
+        while door.metric("nvlm_requests_working") < 120:
+            time.sleep(0.05)
+        began = time.monotonic()
+        assert door.call("/v2/health/ready").status == 202  # as the server behind says
+        assert time.monotonic() - began < 5
 
 
 def test_a_client_that_hangs_up_ends_the_request_of_the_server(door: Door, upstream: Upstream) -> None:
