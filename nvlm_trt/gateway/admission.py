@@ -25,7 +25,8 @@ come with images: with the miniature, under four times the capacity, one in a hu
 
 BODY_SECONDS: Final = 1.0
 """Whoever's body takes longer counts for nothing before it is there: neither as waiting for the decoder, nor among the
-requests that may come in. Such bodies are bounded by their bytes and by the number of connections."""
+requests that may come in. Such bodies are bounded by their bytes and by the number of connections. Whose images take
+longer does not count as waiting for the decoder either."""
 
 MAX_RETRY_SECONDS: Final = 60
 """What is told of a wait beyond that holds no longer by then."""
@@ -37,16 +38,20 @@ class Place:
     Attributes:
         tokens: Tokens of its prompt and its answer; what requests take on average, until it is planned.
         came: When it came in.
-        has_arrived: Whether all of it is there.
+        joins: Whether it will be in the line for the decoder.
+        has_arrived: Whether its body is there.
+        reads_images: Whether it waits for its images.
         in_line: Whether it was ever in the line for the decoder.
     """
 
-    __slots__ = ("came", "has_arrived", "in_line", "tokens")
+    __slots__ = ("came", "has_arrived", "in_line", "joins", "reads_images", "tokens")
 
-    def __init__(self, tokens: int, came: float) -> None:
+    def __init__(self, tokens: int, came: float, *, joins: bool) -> None:
         self.tokens = tokens
         self.came = came
+        self.joins = joins
         self.has_arrived = False
+        self.reads_images = False
         self.in_line = False
 
 
@@ -55,8 +60,8 @@ class Admission:
 
     How long a newcomer would wait is told by the planned tokens of those before it and by how fast such tokens were
     worked off (`nvlm_trt.gateway.drain`). Those of the decoder's batch are served, so that nobody waits behind them but
-    for one of their places. Who came in is before a newcomer; but whose body takes its time is so only once it is
-    there. A request joins the line when it is planned, and is refused then if the line is too long for certain.
+    for one of their places. Who came in is before a newcomer; but whose body or images take their time is so only once
+    they are there. A request joins the line when it is planned, and is refused then if the line is certainly too long.
 
     Args:
         limits: How many.
@@ -110,12 +115,17 @@ class Admission:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait until the decoder takes it; 0 while nothing was measured."""
-        coming = [place for place in self._present() if not place.in_line]
-        return self._wait_behind((*self._drain.line, *coming))
+        lately = self._now() - BODY_SECONDS
+        coming = [place for place in self._present() if place.joins and not place.in_line]
+        soon = [place for place in coming if not place.reads_images or place.came > lately]
+        return self._wait_behind((*self._drain.line, *soon))
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[Place]:
+    def place(self, *, joins: bool = True) -> Iterator[Place]:
         """A place, at once or never.
+
+        Args:
+            joins: Whether the request will be in the line for the decoder.
 
         Raises:
             ApiError: 503, the server is away, every place is taken, or those before it take too long.
@@ -126,7 +136,7 @@ class Admission:
         if self.present >= limits.max_concurrent + limits.max_queue:
             raise self._overloaded(self._mean)
         self._check(self.wait, limits.queue_time / SPREAD)
-        place = Place(round(self._mean), self._now())
+        place = Place(round(self._mean) if joins else 0, self._now(), joins=joins)
         self._places[place] = None
         try:
             yield place

@@ -38,6 +38,9 @@ who shows no key nor who keeps to no limit of its key gets the room for bodies t
 WORK: Final = re.compile(r"/v1/((chat/)?completions|tiles)|/v2/models/.*")
 """Paths that make the server work when they are posted to."""
 
+TILES: Final = "/v1/tiles"
+"""The one of them that asks the decoder nothing."""
+
 JSON: Final = (b"content-type", b"application/json")
 
 
@@ -109,7 +112,8 @@ class Door:
                 check_site(exchange.headers)
             if exchange.method == "POST" and WORK.fullmatch(exchange.path):
                 exchange.places.enter_context(client.request())
-                exchange.place = exchange.places.enter_context(self._admission.place())
+                place = self._admission.place(joins=exchange.path != TILES)
+                exchange.place = exchange.places.enter_context(place)
         limit = self._limits.max_body
         exchange.has_body(await self._read(exchange, min(limit, OTHER_BODY) if exchange.place is None else limit))
         if exchange.place is not None:

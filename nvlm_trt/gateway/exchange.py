@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
@@ -112,6 +112,18 @@ class Exchange:
         """
         self._buffer(size)
         self._held += size
+
+    @contextlib.contextmanager
+    def reading_images(self) -> Iterator[None]:
+        """For the time in which its images are read, which may take as long as somebody else's server likes."""
+        if self.place is None:
+            yield
+            return
+        self.place.reads_images = True
+        try:
+            yield
+        finally:
+            self.place.reads_images = False
 
     def note(self, **facts: str | int | float) -> None:
         """Add to what the log and the span tell."""

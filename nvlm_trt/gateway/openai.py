@@ -162,7 +162,7 @@ def openai_routes(model: Callable[[], Model], images: Images, names: Sequence[st
         require_model(asked.model, names)
         exchange = exchange_of(request.scope)
         said = conversation_of(asked.messages)
-        with stage(exchange.span, "images"):
+        with stage(exchange.span, "images"), exchange.reading_images():
             files = await images.read(said.images, exchange.hold)
         exchange.note(images=len(files))
         ask = Ask(said.question, asked.options(), said.history, said.system, files)

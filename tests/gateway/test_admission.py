@@ -163,6 +163,30 @@ def test_what_is_not_planned_counts_as_what_requests_take_but_while_its_body_tak
             assert admission.wait == pytest.approx(1.0, rel=0.1)
 
 
+def test_who_never_asks_the_decoder_is_waited_for_by_nobody() -> None:
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=2), batch=2, clock=Clock(), stack=stack)
+        planned = admission.planned
+        for _ in range(8):
+            stack.enter_context(admission.place(joins=False)).has_arrived = True
+        assert admission.wait == pytest.approx(0.5, rel=0.05)
+        assert (admission.present, admission.planned) == (10, planned)
+
+
+def test_who_waits_for_images_that_take_their_time_is_waited_for_by_nobody_but_has_a_place() -> None:
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        admission = busy(Limits(queue_time=2), batch=2, clock=clock, stack=stack)
+        place = stack.enter_context(admission.place())
+        place.has_arrived = place.reads_images = True
+        assert admission.wait == pytest.approx(1.0, rel=0.05)
+        clock.now += BODY_SECONDS
+        assert admission.wait == pytest.approx(0.5, rel=0.1)
+        assert admission.present == 3
+        place.reads_images = False
+        assert admission.wait == pytest.approx(1.0, rel=0.1)
+
+
 def test_where_fewer_are_worked_on_than_the_batch_holds_the_others_wait() -> None:
     clock = Clock()
     admission = Admission(Limits(max_concurrent=1, queue_time=15.5 * SPREAD), 8, clock)

@@ -147,6 +147,22 @@ def test_who_would_wait_for_too_long_is_refused_before_its_body_is_read(upstream
         assert b"retry-after: 1\r\n" in answer.lower()
 
 
+def test_nobody_is_thought_to_wait_for_images_that_do_not_come(upstream: Upstream) -> None:
+    class Slow(Fetcher):
+        async def fetch(self, url: str, hold: Hold) -> bytes:
+            await asyncio.sleep(60)
+            return b""
+
+    limits = Limits(max_concurrent=1, fetch_time=60)
+    with Door(limits, http=upstream.port, fetcher=Slow((), 0)) as door:
+        assert door.call(GENERATE, b'{"text_input": "short"}').status == 202
+        with closing(post(door, "/v1/chat/completions", PICTURE)):
+            wait_for(door, "nvlm_requests_waiting", 1)
+            time.sleep(1.0)
+            assert door.metric("nvlm_expected_wait_seconds") == 0
+            assert door.metric("nvlm_requests_waiting") == 1
+
+
 def test_a_rate_is_kept() -> None:
     with Door(Limits(key_per_minute=1)) as door:
         assert door.call("/v1/completions", b"{}").status == 400

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from nvlm_trt.gateway.fetch import Fetcher, Hold
 from nvlm_trt.gateway.plan import Planner
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.model.prompt import build_prompt
@@ -20,6 +23,7 @@ from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 from ..tiny_engine import tiny_recipe
 from .door import Door
+from .upstream import Upstream
 
 KEY = "a-key-of-this-test-alone"
 THUMBNAIL = "<tile_global_thumbnail>"
@@ -55,6 +59,24 @@ def part(kind: str, file: bytes) -> dict[str, Any]:
 def user(*content: dict[str, Any] | str) -> dict[str, Any]:
     parts = [{"type": "text", "text": one} if isinstance(one, str) else one for one in content]
     return {"role": "user", "content": parts}
+
+
+class Slow(Fetcher):
+    async def fetch(self, url: str, hold: Hold) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+
+@contextlib.contextmanager
+def looking_for_long(door: Door) -> Iterator[None]:
+    """While a request for tiles waits for its image."""
+    message = user({"type": "image_url", "image_url": {"url": "http://a.example/x.png"}})
+    body = json.dumps({"model": "nvlm", "messages": [message]}).encode()
+    with door.connect() as held:
+        held.sendall(b"POST /v1/tiles HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        while door.metric("nvlm_requests_waiting") != 1:
+            continue
+        yield
 
 
 def look(door: Door, *messages: dict[str, Any], **fields: object) -> tuple[int, dict[str, Any]]:
@@ -138,10 +160,18 @@ def test_with_keys_the_page_is_open_and_nothing_that_it_asks_for(engine_dir: Pat
 def test_looking_takes_a_place_and_counts_for_the_rate(engine_dir: Path) -> None:
     with Door(Limits(key_per_minute=1), engine_dir=engine_dir) as door:
         assert [look(door, user("x"))[0] for _ in range(2)] == [200, 429]
-    with Door(Limits(max_concurrent=1, max_queue=0), engine_dir=engine_dir) as door, door.connect() as held:
-        held.sendall(b"POST /v1/tiles HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
-        while look(door, user("x"))[0] != 503:
-            continue
+    limits = Limits(max_concurrent=1, max_queue=0, fetch_time=60)
+    with Door(limits, engine_dir=engine_dir, fetcher=Slow((), 0)) as door, looking_for_long(door):
+        assert look(door, user("x"))[0] == 503
+
+
+def test_nobody_is_thought_to_wait_for_who_only_looks(engine_dir: Path, upstream: Upstream) -> None:
+    limits = Limits(max_concurrent=1, fetch_time=60)
+    with Door(limits, engine_dir=engine_dir, fetcher=Slow((), 0), http=upstream.port) as door:
+        assert door.call("/v2/models/nvlm/generate", b'{"text_input": "short"}').status == 202
+        assert door.metric("nvlm_planned_tokens_rate") > 0
+        with looking_for_long(door):
+            assert door.metric("nvlm_expected_wait_seconds") == 0
 
 
 def test_the_openapi_document_describes_it(door: Door) -> None:
