@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -25,6 +26,8 @@ SMALL_BODY: Final = 1 << 18
 """Bytes of a body that cannot have too many to matter."""
 
 PIECE: Final = 1 << 20
+"""Bytes that are looked at, or unpacked, at once."""
+
 MEMBER_CODES: Final = b",[{"
 
 
@@ -60,12 +63,15 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, h
             raise ClientGoneError
         piece, more = message.get("body", b""), message.get("more_body", False)
         came += len(piece)
-        if unpack is not None and piece:
-            piece = _unpacked(unpack, piece, limit - len(body) + 1)
-        if max(came, len(body) + len(piece)) > limit:
+        if came > limit:
             raise _too_large(limit)
-        hold(len(piece))
-        body += piece
+        if unpack is None:
+            _add(body, piece, limit, hold)
+            continue
+        while piece:  # a little may unpack to very much: others have their turn in between
+            _add(body, _unpacked(unpack, piece), limit, hold)
+            piece = unpack.unconsumed_tail
+            await asyncio.sleep(0)
     if unpack is not None and came and (not unpack.eof or unpack.unused_data):
         raise ApiError(400, "the packed body is damaged; send it complete")
     return bytes(body)
@@ -88,9 +94,16 @@ def check_members(body: bytes) -> None:
             raise ApiError(400, sentence, code="invalid_json")
 
 
-def _unpacked(unpack: zlib._Decompress, piece: bytes, room: int) -> bytes:
+def _add(body: bytearray, piece: bytes, limit: int, hold: Callable[[int], None]) -> None:
+    if len(body) + len(piece) > limit:
+        raise _too_large(limit)
+    hold(len(piece))
+    body += piece
+
+
+def _unpacked(unpack: zlib._Decompress, piece: bytes) -> bytes:
     try:
-        return unpack.decompress(piece, room)
+        return unpack.decompress(piece, PIECE)
     except zlib.error:
         raise ApiError(400, "the packed body is damaged; send it complete") from None
 

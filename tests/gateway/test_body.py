@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import itertools
 import zlib
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from nvlm_trt.gateway.body import ClientGoneError, check_members, read_body
 from nvlm_trt.gateway.errors import ApiError
 
 LIMIT = 1000
+MANY = 16 << 20
 
 
 def read(pieces: Sequence[bytes | None], **headers: str) -> tuple[bytes, int]:
@@ -69,6 +71,28 @@ def test_a_packed_body_is_unpacked_within_the_limit(pack) -> None:  # type: igno
 @pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"abc")[:-4], gzip.compress(b"abc") + b"more"])
 def test_a_damaged_packed_body_is_the_clients_mistake(body: bytes) -> None:
     refused(400, [body], content_encoding="gzip")
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_others_have_their_turn_while_a_little_is_unpacked_to_very_much(level: int) -> None:
+    whole = bytes(range(256)) * (MANY >> 8)
+    pieces = [zlib.compress(whole, level)]
+    held: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": pieces.pop()}
+
+    async def read_beside() -> list[int]:
+        reading = asyncio.create_task(read_body(receive, {b"content-encoding": b"deflate"}, MANY, held.append))
+        seen = [0]
+        while not reading.done():
+            await asyncio.sleep(0)
+            seen.append(sum(held))
+        assert await reading == whole
+        return seen
+
+    seen = asyncio.run(read_beside())
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 1 << 20
 
 
 def test_another_packing_is_not_taken() -> None:
