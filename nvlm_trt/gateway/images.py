@@ -38,7 +38,7 @@ class Images:
             hold: Told how many bytes more were fetched; those within the URLs came with the body.
 
         Raises:
-            ApiError: 400, an image is refused; 503, too many bytes are held; 504, they did not come in time.
+            ApiError: 400, an image is refused, or they did not come in time; 503, too many bytes are held.
         """
         if len(urls) > self._limits.max_images:
             sentence = f"there are too many images; seen: {len(urls)}; expected: at most {self._limits.max_images}"
@@ -57,7 +57,9 @@ class Images:
             async with asyncio.timeout(self._limits.fetch_time):
                 return await asyncio.gather(*tasks)
         except TimeoutError:
-            raise ApiError(504, "the images of the request did not come in time", code="url_timeout") from None
+            # The client named the servers that are slow: as one that cannot be reached, this is no fault of ours.
+            sentence = "the images of the request did not come in time"
+            raise ApiError(400, sentence, code="url_timeout", param="messages") from None
         finally:
             for task in tasks:
                 task.cancel()

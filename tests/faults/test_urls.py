@@ -146,7 +146,7 @@ def test_a_second_answer_of_dns_changes_nothing(
 
 
 SLOW = {
-    "1 byte at a time": ("slow", 504, "url_timeout"),
+    "1 byte at a time": ("slow", 400, "url_timeout"),
     "endless": ("endless", 400, "image_too_large"),
     "404": ("missing", 400, "url_not_fetched"),
     "a page": ("page", 400, "url_not_fetched"),

@@ -32,6 +32,14 @@ PICTURE = json.dumps(
 ).encode()
 
 
+class Endless(Fetcher):
+    """Fetches for as long as it may."""
+
+    async def fetch(self, url: str, hold: Hold) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+
 @pytest.fixture(scope="module")
 def small() -> Iterator[Door]:
     """Little patience and small limits, nothing behind."""
@@ -148,13 +156,8 @@ def test_who_would_wait_for_too_long_is_refused_before_its_body_is_read(upstream
 
 
 def test_nobody_is_thought_to_wait_for_images_that_do_not_come(upstream: Upstream) -> None:
-    class Slow(Fetcher):
-        async def fetch(self, url: str, hold: Hold) -> bytes:
-            await asyncio.sleep(60)
-            return b""
-
     limits = Limits(max_concurrent=1, fetch_time=60)
-    with Door(limits, http=upstream.port, fetcher=Slow((), 0)) as door:
+    with Door(limits, http=upstream.port, fetcher=Endless((), 0)) as door:
         assert door.call(GENERATE, b'{"text_input": "short"}').status == 202
         with closing(post(door, "/v1/chat/completions", PICTURE)):
             wait_for(door, "nvlm_requests_waiting", 1)
@@ -227,6 +230,14 @@ def test_a_client_that_hangs_up_ends_the_fetching_for_it() -> None:
         assert began.wait(10)
         connection.close()
         assert ended.wait(10)
+
+
+def test_an_image_server_that_is_slow_is_no_fault_of_this_one() -> None:
+    """Alerts take 500 and 504 for our faults."""
+    with Door(Limits(fetch_time=0.1), fetcher=Endless((), 0)) as door:
+        answer = door.call("/v1/chat/completions", PICTURE)
+        assert (answer.status, answer.json()["error"]["code"]) == (400, "url_timeout")
+        assert door.metric('nvlm_requests_total{route="chat",status="504"}') == 0
 
 
 def test_fetched_images_take_room_until_their_request_has_ended() -> None:
