@@ -73,6 +73,9 @@ CANCEL_ID: Final = "cancel_id"
 """Request parameters of ours. The first is true in a request to `nvlm` that ends those of its id and asks nothing
 itself; the second is the id by which a request can be ended in place of its own, which the answer would repeat."""
 
+LONGEST_NAME: Final = 64
+"""Characters of an unknown name that are looked at: a client chooses it, and may make it as long as a whole body."""
+
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
     | {TRACEPARENT, REQUEST_ID, CANCEL_ID}
@@ -94,6 +97,7 @@ def refuse_unknown(given: Iterable[str], fields: Iterable[Field]) -> None:
     for name in given:
         if name in names or name in PROTOCOL_PARAMETERS or name.startswith("triton_"):
             continue
-        near = difflib.get_close_matches(name, names, n=1)
+        seen = name[:LONGEST_NAME]
+        near = difflib.get_close_matches(seen, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(names)}"
-        raise RequestError("unknown field", seen=name[:64], fix=hint)
+        raise RequestError("unknown field", seen=seen, fix=hint)

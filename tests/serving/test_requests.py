@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -109,6 +110,17 @@ def test_unknown_fields_are_refused_with_the_nearest_name():
         refuse_unknown(["temprature"], NVLM_FIELDS)
     with pytest.raises(RequestError, match="known fields: text_input"):
         refuse_unknown(["qqq"], NVLM_FIELDS)
+
+
+def test_an_unknown_name_as_long_as_a_body_costs_no_more_than_a_short_one():
+    name = "q" * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match=f"seen: {'q' * 64};"):
+            refuse_unknown([name], NVLM_FIELDS)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_parameters_of_the_protocol_are_no_fields():
