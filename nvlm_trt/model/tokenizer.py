@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -34,8 +38,16 @@ LONG_TEXT = 4096
 STRETCH = 1 << 16
 """Characters of a long text that are tokenised together."""
 
-BREAK = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\n)(?=[A-Za-z])")
-"""Where `QWEN2_SPLIT` always splits, whatever stands before and behind: a text may be cut there."""
+KNOWN_LETTERS = r"A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+"""Latin letters, kana, ideographs and Hangul: those that are letters to every version of Unicode."""
+
+BREAK = re.compile(
+    rf"(?<=[0-9{KNOWN_LETTERS}])(?=[\t\n\r !-/0-9:;?@\u3001\u3002\uff01\uff0c\uff1f])"  # ends a word
+    r"|(?<=[0-9])(?=[A-Za-z])"  # a digit stands alone
+    r"|(?<=\n)(?=[!-~])"
+)
+"""Where `QWEN2_SPLIT` always splits, whatever stands before and behind: a text may be cut there. What follows changes
+nothing before it when it is normalised, and is within no added token."""
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 """A batch of one text needs no threads, and a process that has used them is warned of at every fork."""
@@ -101,14 +113,49 @@ class NvlmTokenizer:
         """
         if len(text) < LONG_TEXT:
             return list(self._bpe.encode(text, add_special_tokens=False).ids)
-        if at_most is not None:  # twice, because normalising may make a text a little shorter
-            text = text[: 2 * (at_most + 1) * self._longest]
+        if at_most is not None:
+            text = self._beginning(text, at_most)
         ids: list[int] = []
         for stretch in _stretches(text):
             ids += self._bpe.encode_batch([stretch], add_special_tokens=False)[0].ids  # holds no interpreter lock
             if at_most is not None and len(ids) > at_most:
                 break
         return ids
+
+    def _beginning(self, text: str, at_most: int) -> str:
+        """A text without most of what comes after its first `at_most` ids; a text that fits as it is.
+
+        One stretch may be as long as the text: to tokenise it takes seconds, and hundreds of bytes for each character.
+        """
+        text = text[: 2 * (at_most + 1) * self._longest]  # twice, because normalising may make a text a little shorter
+        normal = unicodedata.normalize("NFC", text)
+        least = 0.0
+        for end in range(STRETCH, len(normal), STRETCH):
+            least += self._least_ids(normal[end - STRETCH : end])
+            if least > at_most + 1:  # one for what is lost in rounding
+                return normal[:end]
+        return text
+
+    def _least_ids(self, text: str) -> float:
+        """Ids that stand for a part of a normalised text at least, whatever stands around it.
+
+        A byte within the longest piece that holds it with the byte before or behind is that part of an id or more.
+        """
+        codes = np.frombuffer(text.encode(), np.uint8)
+        longest = self._longest_with[codes[:-1], codes[1:]]
+        return float((1 / np.maximum(longest[:-1], longest[1:])).sum())
+
+    @cached_property
+    def _longest_with(self) -> npt.NDArray[np.int64]:
+        """Bytes of the longest piece that holds two bytes in a row."""
+        pieces = [self.token_bytes(index) for index in self._bpe.get_vocab().values()]
+        codes = np.frombuffer(b"".join(pieces), np.uint8)
+        lengths = np.array([len(piece) for piece in pieces])
+        numbers = np.repeat(np.arange(len(pieces)), lengths)
+        within = numbers[:-1] == numbers[1:]
+        longest = np.ones((256, 256), np.int64)
+        np.maximum.at(longest, (codes[:-1][within], codes[1:][within]), lengths[numbers[:-1][within]])
+        return longest
 
     def special_id(self, text: str) -> int:
         """Id of a special token.

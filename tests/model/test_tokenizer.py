@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.detokenizer import IncrementalDetokenizer
 from nvlm_trt.model.mini_tokenizer import mini_merges, tokenizer_size, write_tokenizer
-from nvlm_trt.model.tokenizer import BREAK, NvlmTokenizer
+from nvlm_trt.model.tokenizer import BREAK, STRETCH, NvlmTokenizer, _stretches
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,6 @@ def test_the_released_tokenizer_gives_the_known_ids(nvlm_72b: Path) -> None:
 @given(st.text())
 @settings(max_examples=200)
 def test_any_text_survives_the_round_trip_up_to_normalisation(mini: NvlmTokenizer, text: str) -> None:
-    import unicodedata
-
     assert mini.decode(mini.encode_text(text)) == unicodedata.normalize("NFC", text)
 
 
@@ -119,19 +119,23 @@ def test_an_unknown_special_token_is_an_error(mini: NvlmTokenizer) -> None:
         mini.special_id("<|nothing|>")
 
 
-UNITS = ["a", "Bc", " ", "  ", "\n", "\r\n", "1", "'s", ".", "é", "e\u0301", "漢", "\t"]
+UNITS = [*"ae1é½.' \n\t漢。かカ가🚀", *"\u0301\u0338\u0323\u3099\u11a8\u0663\uff0c"]
+UNITS += ["Bc", "  ", "\r\n", "23", "'s", "-!", "<tool_call>", "_|>", "字典", "👩\u200d🚀"]
 PROSE = st.lists(st.sampled_from(UNITS), max_size=60)
 
 
 @given(PROSE.map("".join))
+@settings(max_examples=300)
 def test_a_long_text_that_is_cut_gives_the_ids_of_the_whole(mini: NvlmTokenizer, text: str) -> None:
     assert_cut_anywhere(mini, text)
 
 
 def test_so_it_does_with_the_released_tokenizer(nvlm_72b: Path) -> None:
-    qwen = NvlmTokenizer.load(nvlm_72b)
+    qwen, chance = NvlmTokenizer.load(nvlm_72b), random.Random(1)
     for text in ("it's a photo of   two cats\nand one dog .\n\n b c", "fiancé e\u0301 a b\r\nc  d e", "a 1 b c\td e f"):
         assert_cut_anywhere(qwen, text)
+    for _ in range(300):
+        assert_cut_anywhere(qwen, "".join(chance.choices(UNITS, k=30)))
 
 
 def assert_cut_anywhere(tokenizer: NvlmTokenizer, text: str) -> None:
@@ -140,6 +144,58 @@ def assert_cut_anywhere(tokenizer: NvlmTokenizer, text: str) -> None:
     for place in BREAK.finditer(text):
         pieces = text[: place.start()], text[place.start() :]
         assert [index for piece in pieces for index in tokenizer.encode_text(piece)] == whole
+
+
+@given(PROSE.map("".join), st.integers(1, 20))
+@settings(max_examples=300)
+def test_a_part_of_a_text_counts_for_no_more_ids_than_it_has(mini: NvlmTokenizer, text: str, times: int) -> None:
+    assert_counts_for_no_more(mini, text * times)
+
+
+def test_so_does_one_of_the_released_tokenizer(nvlm_72b: Path) -> None:
+    qwen, chance = NvlmTokenizer.load(nvlm_72b), random.Random(1)
+    for _ in range(300):
+        assert_counts_for_no_more(qwen, "".join(chance.choices(UNITS, k=30)) * chance.randint(1, 20))
+    for unit in (" ", "-", "\n", "=-", " hello", "的中国人"):
+        assert_counts_for_no_more(qwen, unit * 300)
+
+
+def assert_counts_for_no_more(tokenizer: NvlmTokenizer, text: str) -> None:
+    normal = unicodedata.normalize("NFC", text)
+    assert tokenizer._least_ids(normal) <= len(tokenizer.encode_text(text)) + 1e-6
+
+
+@pytest.mark.parametrize("unit", ["1", "word1,", "漢字。", "it's;"])
+def test_digits_and_short_words_are_tokenised_a_stretch_at_a_time(unit: str) -> None:
+    text = unit * (10 * STRETCH // len(unit))
+    assert max(map(len, _stretches(text))) < STRETCH + 10
+
+
+ONE_STRETCH = pytest.mark.parametrize("unit", ["漢", "🚀", "!?.,;:", "é", "e\u0301", "の", "\u0663"])
+
+
+@ONE_STRETCH
+def test_of_one_stretch_beyond_the_room_little_is_tokenised(mini: NvlmTokenizer, unit: str) -> None:
+    assert_little_is_tokenised(mini, unit, 30_000)
+
+
+@ONE_STRETCH
+def test_so_it_is_with_the_released_tokenizer(nvlm_72b: Path, unit: str) -> None:
+    assert_little_is_tokenised(NvlmTokenizer.load(nvlm_72b), unit, 16_384)
+
+
+def assert_little_is_tokenised(tokenizer: NvlmTokenizer, unit: str, at_most: int) -> None:
+    beginning = tokenizer._beginning(unit * (3_000_000 // len(unit)), at_most)
+    assert len(beginning) <= 3 * STRETCH
+    assert len(tokenizer.encode_text(beginning)) > at_most
+
+
+@pytest.mark.parametrize("unit", ["漢", "🚀 ", "!?", "e\u0301", " ", "123"])
+def test_a_long_text_that_fits_has_the_ids_of_the_whole(mini: NvlmTokenizer, unit: str) -> None:
+    text = unit * (3 * STRETCH // len(unit))
+    whole = mini._bpe.encode(text, add_special_tokens=False).ids
+    assert mini.encode_text(text, at_most=len(whole)) == whole
+    assert len(mini.encode_text(text, at_most=len(whole) - 1)) > len(whole) - 1
 
 
 @pytest.mark.parametrize("unit", ["word ", "x", " ", "one\n"])
