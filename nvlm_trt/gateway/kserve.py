@@ -190,9 +190,13 @@ def _checked(body: bytes, model: str, *, stream: bool) -> bytes:
 
 
 def _told(body: bytes, exchange: Exchange, cancel_id: str | None) -> bytes:
-    """The body of a generate call with what the models' spans and log lines refer to; a client's own goes first."""
-    said = {REQUEST_ID: exchange.request_id, TRACEPARENT: exchange.span.traceparent, CANCEL_ID: cancel_id}
+    """The body of a generate call with what the models' spans and log lines refer to; a client's own goes first.
+
+    The id by which it is ended is always ours: the body names none.
+    """
+    said = {REQUEST_ID: exchange.request_id, TRACEPARENT: exchange.span.traceparent}
     fresh = {name: value for name, value in said.items() if value and b'"%s"' % name.encode() not in body}
+    fresh |= {CANCEL_ID: cancel_id} if cancel_id else {}
     rest = body.lstrip()[1:].lstrip()
     between = b"" if rest.startswith(b"}") or not fresh else b", "
     return json.dumps(fresh).encode()[:-1] + between + rest

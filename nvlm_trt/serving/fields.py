@@ -71,14 +71,15 @@ REQUEST_ID: Final = "request_id"
 CANCEL: Final = "cancel_request"
 CANCEL_ID: Final = "cancel_id"
 """Request parameters of ours. The first is true in a request to `nvlm` that ends those of its id and asks nothing
-itself; the second is the id by which a request can be ended in place of its own, which the answer would repeat."""
+itself; the second is the id by which a request can be ended in place of its own, which the answer would repeat. It is
+the gateway's to choose, which ends by it what nobody waits for any more: a client's own is an unknown field there."""
 
 LONGEST_NAME: Final = 64
 """Characters of an unknown name that are looked at: a client chooses it, and may make it as long as a whole body."""
 
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
-    | {TRACEPARENT, REQUEST_ID, CANCEL_ID}
+    | {TRACEPARENT, REQUEST_ID}
 )
 """Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
 

@@ -46,7 +46,7 @@ def test_equal_ids_at_the_door_are_separate_requests(served: Served, watch: Begi
 def test_nothing_at_the_door_stops_a_request_by_its_id(served: Served, watch: Begin, fault_record: FaultRecord) -> None:
     began = watch()
     for path in (GENERATE, "/v2/models/nvlm/generate_stream", "/v2/models/ensemble/generate"):
-        for field in ("stop", "cancel", "cancel_request"):
+        for field in ("stop", "cancel", "cancel_request", "cancel_id"):
             answer = ask(served.http, path, {"text_input": "x", "id": "mine", field: True})
             assert answer.status == 400
             assert "unknown field" in answer.sentence

@@ -79,10 +79,22 @@ def test_the_models_are_told_the_id_that_logs_show_unless_the_client_names_one(d
     told = [door.call(GENERATE, b" {} ", headers=headers).json() for _ in range(2)]
     assert [each["request_id"] for each in told] == ["mine", "mine"]
     assert len({each["cancel_id"] for each in told}) == 2  # nobody else may end it
-    body = b'{"request_id": "theirs", "cancel_id": "theirs", "text_input": "a"}'
-    assert door.call(GENERATE, body, headers=headers).data == body
+    own = door.call(GENERATE, b'{"request_id": "theirs", "text_input": "a"}', headers=headers).json()
+    assert own["request_id"] == "theirs"
     ensemble = "/v2/models/ensemble/generate"  # it has no way to be ended
     assert door.call(ensemble, b"{}", headers=headers).json() == {"request_id": "mine"}
+
+
+@pytest.mark.parametrize("body", [b'{"cancel_id": "mine"}', b'{"parameters": {"cancel\\u005fid": "mine"}}'])
+def test_the_id_by_which_a_request_is_ended_is_the_gateways_to_choose(
+    door: Door, upstream: Upstream, body: bytes
+) -> None:
+    for path in (GENERATE, GENERATE + "_stream"):
+        answer = door.call(path, body)
+        assert (answer.status, answer.json()["error"][:30]) == (400, "unknown field; seen: cancel_id")
+    assert upstream.seen == []
+    assert len(door.call(GENERATE, b'{"text_input": "\\"cancel_id\\" cancel_id"}').json()["cancel_id"]) == 32
+    assert len(door.call(GENERATE, b'{"text_input": "cancel_id"}').json()["cancel_id"]) == 32
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class TritonPythonModel(Model):
         began, piece, error = time.monotonic(), None, None
         span = self.span_of(request).child("nvlm")
         try:
-            refuse_unknown(parameters(request), NVLM_FIELDS)
+            refuse_unknown((name for name in parameters(request) if name != CANCEL_ID), NVLM_FIELDS)
             async for piece in self.orchestrator.answer(inputs_of(request, self.input_names), span):
                 if piece.reason:
                     self._end(sender, _response(piece))
