@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nvlm_trt.serving.silence import Silence
+
 HEARTBEAT_DIR: Final = "NVLM_TRT_HEARTBEAT_DIR"
 INTERVAL_SECONDS: Final = 0.5
 
@@ -84,7 +86,8 @@ class Progress:
     """For how long the work of this process has stood still.
 
     A long step and a deadlock look alike from outside, but a step computes: work that has not gone on stands still only
-    if the process computes nothing meanwhile, or if that takes longer than any step.
+    if the process computes nothing meanwhile, or if that takes longer than any step. Time in which the whole process
+    was frozen counts for neither: ask several times a second.
 
     Args:
         position: Changes while the work goes on; None while there is none.
@@ -103,17 +106,16 @@ class Progress:
     ) -> None:
         self._position = position
         self._longest = longest
-        self._clock = clock
+        self._silence: Silence[str] = Silence(clock)
         self._computed = computed
-        self._last: object = None
-        self._since = self._computed_since = 0.0
+        self._computed_since = 0.0
 
     def __call__(self) -> float:
         """Seconds; 0 while the work goes on, or while there is none."""
-        now, computed, position = self._clock(), self._computed(), self._position()
-        if position is None or position != self._last:
-            self._last, self._since, self._computed_since = position, now, computed
-        still = now - self._since
+        position, computed = self._position(), self._computed()
+        still = self._silence.of({} if position is None else {"work": position}).get("work", 0.0)
+        if still == 0.0:
+            self._computed_since = computed
         computes = computed - self._computed_since >= COMPUTING_SHARE * still
         return 0.0 if computes and still < self._longest else still
 

@@ -13,8 +13,8 @@ import psutil
 from nvlm_trt.serving.heartbeat import read_beats
 from nvlm_trt.serving.host.memory import Leak
 from nvlm_trt.serving.host.pulse import Pulse
-from nvlm_trt.serving.host.silence import Silence
 from nvlm_trt.serving.host.supervisor import Fault
+from nvlm_trt.serving.silence import Silence
 
 SERVER: Final = "tritonserver"
 

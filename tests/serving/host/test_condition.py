@@ -23,8 +23,8 @@ from nvlm_trt.serving.host import memory
 from nvlm_trt.serving.host.condition import Condition
 from nvlm_trt.serving.host.memory import Leak
 from nvlm_trt.serving.host.shm import region_bytes
-from nvlm_trt.serving.host.silence import Silence
 from nvlm_trt.serving.host.supervisor import Fault
+from nvlm_trt.serving.silence import Silence
 
 GROWS = """
 import sys

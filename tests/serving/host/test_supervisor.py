@@ -224,18 +224,23 @@ def test_a_process_beats_until_it_ends_in_order(tmp_path, monkeypatch):
 
 
 class Time:
-    """A clock, and what the process has computed."""
+    """A clock, what the process has computed, and who asks at each beat."""
 
     def __init__(self) -> None:
         self.now = self.computed = 1000.0
+        self.ask: Callable[[], object] = lambda: None
 
     def passes(self, seconds: float, *, computing: float = 0.0) -> None:
-        self.now += seconds
-        self.computed += seconds * computing
+        for _ in range(round(seconds / heartbeat.INTERVAL_SECONDS)):
+            self.now += heartbeat.INTERVAL_SECONDS
+            self.computed += heartbeat.INTERVAL_SECONDS * computing
+            self.ask()
 
 
 def progress(time_: Time, position: Callable[[], object]) -> heartbeat.Progress:
-    return heartbeat.Progress(position, longest=120, clock=lambda: time_.now, computed=lambda: time_.computed)
+    still = heartbeat.Progress(position, longest=120, clock=lambda: time_.now, computed=lambda: time_.computed)
+    time_.ask = still
+    return still
 
 
 def test_work_that_waits_stands_still_and_work_that_computes_does_not():
@@ -262,6 +267,17 @@ def test_a_step_that_computes_for_ever_stands_still_in_the_end():
     assert still() == 0
     time_.passes(2, computing=1)
     assert still() == 121
+
+
+def test_time_in_which_the_whole_process_was_frozen_is_not_held_against_it():
+    time_ = Time()
+    still = progress(time_, lambda: 1)
+    still()
+    time_.passes(2)
+    time_.now += 60  # a paused container, a machine that was suspended
+    assert still() == 3
+    time_.passes(4)
+    assert still() == 7
 
 
 def test_a_process_without_work_does_not_stand_still():
