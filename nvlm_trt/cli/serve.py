@@ -74,7 +74,6 @@ def serve(
     a Kubernetes LeaderWorkerSet the ranks run on all pods of its group.
     """
     import os
-    import signal
     import threading
 
     from nvlm_trt import logs, tracing
@@ -88,6 +87,7 @@ def serve(
     from nvlm_trt.serving.host.nodes import Nodes
     from nvlm_trt.serving.host.ports import Ports
     from nvlm_trt.serving.host.server import TritonServer
+    from nvlm_trt.serving.host.signals import on_signals
 
     ports = Ports(http_port, grpc_port, metrics_port)
     ports.check()
@@ -119,9 +119,9 @@ def serve(
     engine.check_repository()
     asked = threading.Event()
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
+        server.ask_to_stop()  # first: the server is stopped when `asked` is set, and would take this for a second time
         asked.set()
-        server.ask_to_stop()
 
     server = TritonServer(
         engine_dir,
@@ -136,8 +136,7 @@ def serve(
         grace=grace,
         max_growth=growth,
     )
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, stop)
+    on_signals(stop)
     follower = LogFollower(lambda: server.log, expected=NO_GPU if recipe.target == "cpu" else None)
     try:
         with server:

@@ -179,9 +179,10 @@ class TritonServer:
             raise self._error
 
     def ask_to_stop(self) -> None:
-        """Begin to stop without waiting: no more requests are taken from now on. For signal handlers; then `stop`.
+        """Begin to stop without waiting: no more requests are taken from now on. Then call `stop`.
 
-        Asked again, the server ends without waiting for requests under way.
+        Asked again, the server ends without waiting for requests under way. For any thread, but for no signal handler:
+        one that interrupts the thread that waits here waits for it.
         """
         if self._asked:
             self._supervisor.hurry.set()
