@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Final
 
+from nvlm_trt.logs import fields
+
 SHARED_MEMORY: Final = Path("/dev/shm")
 _NAME: Final = re.compile(r"nvlm_trt_(\d+)_(\d+)_\d+_")
 _numbers = itertools.count()
+
+log = logging.getLogger(__name__)
 
 
 def new_prefix() -> str:
@@ -38,13 +43,19 @@ def region_bytes(prefix: str, directory: Path = SHARED_MEMORY) -> int:
 
 
 def remove_stale_regions(directory: Path = SHARED_MEMORY) -> int:
-    """Remove the regions whose supervisor no longer runs (a process id used again has another start time)."""
+    """Remove the regions whose supervisor no longer runs (a process id used again has another start time).
+
+    Another user's are left, with a warning: they keep no server from starting. Returns how many are gone.
+    """
     removed = 0
     for file in _files(directory):
         named = _NAME.match(file.name)
-        if named and _started(int(named[1])) != int(named[2]):
-            file.unlink(missing_ok=True)
-            removed += 1
+        try:
+            if named and _started(int(named[1])) != int(named[2]):
+                file.unlink(missing_ok=True)
+                removed += 1
+        except OSError as error:
+            log.warning("shared memory that looks like a leftover is left", extra=fields(reason=str(error)))
     return removed
 
 

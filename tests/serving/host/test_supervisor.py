@@ -343,6 +343,23 @@ def test_regions_of_the_dead_are_removed_and_others_are_left(tmp_path):
     assert shm.remove_stale_regions(tmp_path / "absent") == 0
 
 
+def test_a_region_of_the_dead_that_is_another_users_is_left_with_a_warning(tmp_path, monkeypatch, caplog):
+    theirs, mine = tmp_path / "nvlm_trt_999999999_1_0_a", tmp_path / "nvlm_trt_999999999_1_0_b"
+    theirs.touch()
+    mine.touch()
+    unlink = Path.unlink
+
+    def refuse(file: Path, *, missing_ok: bool = False) -> None:
+        if file == theirs:  # /dev/shm is sticky
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(file))
+        unlink(file, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert shm.remove_stale_regions(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == [theirs]
+    assert "is left" in caplog.text
+
+
 def test_runtime_directories_of_the_dead_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
     mine = runtime.new_runtime_dir()
