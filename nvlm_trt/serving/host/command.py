@@ -91,7 +91,8 @@ def server_command(
         options: How it runs.
         backends: Directory of the backends.
         shm_prefix: How the names of shared memory regions begin.
-        admin_key: What `nvlm-admin` has to say in calls of the restricted APIs.
+        admin_key: What `nvlm-admin` has to say in calls of the restricted APIs. tritonserver 2.51 takes it from nowhere
+            else: whoever sees the machine's processes reads it.
     """
     binary = str(installation.binary)
     limit = [f"--http-max-input-size={options.max_body_bytes}"] if installation.limits_bodies else []
