@@ -21,6 +21,9 @@ KEYS_VARIABLE: Final = "NVLM_TRT_API_KEYS"
 MIN_KEY_LENGTH: Final = 16
 """Characters of an API key at least; shorter ones can be guessed."""
 
+GOOD_KEY: Final = re.compile("[!-~]+")
+"""White space in a line of keys is a comment's beginning, not a key's: no client would show both."""
+
 DOMAIN: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:\d{1,5})?")
 
 TEXT_ROOM: Final = 16 << 20
@@ -158,10 +161,10 @@ class Upstream:
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """API keys from a file, one a line (``#`` begins a comment), and from the environment.
+    """API keys from a file, one a line (a line that begins with ``#`` is a comment), and from the environment.
 
     Raises:
-        RequestError: the file cannot be read or holds no key, or a key is too short.
+        RequestError: the file cannot be read or holds no key, or a key is too short or holds white space.
     """
     keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if file is not None:
@@ -173,10 +176,10 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
         if not held:
             raise RequestError("the file of API keys holds none", seen=file, expected="one key a line")
         keys += held
-    short = [place for place, key in enumerate(keys, 1) if len(key) < MIN_KEY_LENGTH or not key.isascii()]
-    if short:
-        expected = f"{MIN_KEY_LENGTH} or more ASCII characters"
-        raise RequestError(f"API key {short[0]} of {len(keys)} is no good key", expected=expected)
+    bad = [place for place, key in enumerate(keys, 1) if len(key) < MIN_KEY_LENGTH or not GOOD_KEY.fullmatch(key)]
+    if bad:
+        expected = f"{MIN_KEY_LENGTH} or more ASCII characters without white space; a comment on a line of its own"
+        raise RequestError(f"API key {bad[0]} of {len(keys)} is no good key", expected=expected)
     return tuple(dict.fromkeys(keys))
 
 

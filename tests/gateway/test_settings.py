@@ -74,6 +74,16 @@ def test_keys_that_cannot_be_read_or_are_easily_guessed_are_refused_unseen(tmp_p
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("after", ["  # alice", " #alice", "\t# alice", " " + KEYS[1], "\x01"])
+def test_a_key_with_anything_behind_it_on_its_line_is_refused_and_not_taken_for_one_key(
+    tmp_path: Path, after: str
+) -> None:
+    (tmp_path / "keys").write_text(f"{KEYS[1]}\n{KEYS[0]}{after}\n")
+    with pytest.raises(RequestError, match=r"API key 2 of 2 .* a comment on a line of its own") as refusal:
+        read_keys(tmp_path / "keys", {})
+    assert KEYS[0] not in str(refusal.value)
+
+
 def test_settings_are_shown_without_the_keys() -> None:
     settings = GatewaySettings(Limits(), KEYS, ("a.example",))
     assert settings.shown()["api_keys"] == 2
