@@ -25,6 +25,10 @@ MAX_REDIRECTS: Final = 3
 PORTS: Final = {"http": 80, "https": 443}
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+"""All that is given out of IPv6's addresses; what Python calls global beside it are old and local uses, some of which
+carry addresses of IPv4 (::/96, ::ffff:0:0:0/96, 64:ff9b:1::/48, fec0::/10)."""
+
 MAX_URL: Final = 4096
 
 RESOLVERS: Final = ThreadPoolExecutor(16, "nvlm-dns")
@@ -87,6 +91,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(one) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if one not in GLOBAL_UNICAST:
+            return False
     return one.is_global and not one.is_multicast
 
 

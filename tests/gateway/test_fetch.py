@@ -111,6 +111,7 @@ def test_what_is_not_listed_is_neither_resolved_nor_asked(domains: Sequence[str]
 PRIVATE = [
     *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
     *("::1", "fe80::1", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1"),
+    *("fec0::1", "64:ff9b:1::7f00:1", "::ffff:0:127.0.0.1", "::7f00:1", "::ffff:0:8.8.8.8", "::808:808", "4000::1"),
 ]
 
 
@@ -121,7 +122,10 @@ def test_a_name_that_leads_to_a_private_address_is_refused(address: str) -> None
     refused("/image", "url_not_allowed", Names(["93.184.215.14", address]), allowed=is_public)
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+PUBLIC = ["93.184.215.14", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
