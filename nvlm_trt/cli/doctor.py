@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def doctor(
     checkpoint: Annotated[Path | None, typer.Option(help="An NVLM-D directory whose headers are read.")] = None,
     output: Annotated[Path, typer.Option(help="Where engines would be built: its disk is looked at.")] = Path(),
-    engine: Annotated[Path | None, typer.Option(help="An engine directory: was it packaged by this version?")] = None,
+    engine: Annotated[Path | None, typer.Option(help="An engine directory: can this version serve it?")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what this machine can build and serve, and why not.

@@ -44,7 +44,7 @@ def findings(place: Path = Path(), checkpoint: Path | None = None, engine: Path 
     Args:
         place: Where an engine would be built; it need not be there yet.
         checkpoint: A checkpoint whose headers are read; None for none.
-        engine: An engine directory whose model repository is looked at; None for none.
+        engine: An engine directory whose manifest and model repository are looked at; None for none.
     """
     return [
         _python(),
@@ -152,7 +152,7 @@ def _checkpoint(directory: Path) -> Finding:
 
 
 def _engine(directory: Path) -> Finding:
-    """Whether an engine directory was packaged by this version; its engines are not read."""
+    """Whether an engine directory was packaged by this version and stands since; its engines are not read."""
     try:
         from nvlm_trt.serving.host.engine import ServedEngine
 

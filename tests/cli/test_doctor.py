@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.pipeline import diagnosis
+from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.serving.package import write_repository
 
@@ -102,7 +104,7 @@ def test_a_directory_that_is_not_there_is_the_users_mistake(nvlm_trt: Run, optio
     assert f"{option} is no directory; seen: {tmp_path / 'nope'}" in shown.err
 
 
-def test_an_engine_that_another_version_packaged_is_a_finding(
+def test_an_engine_that_another_version_packaged_or_that_is_half_built_is_a_finding(
     nvlm_trt: Run, small_recipe: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "triton_repo").mkdir()
@@ -118,6 +120,10 @@ def test_an_engine_that_another_version_packaged_is_a_finding(
     shown = nvlm_trt("doctor", "--engine", tmp_path)
     assert shown.code == 0
     assert rows(shown.out)["engine"][1:3] == ["recipe, target cpu", "ok"]
+    failed = StageRecord("failed", "", {}, "nvlm-trt build", "")
+    Manifest(stages={"verify": failed, "package": dataclasses.replace(failed, state="done")}).save(tmp_path)
+    shown = nvlm_trt("doctor", "--engine", tmp_path)
+    assert (shown.code, "not complete: stage verify failed" in shown.out) == (1, True)
 
 
 def test_what_is_no_engine_is_a_finding(nvlm_trt: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from nvlm_trt.environment.gpus import Gpu, GpuReport
-from nvlm_trt.errors import UserError, VerificationError
+from nvlm_trt.errors import EngineError, UserError, VerificationError
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
 from nvlm_trt.pipeline.manifest import load_manifest
@@ -25,6 +25,7 @@ from nvlm_trt.pipeline.stages import build_plan, gpu
 from nvlm_trt.pipeline.stages.finish import gate_parts
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
+from nvlm_trt.serving.host.engine import ServedEngine
 
 RECIPES = sorted(Path("build/recipes").glob("nvlm-d-72b-*.yaml"))
 GOLDEN = Path("tests/golden/stages")
@@ -146,7 +147,7 @@ def test_what_was_measured_stands_while_the_recipe_changes_in_what_it_does_not_d
     assert measured_again(decoder_precision="int8_sq") == {"decoder-calibrate"}
 
 
-def test_a_failing_gate_stops_packaging_and_leaves_its_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_failing_gate_stops_packaging_and_serving_and_leaves_a_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     recipe, engine = tmp_path / "small.yaml", tmp_path / "engine"
     fields = (
         "target: cpu\ndecoder_precision: int8_wo\nmax_input_len: 512\nmax_output_len: 32\ncpu_threads: 1\n"
@@ -169,9 +170,12 @@ def test_a_failing_gate_stops_packaging_and_leaves_its_report(tiny_checkpoint: P
     assert json.loads((engine / "verify.json").read_text())["ok"]
     assert manifest.stages["package"].basis["inputs"].keys() >= {"verify"}
     recipe.write_text(fields + "{top1_agreement: 1, logit_kl: 0.000001}\n")
+    ServedEngine.open(engine)
     with pytest.raises(VerificationError):
         build(request, Silent())
     assert load_manifest(engine).stages["verify"].state == "failed"
+    with pytest.raises(EngineError, match=r"not complete: stage verify failed; run nvlm-trt build .* --until package"):
+        ServedEngine.open(engine)
 
 
 def test_the_verdict_depends_on_the_bounds_and_on_what_the_task_asks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.errors import EngineError, listed
-from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, load_manifest
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, Manifest, load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
 from nvlm_trt.serving.host.command import ServerOptions
@@ -44,12 +44,13 @@ class ServedEngine:
         """Read an engine directory that has been packaged.
 
         Raises:
-            EngineError: it has not been packaged.
+            EngineError: it has not been packaged, or a later build of it did not come to its end.
             RecipeError: its recipe cannot be read.
         """
         directory = directory.resolve()
         if not (directory / REPOSITORY).is_dir():
             raise EngineError("there is no packaged engine", seen=directory, fix="run nvlm-trt build first")
+        _check_build(load_manifest(directory))
         return cls(directory, load_recipe(directory / "recipe.yaml"))
 
     @property
@@ -139,6 +140,27 @@ class ServedEngine:
                 expected=f"tp {self.recipe.tp} * pp {self.recipe.pp}",
                 fix="run nvlm-trt build again",
             )
+
+
+def _check_build(manifest: Manifest) -> None:
+    """Refuse engines that were built again after they were packaged: no gate may have judged them, or one refused them.
+
+    Only what a build packaged is asked for it: who writes a model repository by hand (scripts/bench.sh) knows why.
+
+    Raises:
+        EngineError: naming the stage, and the command that goes on from there.
+    """
+    packaged = manifest.stages.get(PACKAGE_STAGE)
+    if packaged is None:
+        return
+    told = {"running": "is running, or was stopped", "failed": "failed"}
+    faults = [f"stage {name} {told[each.state]}" for name, each in manifest.stages.items() if each.state in told]
+    for name, digest in packaged.basis.get("inputs", {}).items():
+        record = manifest.done(name)
+        if record is None or record.outputs_digest != digest:
+            faults.append(f"stage {name} was run again after it was packaged")
+    if faults:
+        raise EngineError(f"the engine directory is not complete: {faults[0]}", fix=f"run {packaged.command}")
 
 
 def _world_size(config: Path) -> object:

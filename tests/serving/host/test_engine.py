@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from nvlm_trt.errors import EngineError
+from nvlm_trt.pipeline.digest import FileDigest
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.host.engine import ServedEngine
@@ -52,6 +54,30 @@ def test_the_manifest_has_the_command_that_packages_it_again(packaged: Path) -> 
     Manifest(stages={"package": record}).save(packaged)
     (packaged / "triton_repo" / "nvlm" / "config.pbtxt").unlink()
     assert refusal(packaged).endswith("package it again: nvlm-trt build my.yaml --from package --until package")
+
+
+def test_engines_that_were_built_again_since_they_were_packaged_are_refused(packaged: Path) -> None:
+    engine = StageRecord("done", "", {}, "", "", outputs=(FileDigest("decoder/engine", 1, "0" * 64),))
+    package = StageRecord("done", "", {"inputs": {"decoder-compile": engine.outputs_digest}}, "nvlm-trt build my", "")
+    standing = Manifest(stages={"decoder-compile": engine, "package": package})
+
+    def refused(name: str, record: StageRecord) -> str:
+        standing.with_stage(name, record).save(packaged)
+        return refusal(packaged)
+
+    standing.save(packaged)
+    ServedEngine.open(packaged)
+    another = dataclasses.replace(engine, outputs=())
+    told = "the engine directory is not complete: stage {}; run nvlm-trt build my"
+    assert refused("decoder-compile", another) == told.format("decoder-compile was run again after it was packaged")
+    stopped = dataclasses.replace(engine, state="running")
+    assert refused("decoder-compile", stopped) == told.format("decoder-compile is running, or was stopped")
+    assert refused("verify", dataclasses.replace(engine, state="failed")) == told.format("verify failed")
+
+
+def test_whoever_packages_by_hand_is_not_asked_for_gates(packaged: Path) -> None:
+    Manifest(stages={"verify": StageRecord("failed", "", {}, "", "")}).save(packaged)
+    ServedEngine.open(packaged)
 
 
 @pytest.mark.parametrize("text", ["no configuration", 'name: "nvlm" field_of_tomorrow: 1'])
