@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -39,14 +40,14 @@ def verify(
     """Run every gate on an engine directory and show what they say.
 
     Engines of the gpu target are judged without a GPU: by what their ranks compute in torch. What a build found is in
-    verify.json, which stays as it is; --json prints the same of this run.
+    verify.json, which stays as it is; --json prints the same of this run. In a directory that cannot be written
+    nothing is left: neither answers of a run that was stopped, nor the plot of --sensitivity.
 
     Exit code 0: every gate passed; 1: one failed.
     """
     from nvlm_trt.cli.output import print_json, print_table
     from nvlm_trt.environment.threads import let_waiting_threads_sleep
     from nvlm_trt.errors import EngineError
-    from nvlm_trt.pipeline.lock import locked
     from nvlm_trt.pipeline.manifest import recorded_checkpoint
     from nvlm_trt.pipeline.progress import reporter_for
     from nvlm_trt.recipe import load_recipe, parse_recipe
@@ -66,10 +67,10 @@ def verify(
     recipe = parse_recipe(fields, "the recipe with these options", options)
     reporter = reporter_for(silent=quiet or json)
     source = checkpoint or recorded_checkpoint(engine_dir)
-    with locked(engine_dir, wait=False):
-        with _kept_answers(engine_dir, source, recipe, reporter) as work:
+    with _held(engine_dir) as writable:
+        with _kept_answers(engine_dir, source, recipe, reporter) if writable else nullcontext() as work:
             report = _judge(engine_dir, source, recipe, reporter, work, sensitivity=sensitivity)
-        for line in leave_plot(report, engine_dir):
+        for line in leave_plot(report, engine_dir) if writable else ():
             reporter.line(line)
     if json:
         print_json(report.as_json())
@@ -92,6 +93,29 @@ def verify(
             typer.echo(line)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _held(engine: Path) -> Iterator[bool]:
+    """Keep builds away from an engine directory; tells whether it can be written.
+
+    One that cannot, such as a volume of many servers that is mounted read only, is judged without a lock, and nothing
+    is left in it.
+
+    Raises:
+        BusyError: a build holds it.
+    """
+    from nvlm_trt.pipeline.lock import locked
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(engine, wait=False))
+            writable = True
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            writable = False
+        yield writable
 
 
 @contextmanager

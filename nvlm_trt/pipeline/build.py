@@ -102,7 +102,7 @@ def build(request: BuildRequest, reporter: Reporter) -> tuple[PlannedBuild, Mani
     engine = planned.engine
     is_new = not engine.exists()
     engine.mkdir(parents=True, exist_ok=True)
-    with locked(engine, wait=request.wait):
+    with locked(engine, wait=request.wait, fix="wait for it, or give --wait or another --output"):
         try:
             return planned, Runner(planned.job, load_manifest(engine), reporter).run()
         except Exception:

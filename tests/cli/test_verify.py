@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from nvlm_trt.errors import FaultError
 from nvlm_trt.eval.answer import Answer, EngineAnswerer
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.pipeline.build import BuildRequest, build
+from nvlm_trt.pipeline.lock import locked
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 
@@ -146,3 +150,29 @@ def test_a_run_that_is_refused_leaves_the_answers_of_a_stopped_one_and_none_of_i
     asked.failing = set()
     assert nvlm_trt(*words, "--task", task).code in (0, 1)
     assert asked.samples == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_directory_that_cannot_be_written_is_judged_and_nothing_is_left_in_it(
+    nvlm_trt: Run, small_engine: Path, task: Path, asked: Asked, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    before = sorted(small_engine.iterdir())
+    monkeypatch.setattr(filelock.FileLock, "acquire", lambda *_, **__: refuse(small_engine))
+    monkeypatch.setattr("nvlm_trt.pipeline.digest.write_atomic", refuse)
+    asked.failing = {"second"}
+    words = ("verify", small_engine, "--prompts", 1, "--tokens", 2, "--json", "--task", task)
+    shown = nvlm_trt(*words)
+    assert (shown.code, "the power went off" in shown.err) == (1, True), shown.err
+    asked.failing = set()
+    assert nvlm_trt(*words).json["figures"]["task"]["samples"] == 2
+    assert sorted(small_engine.iterdir()) == before
+
+
+def test_a_directory_that_is_being_built_is_not_judged(nvlm_trt: Run, small_engine: Path) -> None:
+    with locked(small_engine, wait=False):
+        shown = nvlm_trt("verify", small_engine)
+    told = f"error: another build holds this engine directory; seen: {small_engine}; wait for it\n"
+    assert (shown.code, shown.err) == (2, told)

@@ -34,8 +34,8 @@ def start_holder(engine: Path) -> subprocess.Popen[str]:
 def test_a_second_build_is_refused_and_may_wait_instead(tmp_path: Path) -> None:
     with start_holder(tmp_path) as holder:
         with (
-            pytest.raises(BusyError, match=r"another build holds this engine directory.*--wait") as caught,
-            locked(tmp_path, wait=False),
+            pytest.raises(BusyError, match=r"another build holds this engine directory.*; go away") as caught,
+            locked(tmp_path, wait=False, fix="go away"),
         ):
             pass
         assert caught.value.exit_code == 2
