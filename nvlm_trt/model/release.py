@@ -54,20 +54,25 @@ def write_release(
         progress: Told the bytes written.
 
     Raises:
-        UserError: there is something at `out`.
+        UserError: there is something at `out`, or its folder cannot be written.
         DoesNotFitError: the disk has too little room.
     """
-    if out.exists():
-        raise UserError("there is something at the output already", seen=out, fix="remove it or name another directory")
     specs = _tensor_specs(spec)
     needed = sum(tensor.nbytes for tensor in specs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed * 1.01:
-        raise DoesNotFitError("the disk is too small for the checkpoint", seen=f"{free} bytes free", expected=needed)
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        if out.exists():
+            fix = "remove it or name another directory"
+            raise UserError("there is something at the output already", seen=out, fix=fix)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed * 1.01:
+            fault = "the disk is too small for the checkpoint"
+            raise DoesNotFitError(fault, seen=f"{free} bytes free", expected=needed)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"the checkpoint cannot be written ({error.strerror})", seen=out) from None
     try:
         _write_weights(partial, spec, specs, values, progress or (lambda done, total: None))
         config = json.dumps(release_config(spec.config), indent=2) + "\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.pipeline import durable
 from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache
@@ -95,14 +97,12 @@ def build(request: BuildRequest, reporter: Reporter) -> tuple[PlannedBuild, Mani
     A directory that this call made and in which no stage was completed is removed again.
 
     Raises:
-        UserError: as `plan_build`; something does not fit; another build holds the directory.
+        UserError: as `plan_build`; something does not fit; the directory cannot be written; another build holds it.
         FaultError: a stage failed.
     """
     planned = plan_build(request)
     engine = planned.engine
-    is_new = not engine.exists()
-    engine.mkdir(parents=True, exist_ok=True)
-    with locked(engine, wait=request.wait, fix="wait for it, or give --wait or another --output"):
+    with _held(engine, wait=request.wait) as is_new:
         try:
             return planned, Runner(planned.job, load_manifest(engine), reporter).run()
         except Exception:
@@ -111,11 +111,36 @@ def build(request: BuildRequest, reporter: Reporter) -> tuple[PlannedBuild, Mani
             raise
 
 
+@contextmanager
+def _held(engine: Path, *, wait: bool) -> Iterator[bool]:
+    """Make an engine directory if there is none, and hold its lock; tells whether it is new.
+
+    Raises:
+        UserError: it cannot be made or written; another build holds it and `wait` is False.
+    """
+    with ExitStack() as held:
+        try:
+            is_new = not engine.exists()
+            engine.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(engine, wait=wait, fix="wait for it, or give --wait or another --output"))
+        except OSError as error:
+            raise _cannot_write(engine, error) from None
+        yield is_new
+
+
+def _cannot_write(engine: Path, error: OSError) -> UserError:
+    return UserError(f"the engine directory cannot be written ({error.strerror})", seen=engine)
+
+
 def _check_is_ours(engine: Path) -> None:
     """Refuse to build into a folder that holds something else: a build replaces what it finds under its names."""
-    if not engine.exists() or (engine / MANIFEST_NAME).is_file():
-        return
-    if not engine.is_dir() or any(not path.name.startswith(".") for path in engine.iterdir()):
+    try:
+        if not engine.exists() or (engine / MANIFEST_NAME).is_file():
+            return
+        is_ours = engine.is_dir() and all(path.name.startswith(".") for path in engine.iterdir())
+    except OSError as error:  # a folder on the way, or this one, is nobody's to look into
+        raise _cannot_write(engine, error) from None
+    if not is_ours:
         raise EngineError(
             "the output holds something that is no engine directory", seen=engine, fix="name an empty or new directory"
         )

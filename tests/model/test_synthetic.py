@@ -70,6 +70,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         write_synthetic(tmp_path / "c", tiny_spec(tile_size=56))
 
 
+@pytest.mark.parametrize(("place", "reason"), [("file/sub", "File exists"), ("/proc/foo/made", "No such file")])
+def test_a_place_that_cannot_be_written_is_told(place: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"the checkpoint cannot be written \({reason}.*\); seen: .*{place}"):
+        write_synthetic(tmp_path / place, tiny_spec())
+
+
 def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 10))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
@@ -173,6 +176,26 @@ def test_a_folder_that_holds_something_else_is_never_built_into(
     with pytest.raises(EngineError, match="is no engine directory"):
         build(request(write_recipe(), tiny_checkpoint, home), Silent())
     assert (home / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file/sub", "Not a directory"), ("/proc/foo", "No such file")])
+def test_a_place_that_cannot_be_written_is_told(
+    place: str, reason: str, write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"the engine directory cannot be written \({reason}.*\); seen: .*{place}"):
+        build(request(write_recipe(), tiny_checkpoint, tmp_path / place), Silent())
+
+
+def test_a_directory_of_a_read_only_file_system_is_told(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+        build(request(write_recipe(), tiny_checkpoint, tmp_path / "engine"), Silent())
 
 
 def test_another_checkpoint_of_equal_content_rebuilds_no_weights(
