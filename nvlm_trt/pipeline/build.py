@@ -120,9 +120,15 @@ def _held(engine: Path, *, wait: bool) -> Iterator[bool]:
     """
     with ExitStack() as held:
         try:
-            is_new = not engine.exists()
-            engine.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(engine, wait=wait, fix="wait for it, or give --wait or another --output"))
+            while True:
+                is_new = not engine.exists()
+                engine.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(locked(engine, wait=wait, fix="wait for it, or give --wait or another --output"))
+                    break
+                except FileNotFoundError:  # the build that was waited for removed the directory that it had made
+                    if engine.exists():
+                        raise
         except OSError as error:
             raise _cannot_write(engine, error) from None
         yield is_new

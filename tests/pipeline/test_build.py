@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import filelock
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from nvlm_trt.errors import CheckpointError, EngineError, RecipeError, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
+from nvlm_trt.pipeline.lock import locked
 from nvlm_trt.pipeline.manifest import load_manifest, recorded_checkpoint
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
@@ -176,6 +178,21 @@ def test_a_folder_that_holds_something_else_is_never_built_into(
     with pytest.raises(EngineError, match="is no engine directory"):
         build(request(write_recipe(), tiny_checkpoint, home), Silent())
     assert (home / "config.json").read_text() == "mine"
+
+
+def test_a_build_that_waits_makes_the_directory_again_when_the_other_build_removes_it(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    asked = dataclasses.replace(request(write_recipe(), tiny_checkpoint, engine, "inspect"), wait=True)
+    with ThreadPoolExecutor() as threads:
+        with locked(engine, wait=False):
+            waiting = threads.submit(build, asked, Silent())
+            assert not wait([waiting], timeout=0.5).done
+            shutil.rmtree(engine)  # as a build does that failed before a stage was done
+        _, manifest = waiting.result()
+    assert manifest.stages["inspect"].state == "done"
 
 
 @pytest.mark.parametrize(("place", "reason"), [("file/sub", "Not a directory"), ("/proc/foo", "No such file")])
