@@ -123,7 +123,7 @@ def load_manifest(engine: Path) -> Manifest:
         return Manifest()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
-            "manifest.json cannot be read", seen=f"{path} ({error})", fix="remove the file; the build then starts anew"
+            "manifest.json cannot be read", seen=f"{path} ({error})", fix=f"remove {engine} and build"
         ) from None
 
 

@@ -37,10 +37,12 @@ def test_there_is_an_empty_manifest_where_there_is_no_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "stages": {"a": {"state": "done"}}}'])
-def test_a_damaged_manifest_is_the_users_to_remove(tmp_path: Path, text: str) -> None:
+def test_a_directory_with_a_damaged_manifest_is_the_users_to_remove(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(EngineError, match=r"manifest\.json cannot be read.*remove the file"):
+    with pytest.raises(EngineError, match=r"manifest\.json cannot be read") as caught:
         load_manifest(tmp_path)
+    # Without the file alone no build takes the directory for its own.
+    assert caught.value.fix == f"remove {tmp_path} and build"
 
 
 def test_a_manifest_of_another_layout_is_refused(tmp_path: Path) -> None:
