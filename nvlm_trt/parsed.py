@@ -19,11 +19,23 @@ def json_value(text: str) -> Any:
 
 
 def yaml_value(text: str) -> Any:
-    """The value of a YAML text; errors are those of `json_value`."""
+    """The value of a YAML text; errors are those of `json_value`, and a key that a mapping has twice."""
     import yaml  # here: a checkpoint's config.json is read without it
 
+    class Loader(yaml.SafeLoader):
+        """Of a key that is given twice PyYAML takes the last value, and says nothing."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise ValueError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
+                seen.add(str(key.value))
+            return node
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     except RecursionError:

@@ -11,7 +11,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.parsed import yaml_value
@@ -27,10 +36,24 @@ SYNTHETIC_PREFIX = "synth:"
 """A checkpoint of ``synth:tiny`` is made by the build itself, random and in the real layout."""
 
 
-class ImageLimitFields(BaseModel):
-    """Limits on images, checked from headers before a pixel is decoded (nvlm_trt.model.image)."""
+class RecipeFields(BaseModel):
+    """Fields of a recipe: frozen, known by name, numbers that are finite and no booleans."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse a boolean where a number is meant: pydantic takes true for 1."""
+        given = value if isinstance(value, list) else [value]
+        is_boolean = cls.model_fields[str(info.field_name)].annotation is bool
+        if not is_boolean and any(isinstance(each, bool) for each in given):
+            raise ValueError("Input should be no boolean")
+        return value
+
+
+class ImageLimitFields(RecipeFields):
+    """Limits on images, checked from headers before a pixel is decoded (nvlm_trt.model.image)."""
 
     max_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000
@@ -38,7 +61,7 @@ class ImageLimitFields(BaseModel):
     min_side: Annotated[int, Field(ge=1)] = 2
 
 
-class VisionEngineFields(BaseModel):
+class VisionEngineFields(RecipeFields):
     """How TensorRT builds the vision engine, and where it runs; gpu target only.
 
     Attributes:
@@ -50,8 +73,6 @@ class VisionEngineFields(BaseModel):
         gpus: GPUs with an instance of the vision engine each, over which tiles spread; None for all tp x pp.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     opt_tiles: Annotated[int, Field(ge=1)] | None = None
     max_tiles: Annotated[int, Field(ge=1)] | None = None
     workspace_gib: Annotated[float, Field(gt=0)] = 8.0
@@ -60,7 +81,7 @@ class VisionEngineFields(BaseModel):
     gpus: Annotated[int, Field(ge=1)] | None = None
 
 
-class DecoderEngineFields(BaseModel):
+class DecoderEngineFields(RecipeFields):
     """How trtllm-build builds the decoder's engine and how it is run; gpu target only.
 
     Attributes:
@@ -76,8 +97,6 @@ class DecoderEngineFields(BaseModel):
         speculative_decoding: "lookahead" is known and refused: TensorRT-LLM's does not work with a prompt table.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kv_cache_precision: Literal["auto", "model", "fp8", "int8"] = "auto"
     max_num_tokens: Annotated[int, Field(ge=1)] | None = None
     tokens_per_block: Literal[16, 32, 64, 128] = 32
@@ -90,7 +109,7 @@ class DecoderEngineFields(BaseModel):
     speculative_decoding: Literal["none", "lookahead"] = "none"
 
 
-class CpuEngineFields(BaseModel):
+class CpuEngineFields(RecipeFields):
     """How the cpu target's engines are run; cpu target only.
 
     Attributes:
@@ -100,15 +119,13 @@ class CpuEngineFields(BaseModel):
         vision_cache_mib: Memory for prompt-table rows of tiles seen before; 0 keeps none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kv_cache_mib: Annotated[int, Field(ge=1)] | None = None
     kv_cache_precision: Literal["auto", "u8"] = "auto"
     kv_cache_reuse: bool = True
     vision_cache_mib: Annotated[int, Field(ge=0)] = 512
 
 
-class CalibrationFields(BaseModel):
+class CalibrationFields(RecipeFields):
     """What scales of quantised activations are measured on; on the cpu target those of vision alone.
 
     Attributes:
@@ -118,15 +135,13 @@ class CalibrationFields(BaseModel):
         device: Where layers are run: "auto" is a GPU if torch sees one, else the CPU.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     samples: str | None = None
     count: Annotated[int, Field(ge=1, le=4096)] = 64
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class GateFields(BaseModel):
+class GateFields(RecipeFields):
     """Bounds of stage verify on what a precision may cost; None takes the default of the recipe's precisions.
 
     The figures, with formula and unit, are functions of nvlm_trt/verify/measures.py; defaults and reasons are in
@@ -146,8 +161,6 @@ class GateFields(BaseModel):
         task_accuracy_drop: Points of 100 that the task's score may be below the reference's, at most.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     projector_mean_distance: Annotated[float, Field(ge=0)] | None = None
     projector_worst_distance: Annotated[float, Field(ge=0)] | None = None
     logit_distance: Annotated[float, Field(ge=0)] | None = None
@@ -160,7 +173,7 @@ class GateFields(BaseModel):
     task_accuracy_drop: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
-class BuildRecipe(BaseModel):
+class BuildRecipe(RecipeFields):
     """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests.
 
     `gpu` names the GPU model that the engines are for (a file of nvlm_trt/plan/hardware), so that what it cannot do is
@@ -168,8 +181,6 @@ class BuildRecipe(BaseModel):
     that stay bf16 where weights are quantised; of the cpu target only. `gpus_per_node` matters where ranks run on
     several nodes: TensorRT-LLM gives rank r GPU r modulo this (WorldConfig), and its own default is 8.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     target: Target

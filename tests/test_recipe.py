@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_a_recipe_is_named_after_its_file(tmp_path: Path) -> None:
         ({"max_tiles": 13}, "max_tiles"),
         ({"max_tiles": "many"}, "'many'"),
         ({"tp": 0}, "tp"),
+        ({"max_batch_size": True}, "max_batch_size: Input should be no boolean, seen: True"),
+        ({"exclude_layers": [True]}, "exclude_layers: Input should be no boolean, seen: [True]"),
+        ({"gates": {"logit_kl": math.inf}}, "gates.logit_kl: Input should be a finite number, seen: inf"),
+        ({"gates": {"logit_kl": True}}, "gates.logit_kl: Input should be no boolean"),
+        (
+            {"vision_engine": {"workspace_gib": math.nan}},
+            "vision_engine.workspace_gib: Input should be a finite number",
+        ),
         ({"target": "tpu"}, "'gpu' or 'cpu'"),
         ({"name": "../escape"}, "name"),
         ({"vision_precision": "fp8"}, "vision_precision fp8 is for gpu; cpu has fp32, bf16"),
@@ -50,6 +59,12 @@ def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.yaml").write_text(content)
     with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_field_that_is_given_twice_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("target: cpu\ngates:\n  logit_kl: 1\n  logit_kl: 2\n")
+    with pytest.raises(RecipeError, match=r"cannot be read \(logit_kl is given twice, again in line 4\)"):
         load_recipe(tmp_path / "r.yaml")
 
 

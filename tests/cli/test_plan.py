@@ -82,7 +82,7 @@ def test_the_cheapest_choice_is_marked(nvlm_trt: Run) -> None:
 
 def test_a_cheaper_choice_is_told_with_what_it_takes(nvlm_trt: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
-    recipe.write_text(FP8.read_text() + "max_images: 4\n")
+    recipe.write_text(FP8.read_text().replace("max_images: 2", "max_images: 4"))
     words = ("plan", recipe, "--gpu", "h100-sxm", "--concurrency", "50", "--output", "200")
     assert "\n2 GPUs would do with fp8 and max_images 2: " in nvlm_trt(*words).out
     facts = nvlm_trt(*words, "--json").json["cheaper_after_change"]
@@ -122,7 +122,7 @@ def test_a_pipeline_pays_for_a_buffer_of_prompt_tables_for_each_stage(nvlm_trt: 
 
 def test_the_gpu_may_come_from_the_recipe(nvlm_trt: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
-    recipe.write_text(FP8.read_text() + "gpu: l40s\nmax_images: 4\n")
+    recipe.write_text(FP8.read_text().replace("gpu: h100-sxm", "gpu: l40s").replace("max_images: 2", "max_images: 4"))
     assert "own on 4 x l40s: does not fit" in nvlm_trt("plan", recipe).out
     assert "own on 4 x h100-pcie: fits" in nvlm_trt("plan", recipe, "--gpu", "h100-pcie").out
 
