@@ -216,11 +216,11 @@ def _show(event: ServerEvent, server: TritonServer, *, json: bool) -> None:
 
 def _tell(line: str) -> None:
     """Write a line to who reads the events; once nobody can, to nobody: the server goes on, and the log has them."""
-    import os
     import sys
+
+    from nvlm_trt.pipeline.progress import to_nobody
 
     try:
         typer.echo(line)
     except OSError:  # a closed pipe, a full disk, a terminal that went away
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        to_nobody(sys.stdout)

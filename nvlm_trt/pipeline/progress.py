@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ class Silent:
         yield lambda _done, _total: None
 
 
+def to_nobody(stream: TextIO) -> None:
+    """Let a standard stream that cannot be written any more lead nowhere: the interpreter flushes it at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
 class PlainLines:
     """Log lines for a file or a CI job, at most one every ten seconds for a step."""
 
@@ -44,9 +51,12 @@ class PlainLines:
         self._stream = sys.stderr if stream is None else stream
 
     def line(self, text: str) -> None:
-        """Write the line."""
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        """Write the line; once nobody can read it, to nobody: the work goes on."""
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError:  # a closed pipe, a full disk, a terminal that went away
+            to_nobody(self._stream)
 
     @contextmanager
     def task(self, title: str) -> Iterator[Progress]:

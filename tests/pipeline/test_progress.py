@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -36,6 +38,17 @@ def test_the_work_of_an_earlier_run_is_none_of_this_ones_rate(monkeypatch: pytes
         "decoder-calibrate: 120.0 GB of 145.0 GB",
         "decoder-calibrate: 121.8 GB of 145.0 GB, 30.0 MB/s, 773 s left",
     ]
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_end_the_work() -> None:
+    program = "from nvlm_trt.pipeline.progress import PlainLines\nlog = PlainLines()\nfor _ in range(3): log.line('x')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for nobody in (writing, full):
+        ended = subprocess.run([sys.executable, "-c", program], stderr=nobody, check=False)
+        os.close(nobody)
+        assert ended.returncode == 0
 
 
 def test_silence_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
