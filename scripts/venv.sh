@@ -7,12 +7,12 @@ prepare_venv() {
     [ "$extras" = image ] && options=(--system-site-packages)
     stamp=.venv/installed-$(cat pyproject.toml hatch_build.py nvlm_trt/model/_resize.c | sha256sum | cut -c1-16)-${extras//,/-}
     [ -f "$stamp" ] && return
-    [ -x .venv/bin/python ] || {
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || { # none, or one whose making was interrupted before pip came
         "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
             echo "nvlm-trt needs Python 3.11 or 3.12 (seen: $("$python" --version)); name one: PYTHON=python3.12" >&2
             return 2
         }
-        "$python" -m venv "${options[@]}" .venv
+        "$python" -m venv --clear "${options[@]}" .venv
     }
     echo "Installing nvlm-trt [$extras] into .venv (once; a few minutes) ..." >&2
     if [ "$extras" = image ]; then
