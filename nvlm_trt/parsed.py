@@ -1,4 +1,7 @@
-"""JSON and YAML that a person may have written: whatever is wrong with the text is a `ValueError`."""
+"""JSON and YAML that a person may have written: whatever is wrong with the text is a `ValueError`.
+
+But for half a surrogate pair, which JSON can name: whoever means a text for others asks `is_whole`.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,14 @@ def yaml_value(text: str) -> Any:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text can be written as UTF-8; half a surrogate pair, which Python has for other bytes too, cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -16,6 +16,7 @@ import PIL.Image
 from tritonclient.grpc import InferInput
 
 from nvlm_trt.errors import ImageRejected, RequestError
+from nvlm_trt.parsed import is_whole
 from nvlm_trt.serving.fields import MAX_FP32, NVLM_FIELDS, Field
 
 MODEL: Final = "nvlm"
@@ -113,7 +114,8 @@ def image_bytes(image: Image) -> bytes:
 
 def _messages(prompt: str, history: Sequence[Turn]) -> str:
     said = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
-    return json.dumps([{"role": role, "content": text} for role, text in [*said, ("user", prompt)]])
+    messages = [{"role": role, "content": text} for role, text in [*said, ("user", prompt)]]
+    return json.dumps(messages, ensure_ascii=False)  # half a surrogate pair stays one, for `_array` to refuse
 
 
 def _input(field: Field, values: Sequence[object]) -> InferInput:
@@ -125,6 +127,9 @@ def _input(field: Field, values: Sequence[object]) -> InferInput:
 
 def _array(field: Field, values: Sequence[object]) -> npt.NDArray[Any]:
     if field.dtype == "BYTES":
+        if not all(is_whole(item) for item in values if isinstance(item, str)):
+            fault = f"{field.name} holds half a surrogate pair, or bytes that are no UTF-8"
+            raise RequestError(fault, expected="whole characters")
         return np.array([item.encode() if isinstance(item, str) else item for item in values], dtype=np.object_)
     if field.dtype == "BOOL" and all(isinstance(value, bool) for value in values):
         return np.array(values, dtype=np.bool_)

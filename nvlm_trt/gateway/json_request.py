@@ -12,6 +12,7 @@ from typing import Final
 
 from nvlm_trt.errors import RequestError
 from nvlm_trt.gateway.body import check_members
+from nvlm_trt.parsed import is_whole
 from nvlm_trt.serving.fields import MAX_FP32, Field, refuse_unknown
 
 NESTED: Final = "parameters"
@@ -101,7 +102,7 @@ def _check_value(field: Field, value: object) -> None:
             bounds = f" from {low} to {high}" if field.dtype in RANGES else ""
             expected = KINDS[field.dtype] + bounds
             raise RequestError(f"{field.name} is not {KINDS[field.dtype]}", seen=_kind(item), expected=expected)
-        if isinstance(item, str) and not _is_whole(item):
+        if isinstance(item, str) and not is_whole(item):
             raise RequestError(f"{field.name} holds half a surrogate pair", expected="whole characters")
 
 
@@ -114,16 +115,6 @@ def _fits(dtype: str, value: object) -> bool:
         return False
     low, high = RANGES[dtype]
     return low <= value <= high
-
-
-def _is_whole(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: object) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from nvlm_trt.errors import PromptError
 from nvlm_trt.model.tiling import tile_tags
 from nvlm_trt.model.tokenizer import END_OF_TURN, LONG_TEXT, START_OF_TURN, VISION_PAD, NvlmTokenizer
+from nvlm_trt.parsed import is_whole
 
 DEFAULT_SYSTEM = "Answer the questions."
 IMAGE_PLACEHOLDER = "<image>"
@@ -129,10 +130,15 @@ def build_prompt(
         limit: Tokens from which on nothing more needs to be counted.
 
     Raises:
-        PromptError: there are more images than placeholders, or a long text alone is beyond the limit.
+        PromptError: there are more images than placeholders, a long text alone is beyond the limit, or a text holds
+            half a surrogate pair.
     """
     system = DEFAULT_SYSTEM if system is None else system
     said = [system, *(message for turn in history for message in turn), question]
+    if not all(map(is_whole, said)):
+        raise PromptError(
+            "the prompt holds half a surrogate pair, or bytes that are no UTF-8", expected="whole characters"
+        )
     placeholders = sum(message.count(IMAGE_PLACEHOLDER) for message in said)
     if tiles and not placeholders:
         question = f"{IMAGE_PLACEHOLDER}\n" * len(tiles) + question

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.errors import RequestError
+from nvlm_trt.parsed import is_whole
 from nvlm_trt.serving.images import image_file
 from nvlm_trt.serving.spec import ServingSpec
 
@@ -196,7 +197,7 @@ def _message(message: object, place: int) -> tuple[str, str]:
         raise RequestError(f"message {place} has an unknown role", seen=str(role)[:32], expected=", ".join(ROLES))
     if not isinstance(content, str):
         raise RequestError(f"the content of message {place} is no text", fix="send images as image_bytes")
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if not is_whole(content):
         raise RequestError(f"the content of message {place} holds half a surrogate pair", expected="whole characters")
     return role, content
 

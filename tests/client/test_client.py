@@ -59,6 +59,22 @@ def test_a_value_that_does_not_fit_its_type_is_refused_here(name, value):
         sent(options=Options(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({"prompt": "half \ud800"}, "text_input"),
+        ({"prompt": "half \ud800", "history": [("Why?", "So.")]}, "messages"),
+        ({"history": [("Why?", "\udcff")]}, "messages"),
+        ({"system": "\udcff"}, "system_message"),
+        ({"options": Options(stop_words=("\udcff",))}, "stop_words"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_here(said, field):
+    plain = {"prompt": "hello", "images": [], "history": [], "system": None, "options": Options(), "stream": False}
+    with pytest.raises(RequestError, match=f"^{field} holds half a surrogate pair, or bytes that are no UTF-8"):
+        build_inputs(**plain | said)
+
+
 def test_an_image_can_be_a_path_bytes_or_an_image(tmp_path):
     image = PIL.Image.new("RGB", (4, 3), "red")
     file = tmp_path / "red.png"

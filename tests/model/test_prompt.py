@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ def test_each_placeholder_takes_the_next_image(mini: NvlmTokenizer) -> None:
 def test_more_images_than_placeholders_are_refused_with_both_counts(mini: NvlmTokenizer) -> None:
     with pytest.raises(PromptError, match="2 images, 1 placeholders"):
         build_prompt(mini, 16, "Only <image>", tiles=[1, 1])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"question": "half \ud800"},
+        {"question": "Why?", "history": [("Why?", "\udcff")]},  # as Python has an argument that is no UTF-8
+        {"question": "Why?", "system": "\udfff"},
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(mini: NvlmTokenizer, said: dict[str, Any]) -> None:
+    with pytest.raises(PromptError, match="the prompt holds half a surrogate pair, or bytes that are no UTF-8"):
+        build_prompt(mini, 256, **said)
 
 
 def test_a_placeholder_without_an_image_stays_text_as_in_the_release(mini: NvlmTokenizer) -> None:
