@@ -200,6 +200,8 @@ def _tokenise(tokenizer: NvlmTokenizer, pieces: Sequence[Piece], tiles: tuple[in
     stretch: list[str] = []
 
     def tokenise_stretch() -> None:
+        if not stretch:  # as between any two visual tokens, where the tokenizer took most of the time
+            return
         text = "".join(stretch)
         stretch.clear()
         ids.extend(tokenizer.encode_text(text, at_most=None if limit is None else max(0, limit - len(ids))))

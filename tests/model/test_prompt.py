@@ -171,3 +171,20 @@ def test_the_decoder_takes_consecutive_rows_of_the_prompt_table(mini: NvlmTokeni
 def test_the_text_of_an_image_is_its_tags_and_visual_tokens(mini: NvlmTokenizer) -> None:
     image = "<Image><tile_global_thumbnail><|vision_pad|><|vision_pad|></Image>"
     assert f"user\n{image}\nWhy?<|im_end|>" in build_prompt(mini, 2, "Why?", tiles=[1]).text
+
+
+def test_the_tokenizer_is_asked_for_no_empty_stretch_between_visual_tokens(
+    mini: NvlmTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode_text = NvlmTokenizer.encode_text
+
+    def watched(self: NvlmTokenizer, text: str, **options: Any) -> list[int]:
+        asked.append(text)
+        return encode_text(self, text, **options)
+
+    monkeypatch.setattr(NvlmTokenizer, "encode_text", watched)
+    prompt = build_prompt(mini, 16, "What?", tiles=[2])
+    assert prompt.num_visual_tokens == 32
+    assert "" not in asked
+    assert "".join(asked).count("What?") == 1
