@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,7 +112,7 @@ def with_excess(figures: Sequence[dict[str, float]], yardsticks: Sequence[dict[s
     if yardsticks:
         distance = worst(yardsticks)["mean_cosine_distance"]
         merged["torch_mean_cosine_distance"] = distance
-        merged["excess"] = merged["mean_cosine_distance"] / distance
+        merged["excess"] = merged["mean_cosine_distance"] / distance if distance else math.inf
     return merged
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,7 @@ def test_excess_is_the_distance_over_that_of_torch_in_the_same_precision() -> No
     engine, torch = [{"mean_cosine_distance": 0.03}], [{"mean_cosine_distance": 0.02}]
     assert with_excess(engine, torch)["excess"] == pytest.approx(1.5)
     assert "excess" not in with_excess(engine, [])
+    assert with_excess(engine, [dict.fromkeys(torch[0], 0.0)])["excess"] == math.inf
 
 
 def test_a_token_that_differs_at_a_tie_of_the_reference_does_not_count() -> None:
