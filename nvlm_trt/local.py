@@ -184,12 +184,15 @@ class LocalEngine:
     """
 
     def __init__(self, engine_dir: Path, *, threads: int | None = None) -> None:
-        for name in ("recipe.yaml", "config.json", "tokenizer", "vision/cpu", "decoder/cpu"):
-            if not (engine_dir / name).exists():
-                raise EngineError(
-                    "the engine directory is incomplete", seen=f"no {name} in {engine_dir}", fix="run nvlm-trt build"
-                )
+        _check_complete(engine_dir, "recipe.yaml")
         self.recipe = load_recipe(engine_dir / "recipe.yaml")
+        if self.recipe.target != "cpu":
+            raise EngineError(
+                "an engine of the gpu target answers through its server",
+                seen=engine_dir,
+                fix="start it with nvlm-trt serve",
+            )
+        _check_complete(engine_dir, "config.json", "tokenizer", "vision/cpu", "decoder/cpu")
         self.config = load_config(engine_dir)
         self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
         count = self.recipe.cpu_threads if threads is None else threads
@@ -328,3 +331,11 @@ class LocalEngine:
             tile_size=self.config.tile_size,
             use_thumbnail=self.config.use_thumbnail,
         )
+
+
+def _check_complete(engine_dir: Path, *names: str) -> None:
+    for name in names:
+        if not (engine_dir / name).exists():
+            raise EngineError(
+                "the engine directory is incomplete", seen=f"no {name} in {engine_dir}", fix="run nvlm-trt build"
+            )

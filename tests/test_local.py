@@ -178,3 +178,9 @@ def test_what_cannot_be_answered_is_refused_with_one_sentence(local, photographs
 def test_an_incomplete_engine_directory_is_refused(engine_dir: Path, tmp_path: Path):
     with pytest.raises(EngineError, match=r"no recipe\.yaml"):
         LocalEngine(tmp_path)
+
+
+def test_an_engine_of_the_gpu_target_is_not_called_incomplete(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("name: r\ntarget: gpu\n")
+    with pytest.raises(EngineError, match=r"gpu target answers through its server; .*start it with nvlm-trt serve"):
+        LocalEngine(tmp_path)
