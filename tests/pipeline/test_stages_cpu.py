@@ -55,3 +55,12 @@ def test_both_targets_calibrate_vision_by_the_same_stage() -> None:
         assert "vision-calibrate" in export.inputs
         assert export.parts["quantization"] == "int8"
     assert stages[0] == stages[1]
+
+
+def test_in_which_order_layers_are_left_out_is_no_reason_to_build_again() -> None:
+    parts = []
+    for layers in ([0, 8], [8, 0]):  # two integers of one place in a small set: it keeps them as they came
+        fields = {"name": "r", "target": "cpu", "decoder_precision": "int8_wo", "exclude_layers": layers}
+        plan = build_plan(Sources(parse_recipe(fields, "r"), planned_shapes(None), None))
+        parts += [dict(stage.parts) for stage in plan if stage.name == "decoder-compile"]
+    assert parts[0] == parts[1]

@@ -44,7 +44,7 @@ def decoder_compile(sources: Sources) -> Stage:
         "max_batch_size": recipe.max_batch_size,
         "max_seq_len": sources.max_seq_len,
         "max_prompt_table_rows": sources.max_table_rows,
-        "exclude_layers": list(recipe.exclude_layers),
+        "exclude_layers": sorted(recipe.exclude_layers),
     }
 
     def run(context: StageContext) -> None:
