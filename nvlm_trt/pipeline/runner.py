@@ -16,6 +16,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,10 +89,14 @@ class Runner:
                 if now.action == "skip":
                     self._reporter.line(f"{label}: stands")
                 else:
-                    self._run_stage(now.stage, label, now.reason)
+                    try:
+                        self._run_stage(now.stage, label, now.reason)
+                    except OSError as error:  # of the manifest: the disk is full before the stage, or after it
+                        raise _as_told(now.stage, error) from error
         finally:
-            self._cache.save()
-            self._code.save()
+            with suppress(OSError):  # of a full disk: what is not kept is computed again
+                self._cache.save()
+                self._code.save()
         return self._manifest
 
     def _clean_leftovers(self) -> None:
@@ -172,7 +177,8 @@ class Runner:
         except Exception as error:
             durable.remove(partial)
             failed = dataclasses.replace(record, state="failed", error=str(error), seconds=time.monotonic() - started)
-            self._note(stage, failed)
+            with suppress(OSError):  # of a full disk: the record of a stage that runs is trusted as little
+                self._note(stage, failed)
             raise _as_told(stage, error) from error
         seconds = time.monotonic() - started
         done = dataclasses.replace(

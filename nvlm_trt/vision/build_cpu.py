@@ -65,10 +65,13 @@ def build_vision_cpu(onnx_path: Path, out_dir: Path, *, precision: str, progress
         model = _with_fp32_output(ov.Core().read_model(onnx_path))
         _drop_unit_factors(model)
         _settle_names(model)
-        ov.save_model(model, out_dir / XML_NAME, compress_to_fp16=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise BuildError(f"OpenVINO cannot compile the vision graph ({reason})", seen=onnx_path) from error
+    try:
+        ov.save_model(model, out_dir / XML_NAME, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise BuildError(f"the vision engine cannot be written ({error})", fix="check the disk") from None
     xml = (out_dir / XML_NAME).read_bytes()
     CpuEngineDescription(
         precision=source.compute or source.precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -171,6 +172,26 @@ def test_a_failing_stage_is_told_in_one_sentence_and_noted(toy: Any) -> None:
     assert record["state"] == "failed"
     assert "no numbers today" in record["error"]
     assert not (toy.engine / ".total.partial").exists()
+
+
+@pytest.mark.parametrize("moment", ["before_stage", "after_stage"])
+def test_a_disk_that_becomes_full_is_told_though_nothing_can_be_noted_any_more(
+    toy: Any, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(*_: object) -> None:
+        for module in ("manifest", "digest", "code_digest"):
+            monkeypatch.setattr(f"nvlm_trt.pipeline.{module}.write_atomic", refuse)
+        if moment == "before_stage":
+            refuse()
+
+    toy.run(until="numbers")
+    setattr(toy, moment, fill)
+    with pytest.raises(DoesNotFitError, match="the disk became full in stage squares; free space and build again"):
+        toy.run()
+    assert load_manifest(toy.engine).stages["squares"].state == "running"
 
 
 def test_a_stage_that_leaves_an_output_out_is_a_fault(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,15 @@ def test_a_graph_that_is_no_onnx_is_a_build_error(export_copy, tmp_path):
         build_vision_cpu(export_copy / "vision.onnx", tmp_path, precision="bf16")
 
 
+def test_an_engine_that_cannot_be_written_is_no_fault_of_the_graph(export_copy, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Check 'bin_file' failed")
+
+    monkeypatch.setattr(openvino, "save_model", refuse)
+    with pytest.raises(BuildError, match=r"the vision engine cannot be written \(.*\); check the disk"):
+        build_vision_cpu(export_copy / "vision.onnx", tmp_path, precision="bf16")
+
+
 def test_an_export_without_its_config_is_an_engine_error(export_copy, tmp_path):
     (export_copy / "config.json").unlink()
     with pytest.raises(EngineError, match=r"no config\.json"):
