@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nvlm_trt.errors import NvlmTrtError, RecipeError, UserError
-from nvlm_trt.recipe import load_recipe, parse_recipe
+from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
 
 MINIMAL: dict[str, object] = {"name": "r", "target": "cpu"}
 
@@ -85,3 +86,14 @@ def test_layers_can_be_left_out_of_quantisation_only_where_something_is_quantise
     for fields in ({"target": "cpu", "decoder_precision": "bf16"}, {"target": "gpu", "decoder_precision": "fp8"}):
         with pytest.raises(RecipeError, match=r"exclude_layers is for quantised decoders of cpu, seen: \[1\]"):
             parse_recipe({"name": "x", **fields, "exclude_layers": [1]}, "x")
+
+
+def test_the_default_recipe_holds_every_field() -> None:
+    """It is where they are explained; the name stands in a comment, for a copy of the file gets its own."""
+    text = Path("build/recipes/nvlm-d-mini-cpu.yaml").read_text().replace("# name:", "name:")
+    fields = yaml.safe_load(text)
+    assert fields.keys() == BuildRecipe.model_fields.keys()
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            group = BuildRecipe.model_fields[name].annotation
+            assert value.keys() == group.model_fields.keys()  # type: ignore[union-attr]
