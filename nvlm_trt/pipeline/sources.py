@@ -112,9 +112,10 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
     named = recipe.checkpoint if checkpoint is None else str(checkpoint)
     if named is None:
         raise RecipeError("the recipe names no checkpoint", seen=recipe_path.name, fix="give one with --checkpoint")
-    named, task = _absolute(named), recipe.gates.task
-    gates = recipe.gates.model_copy(update={"task": None if task is None else _absolute(task)})
-    recipe = recipe.model_copy(update={"checkpoint": named, "gates": gates})
+    named, task, samples = _absolute(named), recipe.gates.task, recipe.calibration.samples
+    gates = recipe.gates.model_copy(update={"task": task and _absolute(task)})
+    calibration = recipe.calibration.model_copy(update={"samples": samples and _absolute(samples)})
+    recipe = recipe.model_copy(update={"checkpoint": named, "gates": gates, "calibration": calibration})
     if named.startswith(SYNTHETIC_PREFIX):
         spec = _synthetic_spec(named)
         return Sources(recipe, planned_checkpoint(engine / CHECKPOINT_FOLDER, spec), spec)

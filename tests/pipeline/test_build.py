@@ -281,8 +281,11 @@ def test_a_relative_path_of_a_recipe_is_one_of_the_directory_in_which_the_build_
     (tmp_path / "ck").symlink_to(tiny_checkpoint)
     line = {"id": "1", "images": [], "question": "What?", "answers": ["1"], "metric": "exact"}
     (tmp_path / "task.jsonl").write_text(json.dumps(line))
-    recipe, engine = write_recipe(checkpoint="ck", gates={"task": "task.jsonl"}), tmp_path / "engine"
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"text": "Why?"}))
+    named = {"gates": {"task": "task.jsonl"}, "calibration": {"samples": "samples.jsonl"}}
+    recipe, engine = write_recipe(checkpoint="ck", **named), tmp_path / "engine"
     build(request(recipe, None, engine, "inspect"), Silent())
     assert recorded_checkpoint(engine) == tmp_path / "ck"
     built = load_recipe(engine / "recipe.yaml")
     assert (built.checkpoint, built.gates.task) == (str(tmp_path / "ck"), str(tmp_path / "task.jsonl"))
+    assert built.calibration.samples == str(tmp_path / "samples.jsonl")
