@@ -28,6 +28,7 @@ from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.turns import Turns
+from nvlm_trt.verify.files import ENGINE_FILES
 from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
@@ -192,7 +193,7 @@ class LocalEngine:
                 seen=engine_dir,
                 fix="start it with nvlm-trt serve",
             )
-        _check_complete(engine_dir, "config.json", "tokenizer", "vision/cpu", "decoder/cpu")
+        _check_complete(engine_dir, *ENGINE_FILES)
         self.config = load_config(engine_dir)
         self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
         count = self.recipe.cpu_threads if threads is None else threads

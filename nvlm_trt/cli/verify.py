@@ -122,9 +122,9 @@ def _held(engine: Path) -> Iterator[bool]:
 def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter: Reporter) -> Iterator[Path | None]:
     """Where answers to the recipe's task are kept while gates are judged; None where it has none.
 
-    A run that did not come to its end leaves them to the next one with the same engine, checkpoint, recipe and code.
-    The first answer makes the folder, and only a run that came to its end removes those that are there: one that is
-    refused leaves everything as it was.
+    A run that did not come to its end leaves them to the next one with the same engine, checkpoint, recipe, code and
+    tools. The first answer makes the folder, and only a run that came to its end removes those that are there: one that
+    is refused leaves everything as it was.
 
     Raises:
         UserError: the task or the checkpoint cannot be read; nothing was digested for it.
@@ -133,8 +133,9 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
     from nvlm_trt.pipeline.code_digest import CodeDigests
     from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
     from nvlm_trt.pipeline.durable import remove
-    from nvlm_trt.pipeline.fingerprint import identify
-    from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
+    from nvlm_trt.pipeline.fingerprint import identify, tool_versions
+    from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
+    from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
     from nvlm_trt.verify.task import task_samples
 
     if recipe.gates.task is None:
@@ -145,12 +146,13 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
     cache = DigestCache(engine)
     with reporter.task("digest of the checkpoint") as progress:
         identity = identify(checkpoint, cache, progress)
-    answering = ("recipe.yaml", "tokenizer", "vision/cpu", "decoder/cpu", VISION_CALIBRATION, DECODER_CALIBRATION)
+    answering = (*ENGINE_FILES, VISION_CALIBRATION, DECODER_CALIBRATION)
     basis = {
         "checkpoint": identity.fingerprint,
         "engine": combined(cache.digest_outputs(engine, answering)),
         "recipe": recipe.model_dump(mode="json"),
         "code": CodeDigests(None).digest(["nvlm_trt.verify.engine", "nvlm_trt.verify.trtllm"]),
+        "tools": tool_versions(("openvino", *VERIFY_TOOLS)),
     }
     cache.save()
     yield engine / WORK_NAME.format(digest_json(basis)[:16])

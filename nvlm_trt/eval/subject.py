@@ -25,13 +25,10 @@ from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
-from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
+from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
 
 if TYPE_CHECKING:
     from nvlm_trt.client import NvlmClient
-
-ENGINE_FILES = ("recipe.yaml", "config.json", "tokenizer", "vision/cpu", "decoder/cpu")
-"""What the answers of an engine directory of the cpu target depend on."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Precisions that torch computes in itself; the others are emulated."""

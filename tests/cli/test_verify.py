@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 import pytest
 
+from nvlm_trt.cli.verify import _kept_answers
 from nvlm_trt.errors import FaultError
 from nvlm_trt.eval.answer import Answer, EngineAnswerer
 from nvlm_trt.eval.tasks import Sample
@@ -20,6 +21,7 @@ from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.lock import locked
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
+from nvlm_trt.recipe import parse_recipe
 
 Run = Callable[..., Any]
 
@@ -176,3 +178,20 @@ def test_a_directory_that_is_being_built_is_not_judged(nvlm_trt: Run, small_engi
         shown = nvlm_trt("verify", small_engine)
     told = f"error: another build holds this engine directory; seen: {small_engine}; wait for it\n"
     assert (shown.code, shown.err) == (2, told)
+
+
+def test_answers_are_kept_for_the_same_engine_and_the_same_tools_alone(
+    task: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse_recipe({"name": "r", "target": "cpu", "gates": {"task": str(task)}}, "r")
+
+    def place() -> Path | None:
+        with _kept_answers(tmp_path, tiny_checkpoint, recipe, Silent()) as work:
+            return work
+
+    first = place()
+    assert place() == first
+    (tmp_path / "config.json").write_text("{}")
+    second = place()
+    monkeypatch.setattr("nvlm_trt.pipeline.fingerprint.tool_versions", lambda names: dict.fromkeys(names, "2"))
+    assert len({first, second, place()}) == 3

@@ -6,7 +6,7 @@ from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
-from nvlm_trt.pipeline.stages.finish import gate_parts, judge
+from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS, gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
 
@@ -97,7 +97,7 @@ def verify(sources: Sources) -> Stage:
         outputs=("verify.json",),
         parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.engine",),
-        tools=("openvino", "torch", "numpy", "tokenizers", "Pillow"),
+        tools=("openvino", *VERIFY_TOOLS),
         run=run,
         estimated=lambda: Estimate(1 << 20, BASE_BYTES + widened + 2 * _engine_bytes(sources)),
         reads_checkpoint=True,

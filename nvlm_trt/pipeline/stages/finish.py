@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from typing import Final
 
 from nvlm_trt.pipeline.durable import write_atomic
 from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY
@@ -12,6 +13,9 @@ from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.report import VerifyReport
+
+VERIFY_TOOLS: Final = ("torch", "numpy", "tokenizers", "Pillow")
+"""Distributions on which the figures of `verify` depend on both targets; on the cpu target also on OpenVINO."""
 
 
 def gate_parts(recipe: BuildRecipe) -> dict[str, object]:

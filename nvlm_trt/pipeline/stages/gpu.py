@@ -24,7 +24,7 @@ from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder
 from nvlm_trt.pipeline.stages.decoder import stored_bytes
-from nvlm_trt.pipeline.stages.finish import gate_parts, judge
+from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS, gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
 VISION_FILES = ("model.plan", "engine.json", "inspector.json", "build.log", BUILT_WITH)
@@ -147,7 +147,7 @@ def verify(sources: Sources) -> Stage:
         outputs=("verify.json",),
         parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.trtllm",),
-        tools=("torch", "numpy", "tokenizers", "Pillow"),
+        tools=VERIFY_TOOLS,
         run=run,
         estimated=estimated,
         reads_checkpoint=True,
