@@ -49,6 +49,9 @@ BREAK = re.compile(
 """Where `QWEN2_SPLIT` always splits, whatever stands before and behind: a text may be cut there. What follows changes
 nothing before it when it is normalised, and is within no added token."""
 
+COMPOSED_END = "\u226f"
+"""What normalising makes of the end of an added token, ``>``, and a stroke behind it; tokens are looked for before."""
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 """A batch of one text needs no threads, and a process that has used them is warned of at every fork."""
 
@@ -141,9 +144,12 @@ class NvlmTokenizer:
 
         A byte within the longest piece that holds it with the byte before or behind is that part of an id or more.
         """
-        codes = np.frombuffer(text.encode(), np.uint8)
-        longest = self._longest_with[codes[:-1], codes[1:]]
-        return float((1 / np.maximum(longest[:-1], longest[1:])).sum())
+        least = 0.0
+        for part in text.split(COMPOSED_END):
+            codes = np.frombuffer(part.encode(), np.uint8)
+            longest = self._longest_with[codes[:-1], codes[1:]]
+            least += float((1 / np.maximum(longest[:-1], longest[1:])).sum())
+        return least
 
     @cached_property
     def _longest_with(self) -> npt.NDArray[np.int64]:
