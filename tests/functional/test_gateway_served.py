@@ -110,7 +110,6 @@ def test_a_client_of_a_whole_answer_in_kserves_form_that_hangs_up_ends_the_decod
     with given_up(server, 400):
         connection.request("POST", "/v2/models/nvlm/generate", body)
         wait_working(server)
-        time.sleep(0.2)
         connection.close()
 
 
