@@ -6,12 +6,13 @@ import asyncio
 import http.client
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tritonclient.grpc as triton
 
 from nvlm_trt.client import AsyncNvlmClient, Options
-from nvlm_trt.client.sync import ENDING_SECONDS
+from nvlm_trt.client.sync import ENDING_SECONDS, AnswerStream
 from nvlm_trt.triton_streams import CLOSING_SECONDS
 
 from .shown import given_up
@@ -20,13 +21,11 @@ LONG = Options(max_tokens=400, min_tokens=400)
 
 
 def test_closing_a_stream_ends_the_decoding(client, server):
-    with given_up(server, 8 * 400):
-        streams = [client.stream(f"Tell me {number}", options=LONG) for number in range(8)]
-        for stream in streams:
-            next(iter(stream))
+    with given_up(server, 3 * 400), ThreadPoolExecutor(3) as threads:
+        streams = list(threads.map(lambda number: client.stream(f"Tell me {number}", options=LONG), range(3)))
+        list(threads.map(lambda stream: next(iter(stream)), streams))
         began = time.monotonic()
-        for stream in streams:
-            stream.close()
+        list(threads.map(AnswerStream.close, streams))
         assert time.monotonic() - began < ENDING_SECONDS, "the server says that it has ended them"
 
 
