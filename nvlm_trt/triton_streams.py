@@ -30,6 +30,10 @@ AGAIN_SECONDS: Final = 0.1
 ASK_SECONDS: Final = 5.0
 """A model that is asked to end a request has that long to say that it heard."""
 
+STATUS_HEADERS: Final = {"triton_grpc_error": "true"}
+"""Makes the server end the stream of a model that failed with a status code; without it only a message comes, as of
+what the server itself refuses."""
+
 Ask = Callable[[], Awaitable[None]]
 """Asks a model to end a request."""
 

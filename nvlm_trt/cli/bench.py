@@ -155,10 +155,7 @@ def _measure(plan: Plan, output: Path | None, round_timeout: float, *, plots: bo
     say = reporter_for(silent=quiet or json).line
     workers = Workers(request.workload, plan.bounds_of, round_timeout, task, lambda word: say(f"  {word}"))
     benchmark = Benchmark(plan, workers, say, folder.save)
-    endings = (
-        signal.SIGTERM,
-        signal.SIGHUP,
-    )  # as Ctrl-C: workers, whose sessions are their own, are ended, rounds kept
+    endings = (signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C: workers, of sessions of their own, are ended, rounds kept
     previous = [signal.signal(each, signal.default_int_handler) for each in endings]
     try:
         whole = benchmark.run()

@@ -20,9 +20,6 @@ from nvlm_trt.parsed import is_whole
 from nvlm_trt.serving.fields import MAX_FP32, NVLM_FIELDS, Field
 
 MODEL: Final = "nvlm"
-STREAM_HEADERS: Final = {"triton_grpc_error": "true"}
-"""Makes the server end the stream of a model that failed with a status code; without it only a message comes, as of
-what the server itself refuses."""
 
 Image = str | os.PathLike[str] | bytes | PIL.Image.Image
 """An image: the path of a file, a file's bytes, or a PIL image (sent as PNG)."""

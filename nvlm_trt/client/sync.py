@@ -14,10 +14,10 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from nvlm_trt.client.address import channel_options, check_address
-from nvlm_trt.client.request import MODEL, STREAM_HEADERS, Image, Options, Turn, build_inputs
+from nvlm_trt.client.request import MODEL, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import AGAIN_SECONDS, is_last
+from nvlm_trt.triton_streams import AGAIN_SECONDS, STATUS_HEADERS, is_last
 
 ENDING_SECONDS: Final = 10.0
 """The end of a request that is given up is waited for that long; a server that runs comes to it in 0.2 s."""
@@ -69,7 +69,7 @@ class Connections:
         client, heard = self.take(), threading.Event()
         answered = False
         try:
-            client.start_stream(lambda result, error: heard.set(), headers=STREAM_HEADERS)
+            client.start_stream(lambda result, error: heard.set(), headers=STATUS_HEADERS)
             client.async_stream_infer(
                 MODEL, [], request_id=request_id, enable_empty_final_response=True, parameters={CANCEL: True}
             )
@@ -101,7 +101,7 @@ class AnswerStream:
         self._request_id = uuid.uuid4().hex
         self._client = connections.take()
         try:
-            self._client.start_stream(self._put, headers=STREAM_HEADERS)
+            self._client.start_stream(self._put, headers=STATUS_HEADERS)
             self._client.async_stream_infer(
                 MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True
             )

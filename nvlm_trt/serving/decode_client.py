@@ -28,7 +28,7 @@ from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.room import Room
-from nvlm_trt.triton_streams import Ask, Connection, ResponseStream, is_last, tell
+from nvlm_trt.triton_streams import STATUS_HEADERS, Ask, Connection, ResponseStream, is_last, tell
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -47,10 +47,6 @@ MAX_PIXEL_BYTES: Final = 512 << 20
 """Pixels that are with the vision encoder at once: that of the cpu target holds them in shared memory, and to encode
 them in its own; on GPUs, where an image that was given up is encoded all the same, clients that leave must not pile
 them up. It is 891 tiles of 448 pixels."""
-
-STATUS_HEADER: Final = {"triton_grpc_error": "true"}
-"""Makes the server end the stream of a model that failed with a status code; without it only a message comes, as of
-what the server itself refuses."""
 
 Array = npt.NDArray[Any]
 
@@ -144,7 +140,7 @@ class DecodeClient:
             await self._connection.client.infer(VISION, inputs, request_id=request_id)
 
     async def _end_decoding(self, request_id: str) -> None:
-        await tell(self._connection, _request(DECODER, request_id, STOP_DECODER), STATUS_HEADER)
+        await tell(self._connection, _request(DECODER, request_id, STOP_DECODER), STATUS_HEADERS)
 
 
 class GrpcDecoding:
@@ -181,7 +177,7 @@ class GrpcDecoding:
         request["parameters"] = {} if traceparent is None else {TRACEPARENT: traceparent}
         self._stops = stops
         self._stop_after = stop_after
-        self._stream = ResponseStream(connection, request, STATUS_HEADER, on_response)
+        self._stream = ResponseStream(connection, request, STATUS_HEADERS, on_response)
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:

@@ -156,10 +156,11 @@ class Scene:
             picture = self._picture(tiles, APART * self._number + tiles)  # the load has no pictures here
             found = self.ask(Question(PROBE, (picture,), max_tokens=1)).prompt_tokens - LABEL
             least, seen = tiles * self.bounds.tokens_per_tile, found - self._frame_tokens()
-            if not least <= seen <= least + tiles * TAG_TOKENS:
+            most = least + tiles * TAG_TOKENS
+            if not least <= seen <= most:
                 raise LeftOut(
                     f"a picture meant to be {tiles} tiles of {self.bounds.tokens_per_tile} tokens took {seen:,} tokens "
-                    f"where {least:,} to {least + tiles * TAG_TOKENS:,} were expected; give the engine directory of "
+                    f"where {least:,} to {most:,} were expected; give the engine directory of "
                     "the model, which knows its tiles"
                 )
             self._images[tiles] = found
