@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import grpc
@@ -89,7 +89,6 @@ class ResponseStream:
         connection: Its connection.
         request: What tritonclient's `stream_infer` takes; emptied once it is sent. gRPC keeps its own form of it until
             the stream ends.
-        headers: Of the stream.
         on_response: Called with each response that comes, and at the end of the request.
     """
 
@@ -97,7 +96,6 @@ class ResponseStream:
         self,
         connection: Connection,
         request: dict[str, Any],
-        headers: Mapping[str, str],
         on_response: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
@@ -106,7 +104,7 @@ class ResponseStream:
         self._over = asyncio.Event()
         self._sent = self._given_up = False
         self._silence: asyncio.TimerHandle | None = None
-        self._responses = connection.client.stream_infer(self._requests(request), headers=headers)
+        self._responses = connection.client.stream_infer(self._requests(request), headers=STATUS_HEADERS)
         self._reading = connection.run(self._read())
 
     async def read(self, seconds: float | None = None) -> triton.InferResult | None:
@@ -210,13 +208,13 @@ class ResponseStream:
         await self._over.wait()  # the server may drop responses of a stream whose sending side has ended
 
 
-async def tell(connection: Connection, request: dict[str, Any], headers: Mapping[str, str]) -> None:
+async def tell(connection: Connection, request: dict[str, Any]) -> None:
     """Send a request whose answer says nothing, and wait for it.
 
     Raises:
         InferenceServerException, grpc.RpcError: it failed, or the stream broke.
     """
-    stream = ResponseStream(connection, request, headers)
+    stream = ResponseStream(connection, request)
     try:
         while await stream.read() is not None:
             continue

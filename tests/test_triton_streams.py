@@ -84,7 +84,7 @@ def request(model: str) -> dict[str, object]:
 
 def test_who_is_cancelled_while_it_reads_leaves_the_stream_as_it_is():
     async def scene(server: Server, connection: Connection) -> None:
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         reader = asyncio.create_task(stream.read())
         await until(lambda: server.came)
         reader.cancel()
@@ -115,7 +115,7 @@ def asking(server: Server, asked: list[str], name: str, *, hear: int = 1) -> Cal
 def test_models_are_asked_to_end_a_request_until_it_has_ended():
     async def scene(server: Server, connection: Connection) -> None:
         asked: list[str] = []
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         await until(lambda: server.came)
         for _ in range(2):
             stream.give_up(asks=[asking(server, asked, "end it", hear=3)])
@@ -139,7 +139,7 @@ def test_who_does_not_hear_or_cannot_be_asked_is_asked_again_and_holds_nobody_up
         async def broken() -> None:
             raise RuntimeError("no such model")
 
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         await until(lambda: server.came)
         stream.give_up(asks=[deaf, broken, asking(server, asked, "end it", hear=3)])
         await until(lambda: server.fates == ["ended"])
@@ -152,7 +152,7 @@ def test_who_reads_while_another_gives_up_gets_no_more():
     """An answer with a hole must not look like a whole one."""
 
     async def scene(server: Server, connection: Connection) -> None:
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         reader = asyncio.create_task(stream.read())
         await until(lambda: server.came)
         stream.give_up()
@@ -168,7 +168,7 @@ def test_responses_that_nobody_took_are_dropped_when_a_request_is_given_up():
     async def scene(server: Server, connection: Connection) -> None:
         told: list[str] = []
         server.pieces = 2
-        stream = ResponseStream(connection, request("one"), {}, lambda: told.append("told"))
+        stream = ResponseStream(connection, request("one"), lambda: told.append("told"))
         for _ in range(2):
             server.permits.release()
         await until(lambda: len(told) == 2)
@@ -185,7 +185,7 @@ def test_a_request_that_nobody_wants_and_that_does_not_end_is_cancelled_after_a_
 
     async def scene(server: Server, connection: Connection) -> None:
         server.pieces = 100
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         await until(lambda: server.came)
         began = time.monotonic()
         stream.give_up()
@@ -201,7 +201,7 @@ def test_a_request_that_nobody_wants_and_that_does_not_end_is_cancelled_after_a_
 def test_what_no_server_has_got_is_given_up_at_once():
     async def scene(server: Server, connection: Connection) -> None:
         nobody = Connection("127.0.0.1:9", (("grpc.service_config", WAIT),))
-        stream = ResponseStream(nobody, request("one"), {})
+        stream = ResponseStream(nobody, request("one"))
         await asyncio.sleep(0.2)
         stream.give_up()
         await asyncio.wait_for(nobody.close(), CLOSING_SECONDS / 2)
@@ -212,7 +212,7 @@ def test_what_no_server_has_got_is_given_up_at_once():
 
 def test_a_stream_of_which_a_request_failed_is_over():
     async def scene(server: Server, connection: Connection) -> None:
-        stream = ResponseStream(connection, request("fail"), {})
+        stream = ResponseStream(connection, request("fail"))
         with pytest.raises(grpc.RpcError, match="it failed"):
             await stream.read()
         assert await stream.read() is None
@@ -230,7 +230,7 @@ def test_a_refusal_ends_the_request_and_the_stream():
     async def scene(server: Server, connection: Connection) -> None:
         server.refuses = True
         server.permits.release()
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         with pytest.raises(InferenceServerException, match="no such model"):
             await stream.read()
         assert await stream.read() is None
@@ -243,10 +243,10 @@ def test_something_is_told_to_a_model_and_its_refusal_raised():
     async def scene(server: Server, connection: Connection) -> None:
         for _ in range(2):
             server.permits.release()
-        await tell(connection, request("one"), {})
+        await tell(connection, request("one"))
         server.refuses = True
         with pytest.raises(InferenceServerException, match="no such model"):
-            await tell(connection, request("two"), {})
+            await tell(connection, request("two"))
         await until(lambda: server.fates == ["ended", "ended"])
 
     run(scene)
@@ -255,7 +255,7 @@ def test_something_is_told_to_a_model_and_its_refusal_raised():
 def test_each_response_and_the_end_are_told():
     async def scene(server: Server, connection: Connection) -> None:
         told: list[str] = []
-        stream = ResponseStream(connection, request("one"), {}, lambda: told.append("told"))
+        stream = ResponseStream(connection, request("one"), lambda: told.append("told"))
         server.permits.release()
         await stream.read()
         assert told == ["told"]
@@ -266,7 +266,7 @@ def test_each_response_and_the_end_are_told():
 @pytest.mark.parametrize("given_up", [False, True])
 def test_a_connection_is_closed_when_its_streams_have_ended(given_up):
     async def scene(server: Server, connection: Connection) -> None:
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         await until(lambda: server.came)
         server.permits.release()
         if given_up:
@@ -283,7 +283,7 @@ def test_a_connection_to_a_server_that_ends_nothing_is_closed_after_a_while(monk
     monkeypatch.setattr(triton_streams, "CLOSING_SECONDS", 0.2)
 
     async def scene(server: Server, connection: Connection) -> None:
-        stream = ResponseStream(connection, request("one"), {})
+        stream = ResponseStream(connection, request("one"))
         await until(lambda: server.came)
         stream.give_up()
         began = time.monotonic()

@@ -15,7 +15,7 @@ from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, Token, error_of, silence
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import STATUS_HEADERS, Connection, ResponseStream, tell
+from nvlm_trt.triton_streams import Connection, ResponseStream, tell
 
 
 async def cancel(connection: Connection, request_id: str) -> None:
@@ -24,7 +24,7 @@ async def cancel(connection: Connection, request_id: str) -> None:
     Raises:
         InferenceServerException, grpc.RpcError: it refused, or cannot be reached.
     """
-    await tell(connection, _request([], request_id, {CANCEL: True}), STATUS_HEADERS)
+    await tell(connection, _request([], request_id, {CANCEL: True}))
 
 
 class AsyncAnswerStream:
@@ -47,7 +47,7 @@ class AsyncAnswerStream:
         self._request_id = uuid.uuid4().hex
         self._connection = connection
         request = _request(inputs, self._request_id, parameters or {})
-        self._stream = ResponseStream(connection, request, STATUS_HEADERS)
+        self._stream = ResponseStream(connection, request)
         self._pieces = self._run()
 
     def __aiter__(self) -> AsyncIterator[str]:

@@ -28,7 +28,7 @@ from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.orchestrator import Decoded
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.room import Room
-from nvlm_trt.triton_streams import STATUS_HEADERS, Ask, Connection, ResponseStream, is_last, tell
+from nvlm_trt.triton_streams import Ask, Connection, ResponseStream, is_last, tell
 
 GRPC_ADDRESS: Final = "NVLM_TRT_GRPC_ADDRESS"
 """Environment variable with the server's own address; the server that nvlm-trt starts sets it."""
@@ -140,7 +140,7 @@ class DecodeClient:
             await self._connection.client.infer(VISION, inputs, request_id=request_id)
 
     async def _end_decoding(self, request_id: str) -> None:
-        await tell(self._connection, _request(DECODER, request_id, STOP_DECODER), STATUS_HEADERS)
+        await tell(self._connection, _request(DECODER, request_id, STOP_DECODER))
 
 
 class GrpcDecoding:
@@ -177,7 +177,7 @@ class GrpcDecoding:
         request["parameters"] = {} if traceparent is None else {TRACEPARENT: traceparent}
         self._stops = stops
         self._stop_after = stop_after
-        self._stream = ResponseStream(connection, request, STATUS_HEADERS, on_response)
+        self._stream = ResponseStream(connection, request, on_response)
 
     async def __aiter__(self) -> AsyncIterator[Decoded]:
         try:
