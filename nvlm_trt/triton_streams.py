@@ -40,6 +40,16 @@ Ask = Callable[[], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
+def note_not_ended(error: Exception) -> None:
+    """Log that a model could not be asked to end a request: one line for what a server does that hangs or leaves."""
+    if isinstance(error, TimeoutError):
+        log.warning("a request that was given up could not be ended: no answer within %g s", ASK_SECONDS)
+    elif isinstance(error, InferenceServerException | grpc.RpcError):
+        log.warning("a request that was given up could not be ended: %s", " ".join(str(error).split()))
+    else:
+        log.warning("a request that was given up could not be ended", exc_info=error)
+
+
 def is_last(result: triton.InferResult) -> bool:
     """Whether a response is the last one to its request. One without tensors is not sent to asyncio clients."""
     return bool(result.get_response().parameters["triton_final_response"].bool_param)
@@ -149,15 +159,15 @@ class ResponseStream:
 
     async def _ask(self, ask: Ask, after: float) -> None:
         await asyncio.sleep(after)
-        unheard = 0
+        noted = False
         while not self._over.is_set():
             try:
                 async with asyncio.timeout(ASK_SECONDS):
                     await ask()
-            except Exception:
-                unheard += 1
-                if unheard == 1:  # one that ends takes no request any more: it answers what it has
-                    log.warning("a request that was given up could not be ended", exc_info=True)
+            except Exception as error:
+                if not noted:
+                    note_not_ended(error)
+                noted = True
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _read(self) -> None:

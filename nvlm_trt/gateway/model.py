@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +22,7 @@ from nvlm_trt.gateway.plan import Plan, Planner, Plans
 from nvlm_trt.gateway.waiting import wait_for_slot
 from nvlm_trt.loopback import DIRECT, MESSAGES
 from nvlm_trt.serving.fields import REQUEST_ID, TRACEPARENT
-from nvlm_trt.triton_streams import AGAIN_SECONDS, Connection
+from nvlm_trt.triton_streams import AGAIN_SECONDS, Connection, note_not_ended
 
 CHANNEL: Final = [
     *MESSAGES,
@@ -40,8 +39,6 @@ BEYOND_SECONDS: Final = 1.0
 
 ASKED_TO_END: Final = 3
 """Times that the model is asked to end a request that came by another way, of which nobody hears that it has ended."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,8 @@ class Model:
         for _ in range(ASKED_TO_END):
             try:
                 await cancel(self._connection, request_id)
-            except (InferenceServerException, grpc.RpcError):
-                log.warning("a request that was given up could not be ended", exc_info=True)
+            except (InferenceServerException, grpc.RpcError) as error:
+                note_not_ended(error)
                 return
             await asyncio.sleep(AGAIN_SECONDS)
 

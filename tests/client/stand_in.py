@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from nvlm_trt.serving.fields import CANCEL
 
 Asked = Mapping[str, list[Any]]
 """The tensors of a request by name: texts, files' bytes, numbers."""
@@ -31,10 +34,18 @@ class Refused(Exception):  # noqa: N818 - what the server does
 
 
 class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A server on a free port, or on one that is given, for as long as its context lasts."""
+    """A server on a free port, or on one that is given, for as long as its context lasts.
 
-    def __init__(self, script: Script | None = None, port: int = 0) -> None:
+    Args:
+        script: Says the answers.
+        port: To listen on; 0 for any.
+        hangs: Whether it hears no cancellation.
+    """
+
+    def __init__(self, script: Script | None = None, port: int = 0, *, hangs: bool = False) -> None:
         self.script = script or (lambda asked: f"re: {asked['text_input'][0]}")
+        self._hangs = hangs
+        self._under_way: dict[str, SimpleQueue[str | Refused]] = {}
         self.asked: list[Asked] = []
         self.most_at_a_time = 0
         self._now = 0
@@ -64,6 +75,14 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         request = next(requests, None)
         if request is None:  # the client has gone before it said anything
             return
+        if request.parameters[CANCEL].bool_param:
+            if self._hangs:
+                context.add_callback((gone := threading.Event()).set)
+                gone.wait()
+            elif (under_way := self._under_way.get(request.id)) is not None:
+                under_way.put(Refused(grpc.StatusCode.CANCELLED, "cancelled"))
+            yield _answer("")
+            return
         asked = {
             tensor.name: _values(tensor, raw)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -72,14 +91,20 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.asked.append(asked)
             self._now += 1
             self.most_at_a_time = max(self.most_at_a_time, self._now)
+        came = self._under_way[request.id] = SimpleQueue()
+        threading.Thread(target=self._play, args=(asked, came), daemon=True).start()
+        answer = came.get()
+        with self._lock:
+            self._now -= 1
+        if isinstance(answer, Refused):
+            context.abort(answer.code, answer.message)
+        yield _answer(answer)
+
+    def _play(self, asked: Asked, came: SimpleQueue[str | Refused]) -> None:
         try:
-            text = self.script(asked)
+            came.put(self.script(asked))
         except Refused as refused:
-            context.abort(refused.code, refused.message)
-        finally:
-            with self._lock:
-                self._now -= 1
-        yield _answer(text)
+            came.put(refused)
 
 
 def _values(tensor: Any, raw: bytes) -> list[Any]:
