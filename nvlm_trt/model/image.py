@@ -11,16 +11,32 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.gif import first_frame, is_gif
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its orientation in EXIF."""
+
 TURNED_BY_90 = (5, 6, 7, 8)
 """Orientations of EXIF that swap width and height."""
+
+BYTES_A_PIXEL = {"WEBP": 16, "JPEG": 10, "MPO": 10}
+"""Memory that decoding takes at most, by Pillow's format; 8 for others: an image and the same converted or turned.
+Measured: Pillow reads a WebP through two canvases and a copy, libjpeg keeps the coefficients of a progressive JPEG."""
 
 PNG_BIT_DEPTH_OFFSET = 24
 """Byte of a PNG file that holds the bits a channel: signature 8, chunk head 8, width 4, height 4."""
@@ -48,7 +64,7 @@ from about 10 kB on."""
 class ImageLimits:
     """What an image may be at most; `min_side` refuses images without content.
 
-    The default of 50 megapixels admits a phone's photograph and needs 200 MB to decode.
+    The default of 50 megapixels admits a phone's photograph and needs 400 to 800 MB to decode (`BYTES_A_PIXEL`).
     """
 
     max_bytes: int = 32 * 1024 * 1024
@@ -110,16 +126,16 @@ def read_image(
     Raises:
         ImageRejected: with one sentence that holds no text of the decoding library.
     """
-    _check_file(data, limits)
-    image = _open(_File(data, watch), limits)
-    _check_header(image, data, limits)
+    image = _opened(data, limits, watch)
     if watch is not None:
         image.decodermaxblock = WATCHED_BYTES  # type: ignore[attr-defined] # of every file that Pillow opens
     try:
         image.load()
-        if exif_orientation:
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
-        return image if image.mode == "RGB" else image.convert("RGB")
+        # Not by ImageOps.exif_transpose: it writes the whole EXIF anew, and fails on tags of unusual types.
+        turn = TURNS.get(_orientation(image)) if exif_orientation else None
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        del image
+        return rgb if turn is None else rgb.transpose(turn)
     except Exception as error:
         raise _refusal(error) from None
 
@@ -135,18 +151,34 @@ def read_size(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, *, exif_orienta
     Raises:
         ImageRejected: the file's header is damaged, or beyond the limits.
     """
-    _check_file(data, limits)
-    image = _open(_File(data, None), limits)
-    _check_header(image, data, limits)
+    image = _opened(data, limits)
     if not exif_orientation:
         return image.size
     if image.format == "PNG" and (header := _with_late_turns(data)) is not None:
         image = _open(io.BytesIO(header), limits)
+    return image.size[::-1] if _orientation(image) in TURNED_BY_90 else image.size
+
+
+def decoding_bytes(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """Memory that `read_image` takes at most for a file, beside the file itself, without decoding a pixel.
+
+    Args:
+        data: The file's bytes.
+        limits: Checked against the file's size and header.
+
+    Raises:
+        ImageRejected: the file's header is damaged, or beyond the limits.
+    """
+    image = _opened(data, limits)
+    return image.width * image.height * BYTES_A_PIXEL.get(image.format or "", 8)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF's orientation, 1 where there is none that can be read. Of a PNG only what has been read counts."""
     try:
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode
-    except Exception as error:
-        raise _refusal(error) from None
-    return image.size[::-1] if orientation in TURNED_BY_90 else image.size
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own way decodes it
+    except Exception:  # as in `_refusal`; the pixels are sound all the same
+        return 1
 
 
 def _with_late_turns(data: bytes) -> bytes | None:
@@ -186,6 +218,14 @@ def _png_chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 def _keyword(data: bytes, place: int, length: int) -> bytes:
     longest = max(len(name) for name in PNG_TURNS) + 1
     return data[place + 8 : place + 8 + min(length, longest)].partition(b"\0")[0]
+
+
+def _opened(data: bytes, limits: ImageLimits, watch: Callable[[], None] | None = None) -> Image.Image:
+    """The image with its header read and every limit checked."""
+    _check_file(data, limits)
+    image = _open(_File(data, watch), limits)
+    _check_header(image, data, limits)
+    return image
 
 
 def _check_file(data: bytes, limits: ImageLimits) -> None:

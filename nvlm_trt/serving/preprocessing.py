@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.request import SamplingParams, check_length
 from nvlm_trt.errors import ImageRejected
-from nvlm_trt.model.image import read_image
+from nvlm_trt.model.image import decoding_bytes, read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.serving.decoding_room import DecodingRoom
 from nvlm_trt.serving.requests import Question, Tensors, parse_question
 from nvlm_trt.serving.spec import ServingSpec
 
@@ -26,6 +28,10 @@ Array = npt.NDArray[Any]
 
 MAX_THREADS = 8
 """Threads that read images, where the recipe names no number: a request has few images, and others want cores too."""
+
+DECODING_BYTES = 1 << 30
+"""What all images together may take while they are read: ten photographs of 12 megapixels, or one of 50 in the
+costliest format."""
 
 TILES = "tiles"
 NUM_TILES = "num_tiles"
@@ -56,6 +62,7 @@ class Preprocessor:
         self._tokenizer = tokenizer
         self.threads = spec.cpu_threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="image")
+        self._room = DecodingRoom(DECODING_BYTES)
 
     def run(
         self, tensors: Tensors, wanted: Collection[str], watch: Callable[[], None] = lambda: None
@@ -108,13 +115,23 @@ class Preprocessor:
     def _cut(self, question: Question, watch: Callable[[], None]) -> Images:
         """One image has its tiles made by all threads; of several, each is read and cut by a thread of its own."""
         side, files = self._spec.tile_size, question.images
-        if len(files) == 1:
-            cut = [self._cut_one(question, 0, self._pool if self.threads > 1 else None, watch)]
-        else:
-            cut = list(self._pool.map(lambda place: self._cut_one(question, place, None, watch), range(len(files))))
+        # Room is waited for here, and never by the pool's threads: who has room may need them.
+        with self._room.hold(self._takes(question), watch):
+            if len(files) == 1:
+                cut = [self._cut_one(question, 0, self._pool if self.threads > 1 else None, watch)]
+            else:
+                cut = list(self._pool.map(lambda place: self._cut_one(question, place, None, watch), range(len(files))))
         tiles = [one for one, _ in cut] or [np.zeros((0, side, side, 3), np.uint8)]
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return Images(joined, tuple(len(one) for one, _ in cut), tuple(digest for _, digest in cut))
+
+    def _takes(self, question: Question) -> int:
+        """Memory that reading a request's images takes: as many are read at the same time as there are threads."""
+        files, takes = question.images, []
+        for place, file in enumerate(files):
+            with _numbered(place, len(files)):
+                takes.append(decoding_bytes(file, self._spec.image_limits))
+        return sum(sorted(takes)[-self.threads :])
 
     def _cut_one(
         self, question: Question, place: int, pool: Executor | None, watch: Callable[[], None]
@@ -122,10 +139,8 @@ class Preprocessor:
         """Tiles and digest of an image; None for `pool` where it is the pool's own thread that asks."""
         spec, files = self._spec, question.images
         watch()
-        try:
+        with _numbered(place, len(files)):
             image = read_image(files[place], spec.image_limits, exif_orientation=question.exif_orientation, watch=watch)
-        except ImageRejected as error:
-            raise error.numbered(place, len(files)) from None
         watch()
         tiles = tile_image(
             image,
@@ -159,6 +174,15 @@ class Preprocessor:
             **_choice(sampling),
         }
         return {name: np.array([[value]]) for name, value in values.items()}
+
+
+@contextmanager
+def _numbered(place: int, count: int) -> Iterator[None]:
+    """Have a refusal tell of which image it is."""
+    try:
+        yield
+    except ImageRejected as error:
+        raise error.numbered(place, count) from None
 
 
 def _seed(sampling: SamplingParams) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.image import ImageLimits, read_image, read_size
@@ -56,6 +59,67 @@ def test_a_photograph_is_turned_upright_unless_asked_not_to(photo: Image.Image) 
     data = encoded(photo, "JPEG", exif=exif)
     assert read_image(data).size == (photo.height, photo.width)
     assert read_image(data, exif_orientation=False).size == photo.size
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [(0x011A, 2, "72"), (0x0128, 2, "inch"), (0x0100, 2, "30"), (0x0100, 5, IFDRational(1, 2)), (0x9204, 9, -1)],
+)
+def test_tags_of_unusual_types_do_not_keep_a_photograph_from_being_turned(
+    photo: Image.Image, tag: int, kind: int, value: object
+) -> None:
+    directory = ImageFileDirectory_v2()
+    directory[0x0112] = 6
+    directory.tagtype[tag] = kind
+    directory[tag] = value
+    file = io.BytesIO(b"Exif\0\0II*\0\x08\0\0\0")
+    file.seek(0, io.SEEK_END)
+    file.write(directory.tobytes(8))
+    data = encoded(photo.resize((30, 20)), "JPEG", exif=file.getvalue())
+    assert read_image(data).size == read_size(data) == (20, 30)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_exif_that_cannot_be_read_turns_nothing(photo: Image.Image, image_format: str) -> None:
+    data = encoded(photo.resize((30, 20)), image_format, exif=b"Exif\0\0no TIFF at all")
+    assert read_image(data).size == read_size(data) == (30, 20)
+
+
+TAKES = """
+import sys
+from nvlm_trt.model.image import decoding_bytes, read_image
+def most():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+read_image(open(sys.argv[1], "rb").read())
+data = open(sys.argv[2], "rb").read()
+before = most()
+read_image(data)
+print((most() - before) / decoding_bytes(data))
+"""
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("WEBP", "RGBA", {}),
+        ("GIF", "P", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_is_said_before(tmp_path, image_format, mode, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, size in (("small", (16, 16)), ("large", (2400, 2000))):
+        Image.new(mode, size, 7 if mode == "P" else "red").save(tmp_path / name, image_format, exif=exif, **options)
+    run = subprocess.run(
+        [sys.executable, "-c", TAKES, tmp_path / "small", tmp_path / "large"], capture_output=True, text=True
+    )
+    assert 0.4 < float(run.stdout) < 1.05, run.stderr
 
 
 def frames(photo: Image.Image, image_format: str) -> bytes:

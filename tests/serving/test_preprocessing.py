@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +14,12 @@ import pytest
 from PIL import Image
 
 from nvlm_trt.errors import ImageRejected, PromptError, RequestError
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
+from nvlm_trt.serving import preprocessing
 from nvlm_trt.serving.config import configs
 from nvlm_trt.serving.decoder_tensors import DECODER_FROM_PREPROCESSING
+from nvlm_trt.serving.decoding_room import DecodingRoom
 from nvlm_trt.serving.faults import CancelledByClientError
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor, image_digest
 from nvlm_trt.serving.spec import ServingSpec
@@ -134,6 +140,51 @@ def test_images_side_by_side_are_those_that_come_one_by_one(spec, tokenizer, tex
     assert np.array_equal(together[TILES], np.concatenate([one[TILES] for one in each]))
     digests = [list(dict.fromkeys(one["prompt_table_extra_ids"][0].tolist())) for one in (*each, together)]
     assert [digest for one in digests[:-1] for digest in one if digest] == [digest for digest in digests[-1] if digest]
+
+
+def most_at_a_time(monkeypatch, preprocessor, requests):
+    """How many images are read at once at most, where all requests come at once and each reading takes a while."""
+    now, most, lock = 0, 0, threading.Lock()
+
+    def slowly(*args, **kwargs):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return read_image(*args, **kwargs)
+
+    monkeypatch.setattr(preprocessing, "read_image", slowly)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(lambda tensors: preprocessor.run(tensors, [NUM_TILES]), requests))
+    assert len(answers) == len(requests)
+    return most
+
+
+@pytest.mark.parametrize(("size", "most"), [(2 * 224 * 112 * 8, 2), (1, 1)])
+def test_no_more_images_are_read_at_once_than_there_is_memory_for(monkeypatch, spec, tokenizer, text, size, most):
+    monkeypatch.setattr(preprocessing, "DECODING_BYTES", size)
+    preprocessor = Preprocessor(replace(spec, cpu_threads=4), tokenizer)
+    requests = [{"text_input": text("x"), "image_bytes": text(png("red"))}] * 6
+    assert most_at_a_time(monkeypatch, preprocessor, requests) == most
+
+
+def test_a_request_takes_the_memory_of_those_images_that_are_read_at_once(monkeypatch, spec, tokenizer, text):
+    held = []
+
+    class Room(DecodingRoom):
+        def hold(self, size, watch):
+            held.append(size)
+            return super().hold(size, watch)
+
+    monkeypatch.setattr(preprocessing, "DecodingRoom", Room)
+    preprocessor = Preprocessor(replace(spec, cpu_threads=2, max_images=3, max_input_len=4096), tokenizer)
+    images = text(png("red", (50, 50)), png("blue", (60, 60)), png("lime", (40, 40)))
+    preprocessor.run({"text_input": text("x"), "image_bytes": images}, [NUM_TILES])
+    preprocessor.run({"text_input": text("x")}, [NUM_TILES])
+    assert held == [8 * (50 * 50 + 60 * 60), 0]
 
 
 def test_max_tiles_of_the_request_is_kept(preprocessor, text):
