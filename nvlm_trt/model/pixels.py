@@ -96,3 +96,14 @@ def keep_image_memory(images: int, max_pixels: int) -> None:
     pages = -(-max_pixels * BYTES_PER_PIXEL // PAGE_BYTES)
     _core.set_block_size(pages * PAGE_BYTES)
     _core.set_blocks_max(images)
+
+
+def give_memory_back() -> None:
+    """Have the C library give the memory of what was freed back to the system, where it can (glibc).
+
+    Each thread that read a large image keeps it otherwise: freed blocks of 16 MiB count among those that are worth
+    keeping.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

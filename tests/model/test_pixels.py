@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -48,3 +50,23 @@ def test_kept_memory_makes_the_largest_image_one_block(pillow_memory: None) -> N
     assert shared_pixels(Image.new("RGB", (2500, 2000))) is not None
     assert Image.core.get_blocks_max() == 2
     assert 5_000_001 * 4 <= Image.core.get_block_size() < 5_100_000 * 4
+
+
+FREED = """
+from nvlm_trt.model.pixels import give_memory_back
+def held():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+before = held()
+freed, above = [bytearray(b"x" * 65536) for _ in range(2000)], bytearray(100_000)
+del freed
+kept = held() - before
+give_memory_back()
+print(kept, held() - before)
+"""
+
+
+def test_memory_that_was_freed_below_something_that_lives_can_be_given_back():
+    run = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    kept, left = map(int, run.stdout.split())
+    assert kept > 100  # MiB of 125
+    assert left < 10

@@ -187,6 +187,19 @@ def test_a_request_takes_the_memory_of_those_images_that_are_read_at_once(monkey
     assert held == [8 * (50 * 50 + 60 * 60), 0]
 
 
+@pytest.mark.parametrize(("kept", "given_back"), [(8 * 224 * 112, 1), (2 * 8 * 224 * 112, 0)])
+def test_the_memory_of_large_images_is_given_back_and_that_of_others_kept(
+    monkeypatch, spec, tokenizer, text, kept, given_back
+):
+    calls = []
+    monkeypatch.setattr(preprocessing, "KEPT_BYTES", kept)
+    monkeypatch.setattr(preprocessing, "give_memory_back", lambda: calls.append(1))
+    preprocessor = Preprocessor(replace(spec, cpu_threads=2), tokenizer)
+    for images in (text(png("red"), png("blue")), text(png("red"))):
+        preprocessor.run({"text_input": text("x"), "image_bytes": images}, [NUM_TILES])
+    assert len(calls) == given_back
+
+
 def test_max_tiles_of_the_request_is_kept(preprocessor, text):
     tensors = {"text_input": text("x"), "image_bytes": text(png("red")), "max_tiles": np.array([1])}
     assert preprocessor.run(tensors, ALL)[NUM_TILES].tolist() == [1]
