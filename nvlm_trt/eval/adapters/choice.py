@@ -37,7 +37,7 @@ def ai2d_no_mask(data: DataFolder) -> Iterator[Sample]:
 
 def _ai2d(data: DataFolder, images: str | None) -> Iterator[Sample]:
     """Samples whose images lie in a folder of this name; None for that which the lines name."""
-    if any(data.path.rglob("*.parquet")) and not any(data.path.rglob("*.jsonl")):
+    if data.has("*.parquet") and not data.has("*.jsonl"):
         for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
             yield Sample(
                 id=str(index),
@@ -67,7 +67,7 @@ def realworldqa(data: DataFolder) -> Iterator[Sample]:
     An entry: image, question, answer; the question says itself how to answer. Entries with question_type, choices and
     correct_choice_index, as the released evaluation's own file has them, are asked in its words.
     """
-    if any(data.path.rglob("*.parquet")):
+    if data.has("*.parquet"):
         for index, row in enumerate(data.parquet("test-*.parquet", "*.parquet")):
             yield _realworldqa(index, row, data.extract(row["image"], str(index)))
         return
@@ -101,7 +101,7 @@ def mathvista(data: DataFolder) -> Iterator[Sample]:
     An entry: pid, question, image, choices, answer, question_type (multi_choice or free_form), metadata with `task`,
     which is the category; query, the question with a hint how to answer, is a column, or in query.json by pid.
     """
-    if any(data.path.rglob("testmini-*.parquet")):
+    if data.has("testmini-*.parquet"):
         for row in data.parquet("testmini-*.parquet"):
             yield _mathvista(row, data.extract(row["decoded_image"], text(row["pid"], "pid")), row["query"])
         return

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
@@ -24,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 class DataFolder:
-    """Finds and reads what a data set consists of. Nothing is fetched, and nothing outside the folder is read.
+    """Finds and reads what a data set consists of, in the folder and in those that it links to. Nothing is fetched.
 
     Args:
         path: The folder.
@@ -52,7 +54,7 @@ class DataFolder:
         """
         training: set[Path] = set()
         for pattern in patterns:
-            files = sorted(file for file in self.path.rglob(pattern) if file.is_file())
+            files = [file for file in self._files if fnmatchcase(file.name, pattern) and file.is_file()]
             if found := [file for file in files if not _is_training(file.relative_to(self.path))]:
                 return found
             training.update(files)
@@ -62,6 +64,10 @@ class DataFolder:
             expected=" or ".join(patterns),
             fix="give the folder of the split that is evaluated" if training else None,
         )
+
+    def has(self, pattern: str) -> bool:
+        """Whether any file matches the pattern, of training data or not."""
+        return any(fnmatchcase(file.name, pattern) for file in self._files)
 
     def find_one(self, *patterns: str) -> Path:
         """As `find`, where there is one such file.
@@ -175,10 +181,27 @@ class DataFolder:
         return ", ".join(str(file.relative_to(self.path)) for file in files)
 
     @cached_property
+    def _files(self) -> tuple[Path, ...]:
+        """All files below the folder, sorted; each folder is entered once, through a link if there is no other way."""
+        found: list[Path] = []
+        entered: set[str] = set()
+        waiting = [str(self.path)]
+        for top in waiting:
+            for folder, below, names in os.walk(top):
+                if (real := os.path.realpath(folder)) in entered:
+                    below.clear()
+                    continue
+                entered.add(real)
+                found += [Path(folder, name) for name in names]
+                below.sort()
+                waiting += [path for name in below if os.path.islink(path := os.path.join(folder, name))]
+        return tuple(sorted(found))
+
+    @cached_property
     def _images(self) -> Mapping[str, list[Path]]:
         """Image files below the folder by name, with suffix and without."""
         files: dict[str, list[Path]] = defaultdict(list)
-        for file in sorted(self.path.rglob("*")):
+        for file in self._files:
             if file.suffix.lower() in IMAGE_SUFFIXES:
                 files[file.name].append(file)
                 files[file.stem].append(file)

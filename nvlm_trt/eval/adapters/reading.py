@@ -17,7 +17,7 @@ def ocrbench(data: DataFolder) -> Iterator[Sample]:
     An entry: dataset_name, image_path, question, answers (a text or several), type. A row of the parquet file: dataset,
     image, question, answer, question_type.
     """
-    if any(data.path.rglob("*.parquet")):
+    if data.has("*.parquet"):
         rows = (
             (
                 data.extract(row["image"], str(index)),

@@ -25,6 +25,27 @@ def test_what_is_neither_is_refused_and_not_spelled_out(value):
         texts(["x", value], "label")
 
 
+def test_files_behind_links_to_folders_are_found_and_a_loop_of_links_ends(data, write, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "parts").mkdir(parents=True)
+    for name in ("parts/c.png", "notes.jsonl"):
+        (elsewhere / name).write_bytes(b"")
+    (elsewhere / "parts" / "back").symlink_to(data)
+    (data / "linked").symlink_to(elsewhere)
+    folder = DataFolder(data, data)
+    assert folder.image("parts/c.png") == data / "linked/parts/c.png"
+    assert folder.find_one("*.jsonl") == data / "linked/notes.jsonl"
+    assert folder.has("*.jsonl")
+    assert not folder.has("*.parquet")
+
+
+def test_a_folder_that_a_link_leads_to_a_second_time_keeps_its_own_name(data, write):
+    write("z/b/c.png")
+    (data / "a").mkdir()
+    (data / "a" / "link").symlink_to(data / "z")
+    assert DataFolder(data, data).image("z/b/c") == DataFolder(data, data).image("c.png") == data / "z/b/c.png"
+
+
 def test_an_image_lies_in_the_folders_that_its_name_has_or_in_as_many_as_are_asked_for(data, write):
     for file in ("x/b/c.png", "a/b/d.jpg", "e.png"):
         write(file)
