@@ -66,8 +66,8 @@ def _run(
     records: dict[int, Record] = {}
     fault: Exception | None = None
     with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        places = {pool.submit(asker, sample): place for place, sample in enumerate(samples)}
         try:
+            places = {pool.submit(asker, sample): place for place, sample in enumerate(samples)}
             for future in as_completed(places):
                 error = future.exception()
                 if isinstance(error, Exception):

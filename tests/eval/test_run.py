@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_a_fault_ends_the_run_and_keeps_what_was_answered(sample, scripted, tmp_
     mended = scripted({}, "yes")
     assert [record.score for record in run_eval(samples, mended, identity="x", output=tmp_path)] == [1, 1, 1]
     assert mended.asked == ["b", "c"]
+
+
+def test_an_interrupt_while_samples_are_handed_out_ends_the_run(sample, scripted):
+    class Interrupted(list):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise KeyboardInterrupt
+
+    class Slow(scripted):
+        def answer(self, sample):
+            time.sleep(0.02)
+            return super().answer(sample)
+
+    slow = Slow({})
+    with pytest.raises(KeyboardInterrupt):
+        run_eval(Interrupted(sample(str(number)) for number in range(100)), slow)
+    assert len(slow.asked) < 100
 
 
 def test_a_line_that_a_kill_cut_off_is_dropped(sample, scripted, tmp_path):
