@@ -190,6 +190,8 @@ def test_the_verdict_depends_on_the_bounds_and_on_what_the_task_asks(tmp_path: P
     assert parts() == parts()
     assert parts() != parts(answers=["2"])
     assert parts() != parts(question="Why?")
+    red, blue = ({"metric": "mathvista", "answers": ["A"], "choices": [first, "green"]} for first in ("red", "blue"))
+    assert parts(**red) != parts(**blue)
     others = recipe.gates.model_copy(update={"task_accuracy_drop": 3.0})
     assert parts() != gate_parts(recipe.model_copy(update={"gates": others}))
     task.unlink()

@@ -27,7 +27,7 @@ def gate_parts(recipe: BuildRecipe) -> dict[str, object]:
     from nvlm_trt.eval.records import record_key
     from nvlm_trt.verify.task import task_samples
 
-    keys = [[record_key("", sample), sample.answers, sample.metric] for sample in task_samples(recipe)]
+    keys = [[record_key("", sample), sample.answers, sample.metric, sample.choices] for sample in task_samples(recipe)]
     digest = sha256(json.dumps(keys).encode()).hexdigest() if keys else None
     return {"gates": recipe.gates.model_dump(mode="json", exclude={"task"}), "task": digest}
 
