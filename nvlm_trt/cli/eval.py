@@ -150,9 +150,10 @@ def _samples(
 
     if data is not None:
         samples, dataset = read_dataset(task, data, extracted, limit), DATASETS[task]
-        published = dataset.published_for(samples)
+        published = dataset.published_for(samples) if limit is None else None
         if published is None:
-            typer.echo(f"no published figure beside these: it is of {' and '.join(dataset.parts)}", err=True)
+            whole = "all samples" if limit is not None else f"all {dataset.parts} categories"
+            typer.echo(f"no published figure beside these: it is of {whole}", err=True)
         return samples, published
     if task in DATASETS:
         raise UserError(f"{DATASETS[task].title} is read from a folder that you have", fix="give it with --data")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_trt.client.retry import Backoff
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.miniature.shipped import GATE_TASK
 from nvlm_trt.pipeline.build import BuildRequest, build
@@ -202,6 +203,9 @@ def test_a_published_data_set_is_read_from_a_folder_and_compared(nvlm_trt, small
     assert shown.code == 0
     assert "92.6 (test)" in shown.out
     assert nvlm_trt(*words, "--data", data, "--json").json["published"]["megatron"] == 92.6
+    part = nvlm_trt(*words, "--data", data, "--limit", "1")
+    assert "92.6" not in part.out
+    assert "no published figure beside these: it is of all samples" in part.err
     row = {"image": "a.png", "question_id": 1, "question": "What is A?\nA. x\nB. y", "answer": "B"}
     (data / "ai2d_test_vlmevalkit.jsonl").write_text(json.dumps(row))
     shown = nvlm_trt("eval", small_engine, "--task", "ai2d", *words[4:], "--data", data)
@@ -210,7 +214,10 @@ def test_a_published_data_set_is_read_from_a_folder_and_compared(nvlm_trt, small
     assert (refused.code, "--data" in refused.err) == (2, True)
 
 
-def test_a_server_that_is_not_there_is_a_fault_and_a_bad_command_line_a_mistake(nvlm_trt, small_engine, task, tmp_path):
+def test_a_server_that_is_not_there_is_a_fault_and_a_bad_command_line_a_mistake(
+    nvlm_trt, small_engine, task, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Backoff, "wait", lambda *_: 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"127.0.0.1:{taken.getsockname()[1]}"
     shown = nvlm_trt("eval", "--url", url, "--task", task, "--output", tmp_path / "out")

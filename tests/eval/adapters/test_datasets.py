@@ -10,6 +10,7 @@ import pytest
 
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.datasets import DATASETS, read_dataset
+from nvlm_trt.eval.tasks import Sample
 
 from .conftest import png
 
@@ -264,6 +265,13 @@ def test_one_half_of_chartqa_is_read_but_not_compared_with_the_figure_of_both(wr
     half = read("chartqa")
     assert {sample.category for sample in half} == {"human"}
     assert DATASETS["chartqa"].published_for(half) is None
+
+
+@pytest.mark.parametrize(("name", "parts"), [("mmmu", 30), ("ocrbench", 10)])
+def test_a_score_of_some_categories_is_not_compared_with_the_figure_of_all(name, parts):
+    samples = [Sample(str(part), (), "?", (), ("x",), "exact", category=f"part {part}") for part in range(parts)]
+    assert DATASETS[name].published_for(samples) == DATASETS[name].published
+    assert DATASETS[name].published_for([*samples[1:], *samples[1:]]) is None
 
 
 def test_two_files_for_one_are_refused(write, read):
