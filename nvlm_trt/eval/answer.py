@@ -14,9 +14,11 @@ from nvlm_trt.errors import ImageRejected, UserError
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.prompt import TileTags
 from nvlm_trt.model.tiling import tile_tags
+from nvlm_trt.serving.faults import UnavailableError
 
 if TYPE_CHECKING:  # the torch reference is to answer where neither OpenVINO nor tritonclient is installed
     from nvlm_trt.client import NvlmClient
+    from nvlm_trt.client.retry import Backoff
     from nvlm_trt.local import LocalEngine
 
 Tags = Literal["kept", "removed", "shuffled"]
@@ -28,7 +30,7 @@ class AnswerOptions:
 
     Attributes:
         max_tokens: Tokens of an answer at most, for samples that do not say; None for the longest that the recipe
-            allows.
+            allows, through a server for its `default_max_tokens`.
         max_tiles: Tiles an image is cut into at most, in place of the samples' own; None leaves theirs. 1 shows the
             model what the thumbnail shows.
         tags: Text tags of tiles as the model was trained, left out, or permuted inside each image.
@@ -134,13 +136,19 @@ class ServerAnswerer:
     Args:
         client: The client; the caller closes it.
         options: How samples are asked.
+        backoff: When a sample is asked again that the server was too busy for.
 
     Raises:
         UserError: the options change the tags; a server writes them itself.
     """
 
-    def __init__(self, client: NvlmClient, options: AnswerOptions | None = None) -> None:
+    def __init__(
+        self, client: NvlmClient, options: AnswerOptions | None = None, backoff: Backoff | None = None
+    ) -> None:
+        from nvlm_trt.client.retry import Backoff
+
         self._client, self._options = client, options or AnswerOptions()
+        self._backoff, self._chance = backoff or Backoff(), random.Random()
         if self._options.tags != "kept":
             raise UserError(
                 "a server writes the tags of tiles itself",
@@ -151,6 +159,17 @@ class ServerAnswerer:
 
     def answer(self, sample: Sample) -> Answer:
         """See `Answerer`."""
+        failed = 0
+        while True:
+            try:
+                return self._ask(sample)
+            except UnavailableError:
+                failed += 1
+                if failed >= self._backoff.attempts:
+                    raise
+            time.sleep(self._backoff.wait(failed, self._chance))
+
+    def _ask(self, sample: Sample) -> Answer:
         from nvlm_trt.client import Options
 
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nvlm_trt.client import Answer as ServerAnswer
 from nvlm_trt.client import NvlmClient
+from nvlm_trt.client.retry import Backoff
 from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.errors import ImageRejected, RequestError, UserError
@@ -22,6 +23,7 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tokenizer import FILES, NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe
+from nvlm_trt.serving.faults import UnavailableError
 from nvlm_trt.vision.build_cpu import build_vision_cpu
 from nvlm_trt.vision.export import export_vision
 
@@ -185,6 +187,27 @@ def test_a_server_is_sent_the_sample_and_the_options(asked, monkeypatch):
     assert sent["prompt"] == "And now?"
     assert (sent["images"], sent["history"], sent["system"]) == (asked.images, asked.history, "Be brief.")
     assert (sent["options"].max_tokens, sent["options"].max_tiles) == (9, 2)
+
+
+@pytest.mark.parametrize(("busy", "answers"), [(2, True), (3, False)])
+def test_a_busy_server_is_asked_again_as_often_as_the_backoff_says(asked, monkeypatch, busy, answers):
+    said = [UnavailableError("the server is busy")] * busy + [ServerAnswer("a cup", "stop", 100, 2)]
+
+    def generate(_self, _prompt, **_arguments):
+        match said.pop(0):
+            case ServerAnswer() as answer:
+                return answer
+            case error:
+                raise error
+
+    monkeypatch.setattr(NvlmClient, "generate", generate)
+    with NvlmClient("127.0.0.1:1") as client:
+        answerer = ServerAnswerer(client, backoff=Backoff(attempts=3, first=0.001))
+        if answers:
+            assert answerer.answer(asked).text == "a cup"
+        else:
+            with pytest.raises(UnavailableError, match="busy"):
+                answerer.answer(asked)
 
 
 def test_a_server_writes_its_own_tags():
