@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions
 from nvlm_trt.eval.records import Record
 from nvlm_trt.eval.run import run_eval
@@ -61,7 +62,17 @@ def task_figures(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[Figu
     Args:
         ours: Records of what is judged.
         theirs: The reference's, of the same samples.
+
+    Raises:
+        UserError: the reference could not answer some samples: they are wrong on both sides, whatever is judged.
     """
+    if unanswered := [each.error for each in theirs if each.error is not None]:
+        raise UserError(
+            "the reference cannot answer samples of the task, so they judge nothing",
+            seen=f"{len(unanswered)} of {len(theirs)}, the first: {unanswered[0]}",
+            expected="none",
+            fix="mend them or leave them out of gates.task, or widen image_limits in the recipe",
+        )
     mine, reference = [each.score for each in ours], [each.score for each in theirs]
     refused = [each.error for each in ours if each.error is not None]
     figures: Figures = {
