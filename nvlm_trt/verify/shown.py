@@ -100,8 +100,8 @@ def show(
         tokenizer: Its tokenizer.
         limits: What a request may hold.
         count: Requests with 0, 1 and 2 images in turn.
-        samples: Of a task; the first ones with images that fit are shown too, each with the next one's in canaries.
-            Those that an engine refuses are passed over.
+        samples: Of a task; the first ones with images that fit are shown too, each in canaries with those of the next
+            one that has others. Those that an engine refuses are passed over.
 
     Returns:
         At least one request, and at least one with an image.
@@ -117,9 +117,17 @@ def show(
     asked = _sample_cases(config, tokenizer, limits, samples)
     swapped = [swapped_tiles(case, config, limits) for case in cases]
     for place, case in enumerate(asked):
-        neighbours = asked[(place + 1) % len(asked)].pictures if len(asked) > 1 else ()
-        swapped.append(swapped_tiles(case, config, limits, neighbours))
+        swapped.append(_next_tiles(case, [*asked[place + 1 :], *asked[:place]], config, limits))
     return Shown(tuple(cases), tuple(asked), tuple(swapped))
+
+
+def _next_tiles(case: Case, others: Sequence[Case], config: NvlmConfig, limits: Limits) -> Tiles:
+    """Tiles of the first other case that has others than this one; its own inverted and mirrored if there is none."""
+    swaps = (swapped_tiles(case, config, limits, other.pictures) for other in others)
+    for tiles in swaps:
+        if not np.array_equal(tiles, case.tiles):
+            return tiles
+    return swapped_tiles(case, config, limits)
 
 
 def _sample_cases(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +14,7 @@ from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import parse_recipe
-from nvlm_trt.verify.cases import Limits, make_picture
+from nvlm_trt.verify.cases import Limits, make_picture, swapped_tiles
 from nvlm_trt.verify.shown import show
 
 ROOMY = Limits(input_len=4096, images=4, tiles=6)
@@ -72,6 +73,19 @@ def test_samples_that_the_engine_refuses_are_passed_over(
     assert [case.question for case in shown.others] == ["Which?"]
     assert len(shown.swapped) == 2 + 1
     assert [case.question for case in show(opened.config, tokenizer, ROOMY, 2, samples).others] == ["What?", "Which?"]
+
+
+def test_a_sample_is_swapped_with_the_next_one_that_shows_something_else(
+    opened: Checkpoint, tokenizer: NvlmTokenizer, sample_of: MakeSample
+) -> None:
+    page, again, other = (sample_of(name, 240, 100) for name in ("page", "again", "other"))
+    make_picture(100, 240, seed=2).save(other.images[0])
+    shown = show(opened.config, tokenizer, ROOMY, 2, [page, again, other])
+    expected = [swapped_tiles(shown.others[place], opened.config, ROOMY, shown.others[2].pictures) for place in (0, 1)]
+    for tiles, swapped in zip(expected, shown.swapped[2:4], strict=True):
+        assert np.array_equal(tiles, swapped)
+    first, _ = show(opened.config, tokenizer, ROOMY, 2, [page, again]).swapped[2:]
+    assert np.array_equal(first, swapped_tiles(shown.others[0], opened.config, ROOMY)), "there is no other picture"
 
 
 @pytest.mark.parametrize(("count", "images"), [(1, [0, 1]), (2, [0, 1]), (3, [0, 1, 2])])
