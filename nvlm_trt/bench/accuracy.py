@@ -13,13 +13,16 @@ from nvlm_trt.bench.subjects import EngineSubject, OpenedEngine, ReferenceSubjec
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
-from nvlm_trt.eval.subject import engine_recipe
+from nvlm_trt.eval.subject import computed_with, engine_recipe
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
 
 CONCURRENCY: Final = 8
 """Questions asked at a time of whoever can answer several."""
+
+ANSWERING: Final = ("nvlm_trt.eval.answer", "nvlm_trt.eval.reference", "nvlm_trt.serving.models.nvlm")
+"""The modules that answer, whoever is asked."""
 
 
 def measure_accuracy(subject: Subject, task: Path, limit: int | None, output: Path) -> AccuracyRecord:
@@ -60,7 +63,7 @@ def _identity(subject: Subject) -> str:
     else:
         parts += OpenedEngine(subject.engine).parts
     engine = combined(cache.digest_outputs(subject.engine, parts))
-    return digest_json({**who, "engine": engine, "version": __version__})
+    return digest_json({**who, "engine": engine, "version": __version__, **computed_with(*ANSWERING)})
 
 
 def _answerer(subject: Subject, stack: ExitStack) -> Answerer:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, Server
 from nvlm_trt.eval.emulate import emulated_decoder
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
-from nvlm_trt.pipeline.fingerprint import identify
+from nvlm_trt.pipeline.fingerprint import identify, tool_versions
 from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
+from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
 from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
@@ -80,7 +83,8 @@ def _engine(engine_dir: Path, recipe: BuildRecipe, options: AnswerOptions) -> It
     with LocalEngine(engine_dir) as engine:
         files = combined(DigestCache(engine_dir).digest_outputs(engine_dir, ENGINE_FILES))
         title = f"{recipe.name} (vision {recipe.vision_precision}, decoder {recipe.decoder_precision})"
-        yield Subject(title, EngineAnswerer(engine, options), _identity(options, {"engine": files}))
+        who = {"engine": files} | computed_with("nvlm_trt.eval.answer", "nvlm_trt.local")
+        yield Subject(title, EngineAnswerer(engine, options), _identity(options, who))
 
 
 def server_subject(url: str, options: AnswerOptions, *, idle_timeout: float = 120.0) -> AbstractContextManager[Subject]:
@@ -153,6 +157,7 @@ def _reference(
 ) -> Iterator[Subject]:
     answerer = ReferenceAnswerer(source.path, TORCH_DTYPES[precision], options, recipe=recipe)
     who = _who(engine_dir, recipe, source) | {"precision": precision}
+    who |= computed_with("nvlm_trt.eval.reference")
     yield Subject(f"{recipe.name} (torch, {precision})", answerer, _identity(options, who))
 
 
@@ -169,6 +174,7 @@ def _emulation(
     measured = DigestCache(engine_dir).digest_outputs(engine_dir, _measured(recipe, target))
     who = _who(engine_dir, recipe, source) | {"precision": precision, "calibrations": combined(measured)}
     who["vision"] = recipe.vision_precision
+    who |= computed_with("nvlm_trt.eval.reference", "nvlm_trt.eval.emulate", "nvlm_trt.verify.emulate_vision")
     with tempfile.TemporaryDirectory(prefix="nvlm-trt-emulate-") as work:
         decoder = emulated_decoder(
             source,
@@ -212,6 +218,20 @@ def _who(engine_dir: Path, recipe: BuildRecipe, source: Checkpoint) -> dict[str,
     """What answers in torch depend on in every precision."""
     fingerprint = identify(source.path, DigestCache(engine_dir)).fingerprint
     return {"checkpoint": fingerprint, "recipe": recipe.model_dump(mode="json")}
+
+
+def computed_with(*modules: str) -> dict[str, object]:
+    """What answers depend on besides what is asked and the files of engine and checkpoint: code and tools.
+
+    Args:
+        modules: Those of nvlm_trt that answer; all that they import counts.
+    """
+    return {"code": _code(modules), "tools": tool_versions(("openvino", *VERIFY_TOOLS))}
+
+
+@cache
+def _code(modules: tuple[str, ...]) -> str:
+    return CodeDigests(None).digest(modules)
 
 
 def _identity(options: AnswerOptions, who: dict[str, object]) -> str:

@@ -84,6 +84,16 @@ def test_answers_of_somebody_else_are_not_taken_over(
         assert again.asked == [], subject
 
 
+def test_answers_of_other_code_are_not_taken_over(
+    reference: ReferenceSubject, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for digest, asked in (("this", 4), ("this", 0), ("other", 4)):
+        monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _, digest=digest: digest)
+        answerer = Answerer()
+        put(reference, task, answerer, monkeypatch)
+        assert len(answerer.asked) == asked
+
+
 def test_a_server_that_runs_already_is_asked_everything_each_time(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ServerSubject(name="server", transport="grpc", url="127.0.0.1:8001")
     for _ in range(2):

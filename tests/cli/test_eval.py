@@ -87,6 +87,14 @@ def test_ablations_are_asked_anew_beside_the_answers_that_are_there(nvlm_trt, sm
     assert len(set(texts)) == 3
 
 
+def test_answers_of_other_code_are_not_taken_over(nvlm_trt, small_engine, task, tmp_path, monkeypatch):
+    words = ("eval", small_engine, "--task", task, "--limit", "1", "--output", tmp_path / "out")
+    for digest in ("this", "this", "other"):
+        monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _, digest=digest: digest)
+        assert nvlm_trt(*words).code == 0
+    assert len(records(tmp_path / "out")) == 2
+
+
 def test_torch_takes_the_place_of_the_engine(nvlm_trt, small_engine, task, tmp_path):
     texts = {}
     for name, words in {"engine": (), "fp32": ("--emulate", "fp32"), "int4_wo": ("--emulate", "int4_wo")}.items():

@@ -84,6 +84,22 @@ def test_another_calibration_or_vision_precision_is_another_subject(engine, chec
     assert identities[0] == identities[4]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int4_wo"])
+def test_other_code_or_other_tools_are_another_subject(engine, checkpoint, monkeypatch, precision):
+    directory = engine("bf16")
+
+    def identity() -> str:
+        with torch_subject(directory, precision, AnswerOptions(), checkpoint=checkpoint.path) as subject:
+            return subject.identity
+
+    before = identity()
+    assert identity() == before
+    monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _: "other code")
+    other = identity()
+    monkeypatch.setattr("nvlm_trt.eval.subject.tool_versions", lambda _: {"torch": "99"})
+    assert len({before, other, identity()}) == 3
+
+
 def test_a_calibration_that_is_missing_is_told_before_anything_is_opened(engine, checkpoint):
     with pytest.raises(
         EngineError, match=r"vision int8, no vision/calibration\.safetensors .*--until vision-calibrate"
