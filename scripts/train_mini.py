@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from nvlm_trt.miniature.scenes import (
     ONE_TILE_SCENES,
     SCENES,
     SEEN,
+    Scene,
     Shares,
     arithmetic,
     chart,
@@ -114,6 +116,8 @@ TEXT_ALONE: Shares = ((arithmetic, 0.6), (copying, 0.4))
 SAVE_EVERY, LOG_EVERY = 250, 50
 HELD_OUT = 4
 """Batches of the validation split that are looked at with every state."""
+HELD_OUT_SEED = 10_000
+"""Added to a phase's seed for these: with its own, some of them would be what it learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +429,8 @@ def train(
     if flat:
         muon = torch.optim.Muon([parameters[name] for name in flat], weight_decay=0.01, adjust_lr_fn="original")
         rates.append((muon, phase.muon / phase.rate))
-    first = _restore(state, phase, parameters, rates)
+    made_by = _made_by(phase, weights)
+    first = _restore(state, made_by, parameters, rates)
     products = products_of(device)
     frozen = {name: value.to(device, products) for name, value in weights.items() if name not in parameters}
     stream, started, total = data(first), time.monotonic(), {}
@@ -455,7 +460,7 @@ def train(
             )
             total = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == phase.steps:
-            _save(state, phase, parameters, rates, step + 1)
+            _save(state, made_by, parameters, rates, step + 1)
             seen: dict[str, float] = {}
             for batch in held_out:
                 with torch.no_grad():
@@ -477,7 +482,7 @@ def _log(work: Path, phase: Phase, step: int, figures: Mapping[str, float]) -> N
 
 
 def _save(
-    path: Path, phase: Phase, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int
+    path: Path, made_by: str, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]], step: int
 ) -> None:
     """Weights and moments of the optimisers, beside and renamed: a kill leaves the state before or after."""
     tensors = {f"weight {name}": value.detach() for name, value in parameters.items()}
@@ -488,17 +493,28 @@ def _save(
     save_file(
         {name: value.contiguous() for name, value in tensors.items()},
         beside,
-        {"step": str(step), "made_by": _made_by(phase)},
+        {"step": str(step), "made_by": made_by},
     )
     beside.rename(path)
 
 
-def _made_by(phase: Phase) -> str:
-    """What a state was trained with, as far as numbers say it."""
-    return f"{phase.steps} steps, rates {phase.rate} and {phase.muon}, {phase.batch} of seed {phase.seed}, {CONFIG}"
+def _made_by(phase: Phase, weights: Weights) -> str:
+    """What a state was trained with: the phase, the sizes of the model, and the weights that the phase began with."""
+    scenes = ", ".join(f"{share} {_named(scene)}" for scene, share in phase.scenes) or "tiles"
+    digest = sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return (
+        f"{phase.steps} steps, rates {phase.rate} and {phase.muon}, {phase.batch} of seed {phase.seed}, {scenes}, "
+        f"for {' and '.join(phase.learns)}, {CONFIG}, from weights {digest.hexdigest()[:16]}"
+    )
 
 
-def _restore(path: Path, phase: Phase, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]]) -> int:
+def _named(scene: Scene) -> str:
+    return f"{scene.func.__name__} {scene.keywords}" if isinstance(scene, partial) else scene.__name__
+
+
+def _restore(path: Path, made_by: str, parameters: Weights, rates: list[tuple[torch.optim.Optimizer, float]]) -> int:
     """Take up a saved state; the number of steps done.
 
     Raises:
@@ -507,9 +523,9 @@ def _restore(path: Path, phase: Phase, parameters: Weights, rates: list[tuple[to
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file, torch.no_grad():
-        if (made_by := file.metadata()["made_by"]) != _made_by(phase):
+        if (seen := file.metadata()["made_by"]) != made_by:
             fix = "name another --work, or remove the state and those of the phases after it"
-            raise UserError(f"{path} is the state of another training", seen=made_by, expected=_made_by(phase), fix=fix)
+            raise UserError(f"{path} is the state of another training", seen=seen, expected=made_by, fix=fix)
         for saved in file.keys():  # noqa: SIM118 - no mapping
             key, name = saved.split(" ")
             if key == "weight":
@@ -578,8 +594,8 @@ def main() -> None:
             learned = list(parts(*phase.learns))
             weights = train(work, phase, weights, learned, loss, partial(data, phase), options.device, validation)
     if "export" in todo:
+        plot(work, phases)  # first: an export is not made twice
         export(options.output or work / "nvlm-d-mini", weights, merges)
-        plot(work, phases)
 
 
 def parts(*names: str) -> dict[str, tuple[int, ...]]:
@@ -600,9 +616,8 @@ def parts(*names: str) -> dict[str, tuple[int, ...]]:
 
 def held_out(phase: Phase, tokenizer: NvlmTokenizer) -> list[list[Conversation]]:
     """Batches of the validation split, of what a phase is about."""
-    stream = batches(
-        phase.seed, 0, size=32, split="validation", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes
-    )
+    seed = phase.seed + HELD_OUT_SEED
+    stream = batches(seed, 0, size=32, split="validation", tokenizer=tokenizer, config=CONFIG, scenes=phase.scenes)
     return list(itertools.islice(stream, HELD_OUT))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -157,6 +159,66 @@ def test_the_state_of_another_training_is_refused_and_kept(train_mini: ModuleTyp
     with pytest.raises(UserError, match=r"another training; seen: 2 steps.*expected: 3 steps"):
         run(3)
     assert (tmp_path / "toy.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("change", ["weights", "what learns", "scenes"])
+def test_a_state_of_other_weights_parts_or_scenes_is_refused(
+    train_mini: ModuleType, tmp_path: Path, change: str
+) -> None:
+    def run(start: float, scenes: tuple[object, ...], *learns: str) -> None:
+        train_mini.train(
+            tmp_path,
+            train_mini.Phase("toy", 2, 0.01, 0.2, 1, 1, learns, scenes),
+            {"b": torch.full((2,), start)},
+            ["b"],
+            lambda used, _: (used["b"].sum().float(), {}),
+            lambda first: iter(range(first, 99)),
+            torch.device("cpu"),
+        )
+
+    whole, narrow = ((arithmetic, 0.5), (objects, 0.5)), ((arithmetic, 0.5), (partial(objects, grids=()), 0.5))
+    run(1.0, whole, "decoder")
+    run(1.0, whole, "decoder")
+    others = {"weights": (2.0, whole, "decoder"), "what learns": (1.0, whole, "projector")}
+    with pytest.raises(UserError, match="is the state of another training"):
+        run(*others.get(change, (1.0, narrow, "decoder")))
+
+
+def test_curves_are_drawn_before_the_checkpoint_appears(
+    train_mini: ModuleType, exported: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed in between can be started again."""
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_mini, "train", lambda _work, _phase, weights, *_: weights)
+    monkeypatch.setattr(train_mini, "held_out", lambda *_: ())
+    monkeypatch.setattr(train_mini, "plot", killed)
+    words = ["--work", str(tmp_path), "--further", str(exported.path), "--encoder-stays"]
+    monkeypatch.setattr(sys, "argv", ["train_mini.py", *words])
+    with pytest.raises(KeyboardInterrupt):
+        train_mini.main()
+    assert not (tmp_path / "nvlm-d-mini").exists()
+    monkeypatch.setattr(train_mini, "plot", lambda *_: None)
+    train_mini.main()
+    assert (tmp_path / "nvlm-d-mini").is_dir()
+
+
+def test_validation_shows_nothing_of_the_batches_that_are_learned_from(
+    train_mini: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def batches(seed: int, *_rest: object, **_more: object) -> Iterator[list[Conversation]]:
+        seeds.append(seed)
+        return iter(())
+
+    monkeypatch.setattr(train_mini, "batches", batches)
+    for phase in (*train_mini.PHASES, *train_mini.FURTHER):
+        train_mini.held_out(phase, None)
+    assert not {*seeds} & {phase.seed + 100 * more for phase in train_mini.FURTHER for more in range(90)}
+    assert not {*seeds} & {phase.seed for phase in train_mini.PHASES}
 
 
 def test_labels_are_asked_in_the_order_of_the_tokens(train_mini: ModuleType) -> None:
