@@ -154,15 +154,16 @@ class DataFolder:
 
         Args:
             image: The cell.
-            name: What to call the file, without a suffix; unique in the data set. Whatever it is, the file lies in the
-                folder of extracted images.
+            name: What the file's begins with; unique in the data set. Whatever it is, the file lies in the folder of
+                extracted images. The digest of its bytes follows: another run may be reading what it extracted there.
 
         Raises:
             UserError: it cannot be written.
         """
-        suffix = Path(image["path"] or "").suffix.lower()
-        path = self._extracted / f"{_file_name(name)}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
         data: bytes = image["bytes"]
+        suffix = Path(image["path"] or "").suffix.lower()
+        called = f"{_file_name(name)}-{sha256(data).hexdigest()[:12]}"
+        path = self._extracted / f"{called}{suffix if suffix in IMAGE_SUFFIXES else '.image'}"
         try:
             if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(parents=True, exist_ok=True)
