@@ -4,8 +4,9 @@
     python scripts/score_mini.py --work DIR [--checkpoint DIR] [--per-category 100]
 
 Builds engines with the default recipe in each precision, asks each the same questions, and writes scores.json and
-scores.md into DIR; rows that were made before stay in them. Everything is the project's own command line; what is done
-already is not done again. No gate is asked: what a precision costs is what the table shows.
+scores.md into DIR, a table for each checkpoint and number of questions; rows that were made before stay in theirs.
+Everything is the project's own command line; what is done already is not done again. No gate is asked: what a precision
+costs is what the table shows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from pathlib import Path
 import yaml
 
 from nvlm_trt.bench.machine import this_machine
+from nvlm_trt.errors import UserError
+from nvlm_trt.miniature import shipped
+from nvlm_trt.pipeline.digest import DigestCache
+from nvlm_trt.pipeline.fingerprint import identify
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_RECIPE = ROOT / "build" / "recipes" / "nvlm-d-mini-cpu.yaml"
@@ -75,6 +80,7 @@ def main() -> int:
     options = parser.parse_args()
     work: Path = options.work.resolve()
     checkpoint: Path | None = options.checkpoint and options.checkpoint.resolve()
+    scored = f"{_named(checkpoint)}, {options.per_category} questions a category"
     work.mkdir(parents=True, exist_ok=True)
     task = work / f"test-{options.per_category}" / "task.jsonl"
     if not task.exists():
@@ -83,12 +89,18 @@ def main() -> int:
     failed = 0
     for row in rows:
         try:
-            _add(work, row.title, _score(row, work, checkpoint, task))
+            _add(work, scored, row.title, _score(row, work, checkpoint, task))
         except subprocess.CalledProcessError as error:
             print(f"{row.title}: exit code {error.returncode}", file=sys.stderr)
             failed += 1
     print((work / "scores.md").read_text() if failed < len(rows) else "no row could be made")
     return 1 if failed else 0
+
+
+def _named(checkpoint: Path | None) -> str:
+    """What tells a checkpoint from others: its name and its content."""
+    folder = checkpoint or shipped.resolve(yaml.safe_load(DEFAULT_RECIPE.read_text())["checkpoint"], shipped.FOLDER)
+    return f"{folder.name} {identify(folder, DigestCache(None)).fingerprint[:12]}"
 
 
 def _score(row: Row, work: Path, checkpoint: Path | None, task: Path) -> dict[str, object]:
@@ -116,27 +128,31 @@ def _run(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
     return ran.stdout
 
 
-def _add(work: Path, title: str, summary: dict[str, object]) -> None:
-    """Put a row into scores.json, with the day and the machine, and write the table anew."""
+def _add(work: Path, scored: str, title: str, summary: dict[str, object]) -> None:
+    """Put a row into the table of what was scored, with the day and the machine, and write all tables anew."""
     file = work / "scores.json"
     scores = json.loads(file.read_text()) if file.exists() else {}
     made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": this_machine().model_dump()}
-    scores[title] = summary | {"made": made}
-    scores = {row.title: scores[row.title] for row in ROWS if row.title in scores}
+    rows = scores.get(scored, {}) | {title: summary | {"made": made}}
+    scores[scored] = {row.title: rows[row.title] for row in ROWS if row.title in rows}
     file.write_text(json.dumps(scores, indent=2) + "\n")
-    (work / "scores.md").write_text(_table(scores))
+    tables = (f"{name}:\n\n{_table(rows)}" for name, rows in scores.items())
+    (work / "scores.md").write_text("\n".join(tables))
 
 
-def _table(scores: dict[str, dict[str, object]]) -> str:
+def _table(rows: dict[str, dict[str, object]]) -> str:
     """Categories across, rows down, percent."""
-    first = next(iter(scores.values()))
+    first = next(iter(rows.values()))
     names = [category["name"] for category in first["categories"]]
     lines = ["| | " + " | ".join([*names, "all"]) + " |", "|---|" + "---|" * (len(names) + 1)]
-    for title, summary in scores.items():
+    for title, summary in rows.items():
         means = [category["mean"] for category in (*summary["categories"], summary["overall"])]
         lines.append(f"| {title} | " + " | ".join(f"{100 * mean:.1f}" for mean in means) + " |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"{error}")

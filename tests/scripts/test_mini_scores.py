@@ -58,7 +58,8 @@ def test_every_row_is_built_without_gates_and_asked_the_same_questions(
     assert {words[words.index("--checkpoint") + 1] for words in builds} == {str(Path.cwd())}
     assert len({words[words.index("--task") + 1] for words in evals}) == 1
     assert len({words[words.index("--output") + 1] for words in evals}) == len(evals)
-    table = (tmp_path / "scores.md").read_text().splitlines()
+    scored, _, *table = (tmp_path / "scores.md").read_text().splitlines()
+    assert scored.endswith(", 100 questions a category:")
     assert table[0] == "| | ocr | all |"
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {row.title}" for row in score_mini.ROWS]
     assert table[2].endswith("| 50.0 | 50.0 |")
@@ -70,8 +71,22 @@ def test_a_row_made_alone_joins_the_others_and_a_failed_one_is_told(
     run(score_mini, monkeypatch, Asked(), "--work", tmp_path, "--only", "thumbnail")
     assert run(score_mini, monkeypatch, Asked(broken="bf16-int4_wo"), "--work", tmp_path, "--only", "weights") == 1
     assert "4-bit weights (int4_wo): exit code 1" in capsys.readouterr().err
-    titles = list(json.loads((tmp_path / "scores.json").read_text()))
-    assert titles == ["8-bit weights (int8_wo), the default", "fp32, thumbnail only"]
+    (rows,) = json.loads((tmp_path / "scores.json").read_text()).values()
+    assert list(rows) == ["8-bit weights (int8_wo), the default", "fp32, thumbnail only"]
+
+
+def test_another_checkpoint_or_number_of_questions_has_a_table_of_its_own(
+    score_mini: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "mini"
+    checkpoint.mkdir()
+    for content, count in (("old", 100), ("new", 100), ("new", 50), ("new", 100)):
+        (checkpoint / "config.json").write_text(content)
+        words = ("--checkpoint", checkpoint, "--per-category", count, "--only", "thumbnail")
+        assert run(score_mini, monkeypatch, Asked(), "--work", tmp_path / "work", *words) == 0
+    scores = json.loads((tmp_path / "work" / "scores.json").read_text())
+    assert [key.split(", ")[1] for key in scores] == [f"{count} questions a category" for count in (100, 100, 50)]
+    assert (tmp_path / "work" / "scores.md").read_text().count("| fp32, thumbnail only |") == 3
 
 
 @pytest.mark.parametrize(
