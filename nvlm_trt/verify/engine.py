@@ -83,7 +83,7 @@ def verify_engine(
     Raises:
         EngineError: a part is missing, or the engine is too small for the shortest question, or for one image.
         CheckpointError: the checkpoint cannot be read.
-        UserError: the recipe's task cannot be read.
+        UserError: the recipe's task cannot be read, or the reference cannot answer all of it.
         FaultError: a rank of the sharded run failed.
     """
     if recipe.target != "cpu":

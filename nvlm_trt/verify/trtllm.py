@@ -94,7 +94,7 @@ def verify_trtllm(
         EngineError: a part is missing, the decoder is not what the recipe asks for, or no question, or no image, fits
             its limits.
         CheckpointError: a checkpoint cannot be read, or a rank's header is wrong; every fault is listed.
-        UserError: the recipe's task cannot be read.
+        UserError: the recipe's task cannot be read, or the reference cannot answer all of it.
         FaultError: a rank failed.
     """
     if recipe.target != "gpu":
