@@ -127,7 +127,7 @@ class Batch:
         self._open.close()
 
     def _missing(self) -> Iterator[BatchRequest]:
-        return (request for request in self._lines.requests() if not self._ids.done(request.key))
+        return (request for request in self._lines.requests(self._ids) if not self._ids.done(request.key))
 
 
 def _plan(facts: InputFacts, ids: BatchIds, output: Path, *, retry_failed: bool) -> BatchPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from types import TracebackType
 from typing import Self
@@ -18,21 +19,27 @@ class BatchIds:
             f"PRAGMA cache_size = -{_CACHE_KIB}",
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
-            "CREATE TABLE ids (key TEXT PRIMARY KEY, line INTEGER NOT NULL, done INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE ids (key TEXT PRIMARY KEY, line INTEGER NOT NULL, digest BLOB NOT NULL,"
+            " done INTEGER NOT NULL) WITHOUT ROWID",
             "BEGIN",
         ):
             self._database.execute(statement)
 
-    def add(self, key: str, line: int) -> int | None:
-        """Take an id in.
+    def add(self, key: str, line: int, raw: bytes) -> int | None:
+        """Take an id in, with the number and the bytes of its line.
 
         Returns:
             None, or the line that has it already.
         """
-        if self._database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, 0)", (key, line)).rowcount:
+        if self._database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, 0)", (key, line, _digest(raw))).rowcount:
             return None
         (earlier,) = self._database.execute("SELECT line FROM ids WHERE key = ?", (key,)).fetchone()
         return int(earlier)
+
+    def holds(self, key: str, line: int, raw: bytes) -> bool:
+        """Whether an id was taken in with this line."""
+        found = self._database.execute("SELECT line, digest FROM ids WHERE key = ?", (key,)).fetchone()
+        return bool(found == (line, _digest(raw)))
 
     def mark(self, key: str) -> bool:
         """Note that an id needs no more asking.
@@ -61,3 +68,7 @@ class BatchIds:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()

@@ -235,6 +235,47 @@ def test_a_line_that_is_no_record_is_refused_and_nothing_is_cut(source, output, 
     assert output.read_bytes() == written
 
 
+def test_what_is_appended_while_a_batch_runs_is_not_asked(source, output):
+    source.write_text(source.read_text().rstrip("\n"))
+
+    def script(asked: Asked) -> str:
+        if asked["text_input"] == ["q0"]:
+            with source.open("a") as file:
+                file.write('\n{"id": "r0", "prompt": "q0"}\n{"prompt": "one more"}\n')
+        return "yes"
+
+    with StandIn(script) as server:
+        run(source, output, server.url, concurrency=1)
+    assert ids(output) == ALL
+
+
+@pytest.mark.parametrize(
+    ("change", "seen", "kept"),
+    [
+        (lambda text: text.replace("q7", "Q7"), "in.jsonl:8: another line than was checked", 7),
+        (lambda text: text.replace("r7", "r").replace("r8", "r7").replace('"r"', '"r8"'), "in.jsonl:8", 7),
+        (lambda text: text.replace('"prompt": "q7"', '"prompt": "q7'), "in.jsonl:8: seen no JSON", 7),
+        (lambda text: "\n" + text, "in.jsonl:2: another line than was checked", 0),
+        (lambda text: text[: text.index('{"id": "r7"')], "no more than", 7),
+    ],
+    ids=["another prompt", "ids that swapped places", "a torn line", "a line more before it", "an end that is gone"],
+)
+def test_an_input_that_changes_after_its_check_ends_the_run_before_anything_else_is_asked(
+    source, output, change, seen, kept
+):
+    with StandIn() as server, Batch(source, output) as batch:
+        source.write_text(change(source.read_text()))
+
+        async def asked():
+            async with AsyncNvlmClient(server.url) as client:
+                await batch.run(Asker(client, Backoff(1)), concurrency=1)
+
+        with pytest.raises(UserError, match="the input was changed while it was read") as refused:
+            asyncio.run(asked())
+    assert seen in str(refused.value)
+    assert [record["id"] for record in records(output)] == [f"r{number}" for number in range(kept)]
+
+
 def test_two_runs_do_not_write_one_output(source, output):
     with Batch(source, output), pytest.raises(BusyError, match="another batch writes here"):
         Batch(source, output)
