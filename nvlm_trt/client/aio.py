@@ -105,8 +105,8 @@ class AsyncNvlmClient:
 
     def __init__(self, url: str, *, idle_timeout: float = 120.0) -> None:
         check_address(url)
-        self._connection = Connection(url, channel_options(url))
-        self._idle_timeout = idle_timeout
+        self._url, self._idle_timeout = url, idle_timeout
+        self._connection: Connection | None = None
 
     async def generate(
         self,
@@ -135,8 +135,13 @@ class AsyncNvlmClient:
         return self._ask(prompt, images, history, system, options, stream=True)
 
     async def close(self) -> None:
-        """Close the connection, once the server has ended what was given up; ten seconds are the most that takes."""
-        await self._connection.close()
+        """Close the connection, once the server has ended what was given up; ten seconds are the most that takes.
+
+        The client may still be used, with a new one, in another event loop too.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,6 +164,8 @@ class AsyncNvlmClient:
         inputs = build_inputs(
             prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
         )
+        if self._connection is None:  # it belongs to the running loop from here on
+            self._connection = Connection(self._url, channel_options(self._url))
         return AsyncAnswerStream(self._connection, inputs, self._idle_timeout)
 
 

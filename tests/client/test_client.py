@@ -19,6 +19,8 @@ from nvlm_trt.client.response import AnswerBuilder, error_of
 from nvlm_trt.errors import ImageRejected, RequestError, ServerError, UserError
 from nvlm_trt.serving.faults import UnavailableError
 
+from .stand_in import StandIn
+
 
 def sent(prompt="Why?", *, images=(), history=(), system=None, options=None, stream=False):
     inputs = build_inputs(
@@ -183,6 +185,17 @@ def test_the_asyncio_client_says_the_same(nobody):
 
     with pytest.raises(ServerError, match="cannot be reached"):
         asyncio.run(ask())
+
+
+def test_an_asyncio_client_is_made_outside_of_an_event_loop_and_belongs_to_one_at_a_time():
+    async def ask(client: AsyncNvlmClient, prompt: str) -> str:
+        async with client:
+            return (await client.generate(prompt)).text
+
+    asyncio.run(asyncio.sleep(0))  # no loop is left for who looks for the current one
+    with StandIn() as server:
+        client = AsyncNvlmClient(server.url)
+        assert [asyncio.run(ask(client, prompt)) for prompt in ("a", "b")] == ["re: a", "re: b"]
 
 
 def test_the_blocking_client_tries_a_server_that_is_away_every_few_seconds(nobody, monkeypatch):
