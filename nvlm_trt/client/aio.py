@@ -97,7 +97,8 @@ class AsyncNvlmClient:
 
     Args:
         url: ``host:port`` of the server's gRPC.
-        idle_timeout: Seconds without a sign of the server after which a request is given up.
+        idle_timeout: Seconds without a token after which a request is given up; how long an answer takes as a whole
+            does not count.
 
     Raises:
         UserError: the url is no such address.
@@ -118,8 +119,7 @@ class AsyncNvlmClient:
         options: Options | None = None,
     ) -> Answer:
         """Ask and wait for the whole answer; arguments and errors as for `NvlmClient.generate`."""
-        asked = self._ask(prompt, images, history, system, options, stream=False)
-        async with asked:
+        async with self.stream(prompt, images=images, history=history, system=system, options=options) as asked:
             return await asked.answer()
 
     def stream(
@@ -132,7 +132,12 @@ class AsyncNvlmClient:
         options: Options | None = None,
     ) -> AsyncAnswerStream:
         """Ask and read the answer as it comes; arguments and errors as for `NvlmClient.generate`."""
-        return self._ask(prompt, images, history, system, options, stream=True)
+        inputs = build_inputs(
+            prompt, images=images, history=history, system=system, options=options or Options(), stream=True
+        )
+        if self._connection is None:  # it belongs to the running loop from here on
+            self._connection = Connection(self._url, channel_options(self._url))
+        return AsyncAnswerStream(self._connection, inputs, self._idle_timeout)
 
     async def close(self) -> None:
         """Close the connection, once the server has ended what was given up; ten seconds are the most that takes.
@@ -150,23 +155,6 @@ class AsyncNvlmClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    def _ask(
-        self,
-        prompt: str,
-        images: Sequence[Image],
-        history: Sequence[Turn],
-        system: str | None,
-        options: Options | None,
-        *,
-        stream: bool,
-    ) -> AsyncAnswerStream:
-        inputs = build_inputs(
-            prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
-        )
-        if self._connection is None:  # it belongs to the running loop from here on
-            self._connection = Connection(self._url, channel_options(self._url))
-        return AsyncAnswerStream(self._connection, inputs, self._idle_timeout)
 
 
 def _request(inputs: list[triton.InferInput], request_id: str, parameters: Mapping[str, str | bool]) -> dict[str, Any]:

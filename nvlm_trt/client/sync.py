@@ -187,7 +187,8 @@ class NvlmClient:
 
     Args:
         url: ``host:port`` of the server's gRPC.
-        idle_timeout: Seconds without a sign of the server after which a request is given up.
+        idle_timeout: Seconds without a token after which a request is given up; how long an answer takes as a whole
+            does not count.
 
     Raises:
         UserError: the url is no such address.
@@ -221,7 +222,7 @@ class NvlmClient:
             ImageRejected: an image cannot be read here.
             ServerError: the server failed, cannot be reached, or fell silent.
         """
-        return self._ask(prompt, images, history, system, options, stream=False).answer
+        return self.stream(prompt, images=images, history=history, system=system, options=options).answer
 
     def stream(
         self,
@@ -233,7 +234,10 @@ class NvlmClient:
         options: Options | None = None,
     ) -> AnswerStream:
         """Ask and read the answer as it comes; arguments and errors as for `generate`."""
-        return self._ask(prompt, images, history, system, options, stream=True)
+        inputs = build_inputs(
+            prompt, images=images, history=history, system=system, options=options or Options(), stream=True
+        )
+        return AnswerStream(self._connections, inputs, self._idle_timeout)
 
     def close(self) -> None:
         """Close the connections; the client may still be used, with new ones."""
@@ -246,18 +250,3 @@ class NvlmClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _ask(
-        self,
-        prompt: str,
-        images: Sequence[Image],
-        history: Sequence[Turn],
-        system: str | None,
-        options: Options | None,
-        *,
-        stream: bool,
-    ) -> AnswerStream:
-        inputs = build_inputs(
-            prompt, images=images, history=history, system=system, options=options or Options(), stream=stream
-        )
-        return AnswerStream(self._connections, inputs, self._idle_timeout)

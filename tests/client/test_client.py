@@ -212,6 +212,17 @@ def test_the_blocking_client_tries_a_server_that_is_away_every_few_seconds(nobod
     assert opened[0]["grpc.max_reconnect_backoff_ms"] <= 5_000
 
 
+def test_who_waits_for_the_whole_answer_asks_for_its_tokens_too_so_that_only_silence_ends_the_wait():
+    async def ask(url: str) -> None:
+        async with AsyncNvlmClient(url) as client:
+            await client.generate("Hello")
+
+    with StandIn() as server, NvlmClient(server.url) as client:
+        client.generate("Hello")
+        asyncio.run(ask(server.url))
+        assert [asked["stream"] for asked in server.asked] == [[True], [True]]
+
+
 def test_a_server_that_says_nothing_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"

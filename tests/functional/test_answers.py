@@ -61,7 +61,7 @@ def test_sampling_with_a_seed_is_repeatable(client, expected):
     assert answer.text != client.generate("Tell me a story.", options=GREEDY).text
 
 
-def test_streamed_pieces_join_to_the_unary_answer(client, jpeg):
+def test_streamed_pieces_join_to_the_whole_answer(client, jpeg):
     image = jpeg("coffee")
     whole = client.generate("What is it?", images=[image], options=LONG)
     stream = client.stream("What is it?", images=[image], options=LONG)
@@ -78,12 +78,12 @@ def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(client, number):
     whole = client.generate(prompt, options=GREEDY).text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
     options = Options(max_tokens=24, stop_words=("never said", stop))
-    unary = client.generate(prompt, options=options)
+    answer = client.generate(prompt, options=options)
     stream = client.stream(prompt, options=options)
-    assert unary.text == whole[: whole.index(stop)].rstrip()
-    assert "".join(stream) == unary.text
-    assert unary.finish_reason == "stop"
-    assert stream.answer == unary
+    assert answer.text == whole[: whole.index(stop)].rstrip()
+    assert "".join(stream) == answer.text
+    assert answer.finish_reason == "stop"
+    assert stream.answer == answer
 
 
 def test_min_tokens_and_max_tokens_bound_the_answer(client):

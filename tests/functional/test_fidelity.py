@@ -142,7 +142,7 @@ def test_the_server_gives_the_references_text(built, engine, files, expected):
         for case, steps in zip(CASES, expected, strict=True):
             images = [files[picture] for picture in case.pictures]
             options = Options(max_tokens=STEPS)
-            unary = client.generate(case.question, images=images, options=options)
-            assert unary.text == answer_text(engine.tokenizer, [token for token, _ in steps])
+            answer = client.generate(case.question, images=images, options=options)
+            assert answer.text == answer_text(engine.tokenizer, [token for token, _ in steps])
             with client.stream(case.question, images=images, options=options) as stream:
-                assert "".join(stream) == unary.text
+                assert "".join(stream) == answer.text
