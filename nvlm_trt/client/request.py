@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import PIL.ExifTags
 import PIL.Image
 from tritonclient.grpc import InferInput
 
@@ -25,6 +26,9 @@ Image = str | os.PathLike[str] | bytes | PIL.Image.Image
 """An image: the path of a file, a file's bytes, or a PIL image (sent as PNG)."""
 
 Turn = tuple[str, str]
+
+TURNS: Final = range(2, 9)
+"""Orientations of EXIF that are not upright."""
 
 _INTEGERS: Final[dict[str, type[np.integer[Any]]]] = {"INT32": np.int32, "UINT64": np.uint64}
 
@@ -95,18 +99,30 @@ def image_bytes(image: Image) -> bytes:
     """The file that is sent for an image.
 
     Raises:
-        ImageRejected: the path cannot be read.
+        ImageRejected: the path cannot be read, or PNG has no such image.
     """
     if isinstance(image, bytes):
         return image
     if isinstance(image, PIL.Image.Image):
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        return file.getvalue()
+        return _png(image)
     try:
         return Path(image).read_bytes()
     except OSError as error:
         raise ImageRejected("an image cannot be read", seen=f"{image} ({error.strerror})") from None
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    """The pixels, and how they are turned upright; nothing else of the image is sent."""
+    file, turned = io.BytesIO(), PIL.Image.Exif()
+    try:
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
+        if isinstance(orientation, int) and orientation in TURNS:
+            turned[PIL.ExifTags.Base.Orientation] = orientation
+        image.save(file, "PNG", exif=turned)
+    except (OSError, ValueError, SyntaxError) as error:  # the last one for EXIF that is damaged
+        seen = f"mode {image.mode} ({error})"
+        raise ImageRejected("an image cannot be sent as PNG", seen=seen, fix="convert it to RGB") from None
+    return file.getvalue()
 
 
 def _messages(prompt: str, history: Sequence[Turn]) -> str:

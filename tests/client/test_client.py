@@ -9,6 +9,7 @@ import socket
 
 import grpc
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -84,6 +85,29 @@ def test_an_image_can_be_a_path_bytes_or_an_image(tmp_path):
     assert image_bytes(file) == image_bytes(str(file)) == image_bytes(file.read_bytes()) == file.read_bytes()
     assert PIL.Image.open(io.BytesIO(image_bytes(image))).getpixel((0, 0)) == (255, 0, 0)
     assert sent(images=[image, file])["image_bytes"] == ("BYTES", [2])
+
+
+@pytest.mark.parametrize(("orientation", "told"), [(None, {}), (6, {PIL.ExifTags.Base.Orientation: 6}), ("left", {})])
+def test_a_photograph_is_sent_with_its_orientation_and_nothing_else_of_its_exif(orientation, told):
+    image = PIL.Image.new("RGB", (4, 3))
+    image.getexif()[PIL.ExifTags.Base.Artist] = "somebody"
+    if orientation is not None:
+        image.getexif()[PIL.ExifTags.Base.Orientation] = orientation
+    sent = PIL.Image.open(io.BytesIO(image_bytes(image)))
+    assert dict(sent.getexif()) == told
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "I"])
+def test_an_image_of_a_mode_that_png_lacks_is_refused_with_what_to_do(mode):
+    with pytest.raises(ImageRejected, match=f"seen: mode {mode} .*; convert it to RGB"):
+        image_bytes(PIL.Image.new(mode, (4, 3)))
+
+
+def test_an_image_whose_exif_is_damaged_is_refused():
+    image = PIL.Image.new("RGB", (4, 3))
+    image.info["exif"] = b"Exif\0\0junk that is no TIFF"
+    with pytest.raises(ImageRejected, match="cannot be sent as PNG"):
+        image_bytes(image)
 
 
 def test_a_missing_image_is_named(tmp_path):
