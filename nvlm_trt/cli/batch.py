@@ -16,7 +16,7 @@ def batch(
     requests: Annotated[Path, typer.Argument(help="JSONL of requests: id, prompt or messages, images, options.")],
     answers: Annotated[Path, typer.Argument(help="JSONL of records; it grows, and a run goes on where one ended.")],
     url: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC.")] = "127.0.0.1:8001",
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at a time.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, max=512, help="Requests under way at a time.")] = 8,
     attempts: Annotated[int, typer.Option(min=1, help="How often a request is sent while the server is at fault.")] = 6,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again what has an error in the output.")

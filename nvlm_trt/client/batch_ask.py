@@ -94,13 +94,14 @@ class Asker:
         """Ask until there is an answer, a refusal, or no attempt left.
 
         Only a server's fault is worth another attempt: it cannot be reached, is busy, fell silent, broke off, failed.
+        One that turns the request away uses up no attempt as long as it answers others between.
 
         Raises:
-            UnavailableError: no attempt is left, and since the first one failed the server has answered nobody. The
-                request is not at fault then, and the next one would fare no better.
+            UnavailableError: no attempt is left of a server that answers nobody. The request is not at fault then, and
+                the next one would fare no better.
         """
-        started, signs = self._clock(), 0
-        attempts = 0
+        started, signs = self._clock(), self._signs_of_life
+        attempts = faults = turned_away = 0
         while True:
             attempts += 1
             try:
@@ -111,10 +112,12 @@ class Asker:
                 self._signs_of_life += isinstance(error, RequestError)
                 return Record(request.id, self._clock() - started, attempts, error=error)
             except ServerError as error:
-                if attempts == 1:
-                    signs = self._signs_of_life
-                if attempts >= self._backoff.attempts:
-                    if isinstance(error, UnavailableError) and signs == self._signs_of_life:
+                lives, signs = signs != self._signs_of_life, self._signs_of_life
+                away = isinstance(error, UnavailableError)
+                faults += not away
+                turned_away = turned_away + away if not lives else 0
+                if faults + turned_away >= self._backoff.attempts:
+                    if away:
                         raise
                     return Record(request.id, self._clock() - started, attempts, error=error)
             await self._sleep(self._backoff.wait(attempts, self._chance))

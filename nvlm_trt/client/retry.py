@@ -11,7 +11,7 @@ class Backoff:
     """Waits that double, each shortened by up to a half by chance, so that many who failed together do not meet again.
 
     Attributes:
-        attempts: How often a request is sent at most.
+        attempts: Failures after which a request is not sent again.
         first: Seconds of the first wait.
         longest: Seconds of a wait at most.
     """

@@ -110,17 +110,39 @@ def test_a_server_that_nobody_reaches_is_gone():
         ask(Scripted(q=[UnavailableError("busy")] * 4))
 
 
+class Busy(Clock):
+    """Time in which another request of the batch is settled in each of the first so many waits."""
+
+    def __init__(self, times, sign=ANSWER):
+        super().__init__()
+        self.times, self.sign = times, sign
+
+    async def sleep(self, seconds):
+        await super().sleep(seconds)
+        if len(self.slept) <= self.times:
+            self.client.outcomes["good"] = [self.sign]
+            await self.asker.ask(BatchRequest("b", "good"))
+
+    def ask(self, *outcomes):
+        self.client = Scripted(bad=outcomes)
+        self.asker = asker_of(self.client, self)
+        return asyncio.run(self.asker.ask(BatchRequest("a", "bad")))
+
+
 @pytest.mark.parametrize("sign", [ANSWER, RequestError("refused")])
-def test_a_server_that_answers_others_meanwhile_is_not(sign):
-    clock = Clock()
-    client = Scripted(bad=[UnavailableError("busy")] * 4, good=[sign])
-    asker = asker_of(client, clock)
+def test_a_busy_server_that_answers_others_between_uses_up_no_attempt(sign):
+    record = Busy(20, sign).ask(*[UnavailableError("busy")] * 20, ANSWER)
+    assert record.answer == ANSWER
+    assert record.attempts == 21
 
-    async def sleep(seconds):
-        if "good" not in client.sent:
-            await asker.ask(BatchRequest("b", "good"))
 
-    clock.sleep = sleep
-    asker = asker_of(client, clock)
-    record = asyncio.run(asker.ask(BatchRequest("a", "bad")))
-    assert record.as_json()["error"]["kind"] == "UnavailableError"
+def test_a_server_that_answers_nobody_any_more_is_gone_after_so_many_attempts_since():
+    clock = Busy(20)
+    with pytest.raises(UnavailableError, match="busy"):
+        clock.ask(*[UnavailableError("busy")] * 30)
+    assert len(clock.slept) == 20 + 4
+
+
+def test_a_request_that_fails_in_another_way_uses_up_its_attempts_whoever_else_is_answered():
+    record = Busy(20).ask(*[ServerError("failed"), UnavailableError("restarts")] * 4)
+    assert record.as_json()["error"] == {"message": "failed", "kind": "ServerError", "attempts": 7}
