@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,7 @@ def summary(soaked: Soaked) -> dict[str, Any]:
     """The figures, as JSON has them."""
     tally, samples = soaked.tally, soaked.samples
     seconds = sorted(taken for _, taken in tally.seconds)
+    loads = [one.load for one in samples] or [math.nan]
     names = soaked.idle[0].processes.keys() & soaked.idle[1].processes.keys()
 
     def megabytes(name: str) -> float:
@@ -67,8 +69,8 @@ def summary(soaked: Soaked) -> dict[str, Any]:
         "growth_mb_by_process": {name: megabytes(name) / MB for name in sorted(names)},
         "idle": [_shown(one) for one in soaked.idle],
         "machine_load": {
-            "median": statistics.median(one.load for one in samples),
-            "largest": max(one.load for one in samples),
+            "median": statistics.median(loads),
+            "largest": max(loads),
         },
         "samples": len(samples),
     }

@@ -8,11 +8,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import psutil
 
 from nvlm_trt.recipe import load_recipe
@@ -31,7 +32,13 @@ from .watch import Sample, Watch
 CALLERS: Final = 8
 IDLE_SECONDS: Final = 60.0
 SAMPLES: Final = 720
-"""Of a run at most; one every two seconds at most."""
+"""Of a run at most."""
+
+LEAST_PAUSE: Final = 2.0
+"""Seconds from one to the next."""
+
+UNSEEN: Final = (OSError, TimeoutError, aiohttp.ClientError, psutil.Error)
+"""How a look at the server fails."""
 
 IDLE: Final = (
     "nvlm_requests_working",
@@ -145,25 +152,36 @@ async def _run(
             f"{last.fds} descriptors, {last.threads} threads"
         )
 
-    looking = asyncio.create_task(_look(watch, asker, samples, load.tally, plan))
     try:
-        await load.arrive(rate, ends, tell)
+        async with looked_at(_look(watch, asker, samples, load.tally, plan)):
+            await load.arrive(rate, ends, tell)
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
         await asker.close()
     say("waiting until the server is idle")
     after = await wait_idle(server)
-    checks = judge(samples, load.tally, (before, after), settings["warm_up"])
+    checks = judge(samples, load.tally, (before, after), settings["warm_up"], plan.duration)
     return Soaked(settings, samples, load.tally, (before, after), checks, settings["warm_up"], began, asker.turned_away)
+
+
+@contextlib.asynccontextmanager
+async def looked_at(looks: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Looks beside what is done here; what ended them early is raised."""
+    looking = asyncio.create_task(looks)
+    try:
+        yield
+    finally:
+        looking.cancel()
+        (ended,) = await asyncio.gather(looking, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
 
 
 async def _look(watch: Watch, asker: Asker, samples: list[Sample], tally: Tally, plan: Plan) -> None:
     """Take samples, and note beside them what became of the requests so far: a run that is killed leaves both."""
-    pause = max(2.0, plan.duration / SAMPLES)
+    pause = max(LEAST_PAUSE, plan.duration / SAMPLES)
     with (plan.out / "samples.jsonl").open("w", buffering=1) as file:
         while True:
-            with contextlib.suppress(OSError, asyncio.TimeoutError):  # a busy machine: the next look is soon
+            with contextlib.suppress(*UNSEEN):  # a busy machine, a server that is replaced: the next look is soon
                 metrics = await asker.figures()
                 sample = await asyncio.to_thread(watch.look, metrics)
                 samples.append(sample)

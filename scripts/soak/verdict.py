@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ LEAST_WARM_UP: Final = 30.0
 MOST_WARM_UP: Final = 600.0
 WINDOW_SHARE: Final = 0.05
 LEAST_IN_WINDOW: Final = 3
+LEAST_ON_LINE: Final = 2
+LEAST_UNSEEN: Final = 30.0
+"""Seconds at the end that a run may be without a sample; a long one as many as make up the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Check:
 
     Attributes:
         name: What is measured.
-        seen: The figure.
+        seen: The figure; NaN where there is none, which is a fault.
         most: What it may be at most.
         unit: Of both.
     """
@@ -53,20 +57,26 @@ def warm_up_of(duration: float) -> float:
 
 
 def growth(samples: Sequence[Sample], warm_up: float, value: Callable[[Sample], float]) -> float:
-    """Median of the last twentieth of the run less the median of as many samples after the warm-up."""
+    """Median of the last twentieth of the run less the median of as many samples after the warm-up; NaN without any."""
     counted = [value(sample) for sample in samples if sample.at >= warm_up]
+    if not counted:
+        return math.nan
     size = max(LEAST_IN_WINDOW, round(WINDOW_SHARE * len(counted)))
     return statistics.median(counted[-size:]) - statistics.median(counted[:size])
 
 
 def slope_per_hour(samples: Sequence[Sample], warm_up: float, value: Callable[[Sample], float]) -> float:
-    """What a straight line through all samples after the warm-up gains in an hour."""
+    """What a straight line through all samples after the warm-up gains in an hour; NaN where there is no line."""
     counted = [sample for sample in samples if sample.at >= warm_up]
+    if len(counted) < LEAST_ON_LINE:
+        return math.nan
     line = statistics.linear_regression([sample.at for sample in counted], [value(sample) for sample in counted])
     return line.slope * 3600
 
 
-def judge(samples: Sequence[Sample], tally: Tally, idle: tuple[Sample, Sample], warm_up: float) -> list[Check]:
+def judge(
+    samples: Sequence[Sample], tally: Tally, idle: tuple[Sample, Sample], warm_up: float, duration: float
+) -> list[Check]:
     """All checks.
 
     Args:
@@ -74,16 +84,22 @@ def judge(samples: Sequence[Sample], tally: Tally, idle: tuple[Sample, Sample], 
         tally: What became of the requests.
         idle: The server without clients, warm, before the load and after it.
         warm_up: Seconds of `samples` that don't count.
+        duration: Seconds of the load.
     """
 
     def grown(value: Callable[[Sample], float]) -> float:
         return growth(samples, warm_up, value) / MB
 
+    def left(*names: str) -> float:
+        """What the server shows at the end; NaN where it does not."""
+        return sum(after.figures.get(name, math.nan) for name in names)
+
     before, after = idle
-    figures = after.figures
     restarts = after.restarts - before.restarts
     replaced = {each.pid for each in before.processes.values()} ^ {each.pid for each in after.processes.values()}
+    unseen = max(0.0, duration - samples[-1].at) if samples else duration
     return [
+        Check("time at the end without a look", unseen, max(LEAST_UNSEEN, WINDOW_SHARE * duration), "s"),
         Check("growth of memory (PSS of all processes)", grown(lambda one: one.pss), MOST_GROWTH_MB, "MB"),
         Check("growth of shared memory", grown(lambda one: one.shm), MOST_GROWTH_MB, "MB"),
         Check("wrong answers", len(tally.wrong), 0),
@@ -91,14 +107,10 @@ def judge(samples: Sequence[Sample], tally: Tally, idle: tuple[Sample, Sample], 
         Check("bad requests that were not refused as they have to be", len(tally.misjudged), 0),
         Check("restarts", restarts, 0),
         Check("processes that came or went", len(replaced), 0),
-        Check("requests left in the gateway", figures["nvlm_requests_working"] + figures["nvlm_requests_waiting"], 0),
-        Check("bytes left in the gateway's buffers", figures["nvlm_buffered_bytes"], 0),
-        Check(
-            "requests left in the decoder",
-            figures["nvlm_kv_running_requests"] + figures["nvlm_kv_waiting_requests"],
-            0,
-        ),
-        Check("KV blocks that nobody gave back", figures["nvlm_kv_blocks"] - figures["nvlm_kv_free_blocks"], 0),
+        Check("requests left in the gateway", left("nvlm_requests_working", "nvlm_requests_waiting"), 0),
+        Check("bytes left in the gateway's buffers", left("nvlm_buffered_bytes"), 0),
+        Check("requests left in the decoder", left("nvlm_kv_running_requests", "nvlm_kv_waiting_requests"), 0),
+        Check("KV blocks that nobody gave back", left("nvlm_kv_blocks") - left("nvlm_kv_free_blocks"), 0),
         Check("file descriptors left", after.fds - before.fds, MOST_FDS_LEFT),
         Check("threads left", after.threads - before.threads, MOST_THREADS_LEFT),
     ]

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
+import psutil
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from nvlm_trt.gateway.conversation import conversation_of
 from nvlm_trt.gateway.schema import ChatRequest
+from scripts.soak import run
 from scripts.soak.ask import WAYS, Asker, LostError, body_of
 from scripts.soak.bad import Bad, bad_requests
 from scripts.soak.cases import Case, make_cases
 from scripts.soak.load import Load, Material, Tally
 from scripts.soak.references import Expected
+from scripts.soak.report import Soaked, markdown, summary
 from scripts.soak.verdict import growth, judge, slope_per_hour, warm_up_of
 from scripts.soak.watch import ProcessFigures, Sample, read_figures
 
@@ -45,7 +52,7 @@ def moment(at: float, *, mb: float = 500, shm_mb: float = 10, fds: int = 60, thr
 
 def failed(samples: list[Sample], *, tally: Tally | None = None, after: Sample | None = None) -> set[str]:
     """Names of the checks that a soak fails."""
-    checks = judge(samples, tally or Tally(), (moment(0), after or moment(100)), warm_up=20)
+    checks = judge(samples, tally or Tally(), (moment(0), after or moment(100)), warm_up=20, duration=100)
     return {check.name for check in checks if not check.passed}
 
 
@@ -93,6 +100,81 @@ def test_the_warm_up_is_a_tenth_of_the_run_within_bounds() -> None:
 def test_what_is_left_behind_fails(name: str, value: float, check: str) -> None:
     after = dataclasses.replace(moment(100), figures={**IDLE_FIGURES, name: value})
     assert failed(FLAT, after=after) == {check}
+
+
+def test_what_the_server_does_not_show_at_the_end_fails() -> None:
+    assert failed(FLAT, after=dataclasses.replace(moment(100), figures={})) == {
+        "requests left in the gateway",
+        "bytes left in the gateway's buffers",
+        "requests left in the decoder",
+        "KV blocks that nobody gave back",
+    }
+
+
+def test_a_server_that_was_not_looked_at_to_the_end_fails() -> None:
+    assert failed(FLAT[:71]) == set()
+    assert failed(FLAT[:65]) == {"time at the end without a look"}
+    assert "growth of shared memory" in failed(FLAT[:10])
+    assert "time at the end without a look" in failed([])
+
+
+def test_a_soak_without_a_sample_has_a_report() -> None:
+    tally, idle = Tally(), (moment(0), moment(100))
+    settings = dict.fromkeys(["duration", "command", "when", "machine", "callers", "cases", "left_out"], "")
+    settings |= dict.fromkeys(["most_open", "kv_cache_mib", "vision_cache_mib"], "")
+    settings |= dict.fromkeys(["capacity", "rate", "load", "warm_up"], 1.0)
+    soaked = Soaked(settings, [], tally, idle, judge([], tally, idle, 20, 100), 20, 0.0, 0)
+    assert "FAILED" in markdown(summary(soaked)).splitlines()[0]
+
+
+class Moments:
+    """A server that is looked at: metrics, or an error in place of them."""
+
+    def __init__(self, *outcomes: str | Exception) -> None:
+        self._outcomes = iter(outcomes)
+        self.seen = asyncio.Event()
+
+    async def figures(self) -> str:
+        outcome = next(self._outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def look(self, metrics: str) -> Sample:
+        if not metrics:
+            raise psutil.NoSuchProcess(1)
+        self.seen.set()
+        return moment(0)
+
+
+@pytest.fixture(name="looks")
+def looks_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Moments], list[Sample]]:
+    """What is seen of a server until something is, or its watching ends."""
+    monkeypatch.setattr(run, "LEAST_PAUSE", 0.0)
+    plan = SimpleNamespace(duration=0.0, out=tmp_path)
+
+    def take(server: Moments) -> list[Sample]:
+        samples: list[Sample] = []
+
+        async def watch() -> None:
+            async with run.looked_at(run._look(server, server, samples, Tally(), plan)):  # type: ignore[arg-type]
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(server.seen.wait(), 1.0)
+
+        asyncio.run(watch())
+        return samples
+
+    return take
+
+
+def test_a_look_that_fails_is_followed_by_another(looks: Callable[[Moments], list[Sample]]) -> None:
+    failures = [aiohttp.ServerDisconnectedError(), TimeoutError(), ConnectionError(), ""]
+    assert len(looks(Moments(*failures, *["metrics"] * 10_000))) >= 1
+
+
+def test_what_ends_the_looking_ends_the_soak(looks: Callable[[Moments], list[Sample]]) -> None:
+    with pytest.raises(ValueError, match="no metrics"):
+        looks(Moments(ValueError("no metrics")))
 
 
 def test_descriptors_threads_and_processes_are_counted() -> None:
