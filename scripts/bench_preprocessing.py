@@ -40,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nvlm_trt.model.image import DEFAULT_LIMITS, read_image
 from nvlm_trt.model.pixels import keep_image_memory
@@ -103,16 +103,20 @@ def grid_of(image: Image.Image) -> TileGrid:
 
 def with_pillow(data: bytes, step: Step) -> Tiles:
     """All of it by Pillow and numpy."""
-    image = Image.open(io.BytesIO(data))
-    image.load()
+    file = Image.open(io.BytesIO(data))
+    file.load()
+    ImageOps.exif_transpose(file, in_place=True)
+    image = file if file.mode == "RGB" else file.convert("RGB")
     step("decode")
     grid = grid_of(image)
     whole = image.resize((grid.columns * TILE, grid.rows * TILE), Image.Resampling.BICUBIC)
     step("resize to the grid")
-    thumbnail = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
-    step("resize to the thumbnail")
     split = np.asarray(whole).reshape(grid.rows, TILE, grid.columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
-    tiles = np.ascontiguousarray(np.concatenate([split, np.asarray(thumbnail)[np.newaxis]]))
+    parts = [split]
+    if grid.thumbnail:
+        parts.append(np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC))[np.newaxis])
+        step("resize to the thumbnail")
+    tiles = np.ascontiguousarray(np.concatenate(parts))
     step("cut and stack")
     return tiles
 

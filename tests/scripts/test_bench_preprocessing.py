@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,19 @@ def test_it_runs_and_reports_every_way(bench: ModuleType, tmp_path: Path, capsys
     printed = capsys.readouterr().out
     assert all(f"| {way} |" in printed for way in bench.WAYS)
     assert "| server: resize and cut |" in printed
+
+
+@pytest.mark.parametrize("size", [(448, 448), (640, 480)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_plain_pillow_gives_the_tiles_of_the_project(
+    bench: ModuleType, size: tuple[int, int], mode: str, orientation: int
+) -> None:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    bench.mosaic(*size).convert(mode).save(file, "JPEG", exif=exif)
+    ways = [way(file.getvalue(), lambda name: None) for way in (bench.with_pillow, bench.with_the_project)]
+    np.testing.assert_array_equal(*ways)
 
 
 def test_a_way_with_other_tiles_ends_it(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
