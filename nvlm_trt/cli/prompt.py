@@ -14,32 +14,42 @@ def prompt(
     image: Annotated[list[Path] | None, typer.Option(help="An image; give it again for further ones.")] = None,
     history: Annotated[Path | None, typer.Option(help="Earlier turns: a JSON list of [question, answer].")] = None,
     system: Annotated[str | None, typer.Option(help="System message in place of the release's own.")] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Most tiles an image; default: the checkpoint's.")] = None,
-    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Read photographs upright.")] = True,
+    max_tiles: Annotated[int | None, typer.Option(help="Most tiles an image; default: the directory's.")] = None,
+    exif: Annotated[
+        bool | None,
+        typer.Option("--exif/--no-exif", help="Read photographs upright; default: as the engine, without one upright."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the expanded prompt and its token ids, as the model sees them.
 
-    Only config.json and the tokenizer are read. Visual positions show the id of <|vision_pad|>.
+    Only config.json, the tokenizer and an engine's recipe, which says how it reads images, are read. Visual positions
+    show the id of <|vision_pad|>.
     """
     from nvlm_trt.cli.conversation import open_image, read_history
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.model.config import load_config
+    from nvlm_trt.model.image import ImageLimits
     from nvlm_trt.model.prompt import build_prompt
     from nvlm_trt.model.tiling import plan_grid
     from nvlm_trt.model.tokenizer import NvlmTokenizer
+    from nvlm_trt.recipe import load_recipe
 
     config = load_config(checkpoint)
     inside = checkpoint / "tokenizer"
     tokenizer = NvlmTokenizer.load(inside if inside.is_dir() else checkpoint)
+    limits, upright, most = ImageLimits(), True, config.max_tiles
+    if (checkpoint / "recipe.yaml").is_file():
+        recipe = load_recipe(checkpoint / "recipe.yaml")
+        limits = ImageLimits(**recipe.image_limits.model_dump())
+        upright, most = recipe.exif_orientation, recipe.max_tiles
     tiles = []
     for path in image or []:
-        picture = open_image(path, exif_orientation=exif)
-        most = config.max_tiles if max_tiles is None else max_tiles
+        picture = open_image(path, limits, exif_orientation=upright if exif is None else exif)
         grid = plan_grid(
             picture.width,
             picture.height,
-            max_tiles=most,
+            max_tiles=most if max_tiles is None else max_tiles,
             tile_size=config.tile_size,
             use_thumbnail=config.use_thumbnail,
         )

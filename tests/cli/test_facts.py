@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import yaml
+from PIL import ExifTags, Image
 
 from nvlm_trt.model.tiling import cut_tiles, plan_grid
 
@@ -112,6 +114,32 @@ def test_prompt_shows_text_and_ids(nvlm_trt: Run, tiny_checkpoint: Path, photogr
 def test_prompt_reads_an_engine_directory_too(nvlm_trt: Run, tiny_checkpoint: Path, small_engine: Path) -> None:
     words = ("--prompt", "Hello", "--json")
     assert nvlm_trt("prompt", small_engine, *words).json == nvlm_trt("prompt", tiny_checkpoint, *words).json
+
+
+def test_prompt_reads_images_as_the_engine_does_unless_it_is_told_otherwise(
+    nvlm_trt: Run, small_engine: Path, tmp_path: Path
+) -> None:
+    engine, broad, turned = tmp_path / "engine", tmp_path / "broad.png", tmp_path / "turned.jpg"
+    shutil.copytree(small_engine, engine)
+    recipe = yaml.safe_load((engine / "recipe.yaml").read_text())
+    recipe |= {"max_tiles": 2, "exif_orientation": False, "image_limits": {"max_side": 300}}
+    (engine / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (300, 100)).save(broad)
+    Image.new("RGB", (140, 100)).save(turned, exif=exif)
+
+    def tiles(*words: object) -> object:
+        images = ("--prompt", "What?", "--image", broad, "--image", turned)
+        return nvlm_trt("prompt", engine, *images, *words, "--json").json["tiles"]
+
+    assert tiles() == [3, 1]
+    assert tiles("--exif") == [3, 3]
+    assert tiles("--max-tiles", 3) == [4, 1]
+    Image.new("RGB", (301, 100)).save(broad)
+    shown = nvlm_trt("prompt", engine, "--prompt", "What?", "--image", broad)
+    assert shown.code == 2
+    assert f"{broad}: the image is too long" in shown.err
 
 
 @pytest.mark.parametrize(
