@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -35,6 +36,7 @@ class Connections:
     def __init__(self, url: str) -> None:
         self._url = url
         self._free: queue.SimpleQueue[triton.InferenceServerClient] = queue.SimpleQueue()
+        self._closed = False
 
     def take(self) -> triton.InferenceServerClient:
         """A client without a stream."""
@@ -58,6 +60,8 @@ class Connections:
         finally:
             client.stop_stream(cancel_requests=True)  # nothing to do where it has ended
             self._free.put(client)
+            if self._closed:
+                self.close()
 
     def cancel(self, request_id: str, seconds: float) -> None:
         """Ask the server to end a request; it may be asked of one that has not begun it, and then does nothing.
@@ -80,9 +84,11 @@ class Connections:
             self.give_back(client, ended=answered)
 
     def close(self) -> None:
-        """Close the clients that are free."""
-        while not self._free.empty():
-            self._free.get().close()
+        """Close the clients that are free, and from now on each that is given back."""
+        self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._free.get_nowait().close()
 
 
 class AnswerStream:

@@ -12,9 +12,10 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import pytest
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
+from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options, sync
 from nvlm_trt.client.request import build_inputs, image_bytes
 from nvlm_trt.client.response import AnswerBuilder, error_of
 from nvlm_trt.errors import ImageRejected, RequestError, ServerError, UserError
@@ -195,6 +196,32 @@ def nobody() -> str:
 def test_what_is_no_address_is_never_dialled(client, url):
     with pytest.raises(UserError, match=f"no address of a server; seen: {url or 'nothing'}; expected: HOST:PORT"):
         client(url)
+
+
+def test_a_connection_that_is_in_use_when_its_client_is_closed_is_closed_when_it_is_free(monkeypatch):
+    opened = []
+
+    class Noted(InferenceServerClient):
+        closed = False
+
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            opened.append(self)
+
+        def close(self):
+            self.closed = True
+            super().close()
+
+    monkeypatch.setattr(sync.triton, "InferenceServerClient", Noted)
+    with StandIn() as server:
+        client = NvlmClient(server.url)
+        stream = client.stream("a")
+        client.close()
+        assert [each.closed for each in opened] == [False]
+        assert stream.answer.text == "re: a"
+        assert [each.closed for each in opened] == [True]
+        assert client.generate("b").text == "re: b"
+        assert [each.closed for each in opened] == [True, True]
 
 
 def test_a_server_that_is_not_there_is_a_clear_error(nobody):
