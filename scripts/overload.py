@@ -65,6 +65,9 @@ PROBES_PER_SECOND: Final = 10.0
 PROBE_SHARE: Final = 0.5
 """Of the requests that are offered, at most."""
 
+STOP_SECONDS: Final = 60.0
+"""A server that has not ended that long after it was told to is killed."""
+
 PROBE: Final = Path(__file__).with_name("overload_probe.py")
 SHORT: Final = 8
 LONG: Final = 1000
@@ -134,16 +137,20 @@ def serving(engine_dir: Path, limits: Sequence[str]) -> Iterator[tuple[str, psut
     """The server as a process of its own: ``host:port`` and the process."""
     command = [sys.executable, "-m", "nvlm_trt.cli.main", "serve", str(engine_dir), "--json"]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *(f"--limit={one}" for one in limits)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    try:
-        event = json.loads(process.stdout.readline() or "{}")
-        if event.get("event") != "ready":
-            raise SystemExit(f"the server did not start: {event}")
-        yield event["http"], psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        try:
+            event = json.loads(process.stdout.readline() or "{}")
+            if event.get("event") != "ready":
+                raise SystemExit(f"the server did not start: {event}")
+            yield event["http"], psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()  # what it has started ends with it
+                raise
 
 
 async def measure(

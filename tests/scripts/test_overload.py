@@ -120,3 +120,21 @@ def test_a_long_question_has_fewer_characters_than_there_may_be_tokens(
     body = json.loads(overload.Bodies(64).long(room))
     assert least < len(body["messages"][0]["content"]) < room
     assert body["max_tokens"] == 1
+
+
+STUBBORN = """
+import json, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(json.dumps({"event": "ready", "http": "127.0.0.1:1"}), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_that_does_not_stop_is_killed(overload: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    stubborn = [sys.executable, "-c", STUBBORN]
+    monkeypatch.setattr(overload.subprocess, "Popen", lambda command, **options: start(stubborn, **options))
+    monkeypatch.setattr(overload, "STOP_SECONDS", 0.2)
+    with pytest.raises(subprocess.TimeoutExpired), overload.serving(Path("engine"), ()) as (_, server):
+        assert server.is_running()
+    assert not server.is_running()
