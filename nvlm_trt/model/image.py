@@ -1,7 +1,8 @@
 """From the bytes of an image file to an upright RGB image, with every limit checked before a pixel is decoded.
 
 Images whose colours or frame are not defined for the model are refused, not guessed at: animations (which frame?), CMYK
-(by which profile?), 16 bits a channel (Pillow would clip them), palettes with transparency (over which ground?).
+(by which profile?), 16 bits a channel (Pillow would clip them). Transparency is dropped, as the released
+``convert("RGB")`` does.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def read_image(
         watch: Called now and then meanwhile; what it raises ends the decoding (as an ImageRejected).
 
     Returns:
-        The image in mode RGB: alpha is dropped, as the released ``convert("RGB")`` does.
+        The image in mode RGB.
 
     Raises:
         ImageRejected: with one sentence that holds no text of the decoding library.
@@ -132,6 +133,7 @@ def read_image(
     try:
         image.load()
         # Not by ImageOps.exif_transpose: it writes the whole EXIF anew, and fails on tags of unusual types.
+        image.info.pop("transparency", None)  # else Pillow warns that a palette's is lost
         turn = TURNS.get(_orientation(image)) if exif_orientation else None
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         del image
@@ -291,5 +293,3 @@ def _check_header(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
         raise ImageRejected(
             "the image's colours are not RGB or grey", seen=f"mode {image.mode}", fix="convert it to RGB"
         )
-    if image.mode == "P" and "transparency" in image.info:
-        raise ImageRejected("the image has a palette with transparency", fix="convert it to RGB")

@@ -173,7 +173,6 @@ def long_gif(count: int) -> bytes:
 
 def undefined() -> dict[str, tuple[bytes, str]]:
     """Kinds of images that are refused, and by which word."""
-    red = Image.new("RGB", (64, 48), "red")
     return {
         "GIF of 10,000 frames": (long_gif(10_000), "animated"),
         "APNG": (frames("PNG", 3), "animated"),
@@ -181,7 +180,6 @@ def undefined() -> dict[str, tuple[bytes, str]]:
         "TIFF of 100 frames": (frames("TIFF", 100), "known format"),
         "CMYK": (file_of(Image.new("CMYK", (64, 48)), "JPEG"), "mode CMYK"),
         "16 bits": (file_of(Image.new("I;16", (64, 48)), "PNG"), "16 bits"),
-        "palette with alpha": (file_of(red.convert("P"), "PNG", transparency=0), "palette with transparency"),
         "1 x 1": (file_of(Image.new("RGB", (1, 1)), "PNG"), "too small"),
         "1 x 5,000": (file_of(Image.new("RGB", (1, 5000)), "PNG"), "too small"),
         "2 x 20,001": (file_of(Image.new("RGB", (2, 20_001)), "PNG"), "too long"),
@@ -220,6 +218,7 @@ def defined(photograph: Image.Image) -> dict[str, tuple[bytes, bytes]]:
         "EXIF rotation": (file_of(turned, "PNG", exif=exif), as_rgb(turned.transpose(Image.Transpose.ROTATE_270))),
         "grey": (file_of(grey, "PNG"), as_rgb(grey)),
         "palette": (file_of(palette, "PNG"), as_rgb(palette)),
+        "palette with alpha": (file_of(palette, "PNG", transparency=0), as_rgb(palette)),
         "alpha": (file_of(alpha, "PNG"), as_rgb(photograph)),
         "GIF of one frame": (file_of(palette, "GIF"), as_rgb(palette)),
         "black and white": (file_of(photograph.convert("1"), "PNG"), as_rgb(photograph.convert("1"))),
