@@ -65,8 +65,8 @@ class VisionEngineFields(RecipeFields):
     """How TensorRT builds the vision engine, and where it runs; gpu target only.
 
     Attributes:
-        opt_tiles: Tiles of a batch that kernels are chosen for; None for those of one image with its thumbnail.
-        max_tiles: Tiles of a batch at most; None for those of one request.
+        opt_tiles: Tiles of a batch that kernels are chosen for; None for one GPU's part of an image with its thumbnail.
+        max_tiles: Tiles of a batch at most; None for one GPU's part of a request.
         workspace_gib: Scratch memory that kernels may use.
         optimization_level: TensorRT's builder_optimization_level.
         hardware_compatibility: Other compute capabilities that the engine shall run on, at the price of speed.
@@ -215,6 +215,16 @@ class BuildRecipe(RecipeFields):
             positions: `max_position_embeddings` of the checkpoint.
         """
         return min(self.max_input_len + self.max_output_len, positions)
+
+    @property
+    def vision_gpus(self) -> int:
+        """GPUs with a vision engine, from GPU 0 of the first node on: Triton runs there alone."""
+        gpus = min(self.tp * self.pp, self.gpus_per_node)
+        return min(self.vision_engine.gpus or gpus, gpus)
+
+    def vision_max_tiles(self, tiles_per_request: int) -> int:
+        """Tiles of one batch of the vision engine at most: a request's tiles spread over the GPUs that have one."""
+        return self.vision_engine.max_tiles or -(-tiles_per_request // self.vision_gpus)
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:

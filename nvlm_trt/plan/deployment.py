@@ -17,7 +17,6 @@ from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.plan.sizes import prompt_table_bytes
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.spec import GpuSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ class Deployment:
     @property
     def vision_gpus(self) -> int:
         """GPUs with a vision engine, from GPU 0 on: the first node's at most, as Triton places them."""
-        return GpuSpec.of(self.recipe, self.sources.tiles_per_request).vision_gpus
+        return self.recipe.vision_gpus
 
     @property
     def tiles_per_image(self) -> int:
@@ -142,7 +141,7 @@ class Deployment:
     @property
     def vision_batch(self) -> int:
         """Tiles of one batch of the vision engine at most."""
-        return GpuSpec.of(self.recipe, self.sources.tiles_per_request).vision_max_tiles
+        return self.recipe.vision_max_tiles(self.sources.tiles_per_request)
 
     @property
     def max_num_tokens(self) -> int:

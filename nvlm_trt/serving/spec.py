@@ -52,11 +52,10 @@ class GpuSpec:
             recipe: What the engines were built with.
             tiles_per_request: Most tiles that one request brings.
         """
-        vision, decoder = recipe.vision_engine, recipe.decoder_engine
-        gpus = min(recipe.tp * recipe.pp, recipe.gpus_per_node)
+        decoder = recipe.decoder_engine
         return cls(
-            vision_gpus=min(vision.gpus or gpus, gpus),
-            vision_max_tiles=vision.max_tiles or tiles_per_request,
+            vision_gpus=recipe.vision_gpus,
+            vision_max_tiles=recipe.vision_max_tiles(tiles_per_request),
             kv_cache_fraction=decoder.kv_cache_fraction,
             kv_cache_reuse=decoder.kv_cache_reuse,
             chunked_context=decoder.chunked_context,

@@ -74,7 +74,7 @@ class TensorrtVisionSettings:
 
 
 def vision_settings(recipe: BuildRecipe, *, tiles_per_image: int, tiles_per_request: int) -> TensorrtVisionSettings:
-    """What a recipe asks for.
+    """What a recipe asks for; what it leaves open follows from how the tiles of a request spread over the GPUs.
 
     Args:
         recipe: The recipe.
@@ -85,8 +85,8 @@ def vision_settings(recipe: BuildRecipe, *, tiles_per_image: int, tiles_per_requ
         RecipeError: kernels shall be chosen for more tiles than a batch may have.
     """
     fields = recipe.vision_engine
-    most = fields.max_tiles or tiles_per_request
-    opt = fields.opt_tiles or min(tiles_per_image, most)
+    most = recipe.vision_max_tiles(tiles_per_request)
+    opt = fields.opt_tiles or min(-(-tiles_per_image // recipe.vision_gpus), most)
     if opt > most:
         raise RecipeError("vision_engine.opt_tiles is more than a batch may have", seen=opt, expected=f"1 to {most}")
     return TensorrtVisionSettings(

@@ -71,8 +71,10 @@ def test_of_several_nodes_the_first_has_the_last_stages(
     assert all(rank.index % gpus_per_node == gpu % gpus_per_node for gpu, rank in enumerate(plan.placed_ranks))
 
 
-def test_a_batch_of_tiles_is_that_of_one_request_unless_the_recipe_says_otherwise(deploy: Deploy) -> None:
+def test_a_batch_of_tiles_is_a_gpus_part_of_a_request_unless_the_recipe_says_otherwise(deploy: Deploy) -> None:
     assert deploy(max_images=2).vision_batch == 14
+    assert deploy(max_images=2, tp=4).vision_batch == 4
+    assert deploy(max_images=2, tp=4, vision_engine={"gpus": 1}).vision_batch == 14
     assert deploy(vision_engine={"max_tiles": 5}).vision_batch == 5
 
 

@@ -85,15 +85,17 @@ def test_what_falls_short_is_told(
 
 def test_prompt_tables_have_to_fit_beside_the_cache(deploy: Deploy, one_image: Workload) -> None:
     """Each request's own lies on every GPU while the request is under way, in what the cache's fraction leaves."""
-    plan = deploy(tp=4, decoder_precision="fp8", max_batch_size=64, max_images=2, max_input_len=16_384)
+    engine = {"kv_cache_fraction": 0.902}
+    fields = {"max_batch_size": 64, "max_images": 2, "max_input_len": 16_384, "decoder_engine": engine}
+    plan = deploy(tp=4, decoder_precision="fp8", **fields)
     busy = dataclasses.replace(one_image, images=2, concurrency=64)
     verdict = judge(plan, busy)
     assert verdict.fits
     assert verdict.capacity is not None
     assert verdict.capacity.tables == 64 * 2 * 1792 * 8192 * 2 > verdict.capacity.gpus[0].spare
     assert verdict.misses == (
-        "GPU 0 lacks 4.5 MB for prompt tables: those of 64 requests take 3.8 GB, decoder_engine.kv_cache_fraction 0.9 "
-        "leaves 3.8 GB",
+        "GPU 0 lacks 15.3 MB for prompt tables: those of 64 requests take 3.8 GB, decoder_engine.kv_cache_fraction "
+        "0.902 leaves 3.7 GB",
     )
     assert judge(plan, dataclasses.replace(busy, concurrency=63)).ok
 
@@ -103,4 +105,4 @@ def test_a_cache_too_small_for_all_requests_falls_short(deploy: Deploy, one_imag
     plan = deploy(tp=2, decoder_precision="fp8", max_batch_size=64, max_input_len=16_384, decoder_engine=engine)
     verdict = judge(plan, dataclasses.replace(one_image, concurrency=50))
     assert verdict.fits
-    assert verdict.misses == ("the KV cache holds 37 requests, not 50",)
+    assert verdict.misses == ("the KV cache holds 43 requests, not 50",)

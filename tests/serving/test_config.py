@@ -53,10 +53,11 @@ def test_every_configuration_survives_its_text(both):
         assert "max_batch_size" in text
 
 
-def test_the_tile_count_is_the_batch_of_the_plan(gpu_spec):
+def test_the_tile_count_of_one_gpus_part_of_a_request_is_the_batch_of_the_plan(gpu_spec):
     config = configs(gpu_spec)["vision_encoder"]
     side = gpu_spec.tile_size
-    assert config.max_batch_size == gpu_spec.max_tiles_per_request == 2 * 7
+    assert gpu_spec.max_tiles_per_request == 2 * 7
+    assert config.max_batch_size == 4
     assert list(config.input[0].dims) == [side, side, 3]
     assert (config.output[0].name, list(config.output[0].dims)) == (FEATURES, [16, gpu_spec.hidden_size])
     assert config.backend == "tensorrt"
@@ -172,12 +173,13 @@ def test_the_vision_encoder_has_an_instance_on_every_gpu_and_no_batcher_that_und
 @pytest.mark.parametrize(
     ("fields", "gpus", "tiles"),
     [
-        ({"tp": 8}, 8, 14),
+        ({"tp": 1}, 1, 14),
+        ({"tp": 8}, 8, 2),
         ({"tp": 2, "pp": 2, "vision_engine": {"max_tiles": 7}}, 4, 7),
-        ({"tp": 4, "vision_engine": {"gpus": 2}}, 2, 14),
-        ({"tp": 2, "vision_engine": {"gpus": 4}}, 2, 14),
-        ({"tp": 8, "pp": 2}, 8, 14),
-        ({"tp": 4, "pp": 2, "gpus_per_node": 4}, 4, 14),
+        ({"tp": 4, "vision_engine": {"gpus": 2}}, 2, 7),
+        ({"tp": 2, "vision_engine": {"gpus": 4}}, 2, 7),
+        ({"tp": 8, "pp": 2}, 8, 2),
+        ({"tp": 4, "pp": 2, "gpus_per_node": 4}, 4, 4),
     ],
 )
 def test_vision_runs_on_the_gpus_of_the_first_node(engine_dir, gpu_recipe, fields, gpus, tiles):

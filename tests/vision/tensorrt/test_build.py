@@ -186,8 +186,8 @@ def test_an_engine_of_an_earlier_build_does_not_outlive_a_failed_one(machine, bu
     assert "engine.json" not in build.names()
 
 
-def _recipe(**vision_engine):
-    return parse_recipe({"name": "r", "target": "gpu", "vision_engine": vision_engine}, "r")
+def _recipe(tp=1, **vision_engine):
+    return parse_recipe({"name": "r", "target": "gpu", "tp": tp, "vision_engine": vision_engine}, "r")
 
 
 def test_settings_follow_the_recipe_and_default_to_one_image_and_one_request():
@@ -200,6 +200,15 @@ def test_settings_follow_the_recipe_and_default_to_one_image_and_one_request():
     chosen = vision_settings(_recipe(opt_tiles=4, max_tiles=9), tiles_per_image=7, tiles_per_request=28)
     assert (chosen.opt_tiles, chosen.max_tiles) == (4, 9)
     assert vision_settings(_recipe(max_tiles=3), tiles_per_image=7, tiles_per_request=28).opt_tiles == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "opt", "most"),
+    [(_recipe(tp=4), 2, 7), (_recipe(tp=8), 1, 4), (_recipe(tp=8, gpus=1), 7, 28), (_recipe(tp=4, opt_tiles=5), 5, 7)],
+)
+def test_a_plan_is_for_the_part_of_the_tiles_that_one_of_several_gpus_encodes(recipe, opt, most):
+    chosen = vision_settings(recipe, tiles_per_image=7, tiles_per_request=28)
+    assert (chosen.opt_tiles, chosen.max_tiles) == (opt, most)
 
 
 def test_more_tiles_to_tune_for_than_a_batch_may_have_are_refused():
