@@ -106,6 +106,11 @@ class NvlmTokenizer:
             raise CheckpointError(f"the tokenizer cannot be read ({error})", seen=directory.name) from None
         return cls(bpe, {str(token["content"]): index for index, token in added.items() if token.get("special")})
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id of a token, added ones included."""
+        return max(self._bpe.get_vocab().values())
+
     def encode_text(self, text: str, *, at_most: int | None = None) -> list[int]:
         """Ids of a stretch of text that holds no special token; one typed in it is plain text.
 

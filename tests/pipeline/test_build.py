@@ -95,6 +95,22 @@ def test_inspect_leaves_what_the_engine_needs_besides_weights(
     }
 
 
+def test_a_tokenizer_with_an_id_that_would_be_a_row_of_the_prompt_table_is_refused(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    foreign = shutil.copytree(tiny_checkpoint, tmp_path / "foreign")
+    settings = json.loads((foreign / "tokenizer_config.json").read_text())
+
+    def built(index: int) -> None:
+        added = settings["added_tokens_decoder"] | {str(index): {"content": "<|late|>", "special": True}}
+        (foreign / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": added}))
+        build(request(write_recipe(), foreign, tmp_path / "engine", "inspect"), Silent())
+
+    built(575)
+    with pytest.raises(CheckpointError, match=r"id 576; expected: below llm_config\.vocab_size, 576"):
+        built(576)
+
+
 def test_lengths_beyond_the_checkpoint_are_cut_and_said(
     write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

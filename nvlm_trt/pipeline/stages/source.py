@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.mini_tokenizer import MERGES_FILE
 from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
@@ -49,7 +50,7 @@ def inspect(sources: Sources) -> Stage:
         checkpoint.check_dummy_heads()
         (context.out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         shutil.copyfile(checkpoint.path / "config.json", context.out / "config.json")
-        _copy_tokenizer(checkpoint.path, context.out / "tokenizer")
+        _copy_tokenizer(checkpoint, context.out / "tokenizer")
         for remark in sources.remarks():
             context.log(remark)
 
@@ -66,10 +67,22 @@ def inspect(sources: Sources) -> Stage:
     )
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy the tokenizer's files.
+
+    Raises:
+        CheckpointError: they are no tokenizer of Qwen2, or one with ids beyond the decoder's embedding.
+    """
     from nvlm_trt.model.tokenizer import NvlmTokenizer
 
-    NvlmTokenizer.load(source)
+    largest, vocab_size = NvlmTokenizer.load(checkpoint.path).largest_id, checkpoint.config.decoder.vocab_size
+    if largest >= vocab_size:
+        raise CheckpointError(
+            "the tokenizer has ids beyond the vocabulary, which would be read as rows of the prompt table",
+            seen=f"id {largest}",
+            expected=f"below llm_config.vocab_size, {vocab_size}",
+            fix="put the tokenizer's files beside the weights that they belong to",
+        )
     target.mkdir()
     for name in TOKENIZER_FILES:
-        shutil.copyfile(source / name, target / name)
+        shutil.copyfile(checkpoint.path / name, target / name)
