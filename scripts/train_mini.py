@@ -95,7 +95,6 @@ CONFIG = NvlmConfig(
     vision=VisionConfig(256, 1024, 5, 8, image_size=112, patch_size=14, layer_norm_eps=1e-6),
     decoder=DecoderConfig(256, 768, 4, 8, 4, 640, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=32768),
     downsample_ratio=0.5,
-    min_tiles=1,
     max_tiles=6,
     use_thumbnail=True,
 )

@@ -8,6 +8,7 @@ here has a default: a key that matters and is absent is an error. The decoder is
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,6 @@ class NvlmConfig:
     vision: VisionConfig
     decoder: DecoderConfig
     downsample_ratio: float
-    min_tiles: int
     max_tiles: int
     use_thumbnail: bool
 
@@ -137,12 +137,14 @@ def parse_config(raw: Json) -> NvlmConfig:
     _expect(raw, "select_layer", -1)
     _expect(raw, "template", "chatml")
     _expect(raw, "dynamic_image_size", True)
+    _expect(raw, "min_dynamic_patch", 1)
     _expect(vision_raw, "norm_type", "rms_norm")
     _expect(vision_raw, "hidden_act", "gelu")
     _expect(vision_raw, "qk_normalization", True)
     _expect(vision_raw, "qkv_bias", False)
     _expect(decoder_raw, "hidden_act", "silu")
-    _expect({"tie_word_embeddings": False, **decoder_raw}, "tie_word_embeddings", False)  # Qwen2's own default
+    for absent in ("tie_word_embeddings", "use_sliding_window"):
+        _expect({absent: False, **decoder_raw}, absent, False)  # Qwen2's own default
     vision = VisionConfig(
         hidden_size=_integer(vision_raw, "hidden_size"),
         intermediate_size=_integer(vision_raw, "intermediate_size"),
@@ -167,7 +169,6 @@ def parse_config(raw: Json) -> NvlmConfig:
         vision=vision,
         decoder=decoder,
         downsample_ratio=_number(raw, "downsample_ratio"),
-        min_tiles=_integer(raw, "min_dynamic_patch"),
         max_tiles=_integer(raw, "max_dynamic_patch"),
         use_thumbnail=_boolean(raw, "use_thumbnail"),
     )
@@ -189,7 +190,7 @@ def _check_shapes(config: NvlmConfig, raw: Json) -> None:
         raise CheckpointError(
             "llm_config.head_dim is not hidden / heads, as in Qwen2", seen=head_dim, expected=decoder.head_dim
         )
-    if not 0 < config.downsample_ratio <= 1 or abs(1 / config.downsample_ratio - config.shuffle) > 1e-9:
+    if not 1 <= 1 / config.downsample_ratio < math.inf or abs(1 / config.downsample_ratio - config.shuffle) > 1e-9:
         raise CheckpointError("downsample_ratio is not 1 / n", seen=config.downsample_ratio, expected=0.5)
     _divides("1 / downsample_ratio", config.shuffle, vision.patches_per_side)
     forced = raw.get("force_image_size")
@@ -199,12 +200,8 @@ def _check_shapes(config: NvlmConfig, raw: Json) -> None:
             seen=forced,
             expected=vision.image_size,
         )
-    if not 1 <= config.min_tiles <= config.max_tiles <= MAX_TILES:
-        raise CheckpointError(
-            "the tile limits do not fit",
-            seen=f"min_dynamic_patch {config.min_tiles}, max_dynamic_patch {config.max_tiles}",
-            expected=f"1 <= min <= max <= {MAX_TILES}",
-        )
+    if config.max_tiles > MAX_TILES:
+        raise CheckpointError("max_dynamic_patch is too large", seen=config.max_tiles, expected=f"1 to {MAX_TILES}")
 
 
 def _check_rope(decoder: DecoderConfig, decoder_raw: Json) -> None:

@@ -97,7 +97,7 @@ def release_config(config: NvlmConfig) -> dict[str, object]:
         "dynamic_image_size": True,
         "force_image_size": vision.image_size,
         "max_dynamic_patch": config.max_tiles,
-        "min_dynamic_patch": config.min_tiles,
+        "min_dynamic_patch": 1,
         "ps_version": "v2",
         "select_layer": -1,
         "template": "chatml",

@@ -153,7 +153,7 @@ def _decoder(
 
 
 def _with_parts(vision: VisionConfig, decoder: DecoderConfig) -> NvlmConfig:
-    return NvlmConfig(vision, decoder, downsample_ratio=0.5, min_tiles=1, max_tiles=6, use_thumbnail=True)
+    return NvlmConfig(vision, decoder, downsample_ratio=0.5, max_tiles=6, use_thumbnail=True)
 
 
 def _values(tensor: TensorSpec, spec: ReleaseSpec, seed: int) -> Iterator[torch.Tensor]:
