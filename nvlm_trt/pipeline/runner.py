@@ -193,10 +193,10 @@ class Runner:
         )
 
     def _open_work(self, stage: Stage, current: str) -> Path:
-        """The stage's work folder for this fingerprint; those of other fingerprints are removed."""
+        """The stage's work folder for this fingerprint; those of others, and of a stage built anew, are removed."""
         work = self._job.engine / stage.work_name(current)
         for other in self._works_of(stage):
-            if other != work:
+            if other != work or stage.name in self._job.forced:
                 durable.remove(other)
         work.mkdir(exist_ok=True)
         return work

@@ -36,7 +36,7 @@ class StageContext:
         engine: The engine directory; the outputs of earlier stages lie in it. Read only.
         out: A fresh folder with the layout of the engine directory: the stage writes its outputs here.
         work: A folder of the stage's own that outlives a killed build with the same basis: a long stage keeps there
-            what it has done, and goes on from it. Removed when the stage is done.
+            what it has done, and goes on from it. Removed when the stage is done, or before it is built anew.
         progress: Told (bytes done, bytes in all).
         log: Told one line for a person.
         digested: Told the digest of a large file below `out` by a stage that computed it while it wrote: such a file

@@ -254,6 +254,26 @@ def test_a_long_stage_goes_on_from_what_an_interrupted_run_with_the_same_basis_h
     assert not list(toy.engine.glob(".*.work"))
 
 
+@pytest.mark.parametrize("asked", [{"force": True}, {"redo_from": "squares"}])
+def test_a_stage_that_is_built_anew_does_not_go_on_from_what_an_interrupted_run_has_done(
+    toy: Any, asked: dict[str, Any]
+) -> None:
+    seen: list[list[str]] = []
+
+    def note(context: StageContext) -> None:
+        if context.out.name == ".squares.partial":
+            seen.append(sorted(path.name for path in context.work.iterdir()))
+            (context.work / "half").write_text("done")
+            if len(seen) < 2:
+                raise KeyboardInterrupt
+
+    toy.before_stage = note
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+    toy.run(**asked)
+    assert seen == [[], []]
+
+
 def test_work_that_an_interrupted_run_has_done_is_not_asked_for_again(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
