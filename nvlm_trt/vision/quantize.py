@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from safetensors.torch import save_file
 
 from nvlm_trt.errors import CheckpointError, RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.reference.layer_stream import checkpoint_key
+from nvlm_trt.model.reference.layer_stream import checkpoint_key, newest_generation
 from nvlm_trt.model.reference.vision_stream import stream_vision
 from nvlm_trt.model.safetensors_read import opened
+from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec
 from nvlm_trt.progress import Progress
-from nvlm_trt.vision.scales import CALIBRATION, linear_names, read_amax
+from nvlm_trt.vision.scales import CALIBRATION, VISION_LINEARS, linear_names, read_amax
 
 
 def calibrate_vision(
@@ -37,7 +39,8 @@ def calibrate_vision(
 ) -> None:
     """Measure the inputs of the linear layers on tiles, block by block, in the released bf16 arithmetic.
 
-    Memory is that of one ViT block and one tile. A run that was killed goes on after the last finished block.
+    Memory is that of one ViT block and one tile. A run that was killed goes on after the last finished block,
+    and begins again where not all that it had seen is in `work_dir`.
 
     Args:
         checkpoint: An opened checkpoint.
@@ -58,7 +61,8 @@ def calibrate_vision(
         )
     digest = hashlib.sha256(tiles.tobytes()).hexdigest()
     work_dir.mkdir(parents=True, exist_ok=True)
-    seen = _Gathered(work_dir, f"{digest} {device} {checkpoint_key(checkpoint)}")
+    linears = linear_names(checkpoint.config)
+    seen = _Gathered(work_dir, f"{digest} {device} {checkpoint_key(checkpoint)}", linears)
     stream_vision(
         checkpoint,
         tiles,
@@ -71,21 +75,21 @@ def calibrate_vision(
     )
     description = {"format": 1, "tiles": len(tiles), "tile_size": checkpoint.config.tile_size, "tiles_sha256": digest}
     out.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    save_file({name: torch.tensor(seen.amax[name]) for name in linear_names(checkpoint.config)}, out)
+    save_file({name: torch.tensor(seen.amax[name]) for name in linears}, out)
 
 
 class _Gathered:
     """What the finished blocks have shown, safe on disk, and of what run."""
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, linears: Sequence[str]) -> None:
         self.states = folder / "states"
         self._path = folder / "amax.safetensors"
         self._key = hashlib.sha256(key.encode()).hexdigest()
-        self.amax: dict[str, float] = {}
-        if self._is_of_this_run():
-            self.amax = read_amax(self._path)
-        elif self.states.exists():  # finished blocks of which nothing was kept
-            shutil.rmtree(self.states)
+        self.amax = self._kept()
+        shown = linears[: newest_generation(self.states) * len(VISION_LINEARS)]
+        if not self.amax or not self.amax.keys() >= set(shown):  # finished blocks of which not all was kept
+            self.amax = {}
+            shutil.rmtree(self.states, ignore_errors=True)
 
     def observe(self, linear: str, x: torch.Tensor) -> None:
         largest = float(x.abs().amax())
@@ -95,11 +99,17 @@ class _Gathered:
 
     def save(self) -> None:
         beside = self._path.with_suffix(".tmp")
-        save_file({name: torch.tensor(value) for name, value in self.amax.items()}, beside, {"key": self._key})
+        specs = [TensorSpec(name, "F32", ()) for name in self.amax]
+        with SafetensorsStream(beside, specs, {"key": self._key}) as stream:
+            for name, value in self.amax.items():
+                stream.write(name, torch.tensor(value))
         beside.replace(self._path)
 
-    def _is_of_this_run(self) -> bool:
-        if not self._path.is_file():
-            return False
-        with opened(self._path, CALIBRATION) as file:
-            return bool((file.metadata() or {}).get("key") == self._key)
+    def _kept(self) -> dict[str, float]:
+        """What an earlier process of this run has saved; nothing where that cannot be read."""
+        try:
+            with opened(self._path, CALIBRATION) as file:
+                same = (file.metadata() or {}).get("key") == self._key
+            return read_amax(self._path) if same else {}
+        except CheckpointError:
+            return {}

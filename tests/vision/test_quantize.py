@@ -105,6 +105,28 @@ def test_what_other_tiles_or_a_lost_note_left_behind_is_not_used(
     assert (tmp_path / "second.safetensors").read_bytes() == calibration.read_bytes()
 
 
+@pytest.mark.parametrize("content", ["damaged", "of block 0 alone"])
+def test_a_note_that_is_damaged_or_lacks_a_finished_block_begins_the_calibration_again(
+    checkpoint, tiles, calibration, tmp_path, monkeypatch, content
+):
+    work, note = tmp_path / "work", tmp_path / "work" / "amax.safetensors"
+    finish, kept = quantize._Gathered.save, []
+
+    def save(self) -> None:
+        finish(self)
+        kept.append(note.read_bytes())
+        if len(kept) == 3:
+            raise KilledError  # before the third block counts as finished
+
+    monkeypatch.setattr(quantize._Gathered, "save", save)
+    with pytest.raises(KilledError):
+        calibrate_vision(checkpoint, tiles, tmp_path / "s.safetensors", work_dir=work)
+    note.write_bytes(bytes(100) if content == "damaged" else kept[0])
+    monkeypatch.undo()
+    calibrate_vision(checkpoint, tiles, tmp_path / "s.safetensors", work_dir=work)
+    assert (tmp_path / "s.safetensors").read_bytes() == calibration.read_bytes()
+
+
 def test_without_tiles_there_is_no_calibration(checkpoint, tiles, tmp_path):
     with pytest.raises(RecipeError, match="no tiles"):
         calibrate_vision(checkpoint, tiles[:0], tmp_path / "s.safetensors", work_dir=tmp_path / "work")

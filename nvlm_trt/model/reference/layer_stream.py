@@ -125,6 +125,12 @@ class HiddenStates:
         return self._folder / f".hidden_{generation:03d}.tmp"
 
 
+def newest_generation(folder: Path) -> int:
+    """Layers that the samples of an unfinished run have passed, by its folder alone; 0 where nothing has begun."""
+    matches = [GENERATION_FILE.fullmatch(path.name) for path in folder.glob("*")]
+    return max((int(match[1]) for match in matches if match), default=0)
+
+
 def stream_layers(
     states: HiddenStates,
     layer_bytes: Sequence[int],
