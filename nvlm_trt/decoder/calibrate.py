@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from nvlm_trt.calibration.device import calibration_device, give_back_memory
 from nvlm_trt.calibration.prompts import CalibrationPrompt, PromptTiles
 from nvlm_trt.decoder.calibration_files import Report, publish, write_results
 from nvlm_trt.decoder.calibration_layer import LINEARS, DecoderLayer
@@ -101,7 +102,7 @@ def calibrate_decoder(
     settings = settings or CalibrationSettings()
     if not prompts:
         raise UserError("there are no samples to calibrate on")
-    device = _device(settings.device)
+    device = calibration_device(settings.device)
     record = _record(checkpoint, prompts, precision, settings, device)
     decoder = checkpoint.config.decoder
     shapes = [(len(prompt.ids), decoder.hidden_size) for prompt in prompts]
@@ -119,6 +120,7 @@ def calibrate_decoder(
         states.begin(_embedded(checkpoint, prompts, work_dir / "vision", device, told))
         shutil.rmtree(work_dir / "vision", ignore_errors=True)
         stream_layers(states, sizes, run.open_layer, lambda done, _: told(vision_bytes + done, total))
+    give_back_memory(device)
     told(total, total)
     publish(work_dir, out_dir, decoder.num_layers, record)
 
@@ -140,13 +142,6 @@ def peak_bytes(config: NvlmConfig, max_tokens: int) -> int:
     layer = sum(math.prod(shape) for name, shape in decoder_tensors(config).items() if name.startswith(prefix))
     projector = sum(math.prod(shape) for shape in projector_tensors(config).values())
     return max(4 * layer + 8 * max_tokens * config.decoder.intermediate_size, 2 * projector) + BASE_BYTES
-
-
-def _device(wanted: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UserError("there is no GPU to calibrate on", seen="calibration.device: cuda", fix="use auto or cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def _record(

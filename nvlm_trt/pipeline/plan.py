@@ -140,13 +140,21 @@ class Planner:
         return stage_basis(stage, inputs, identity.fingerprint if identity else None, self._code)
 
     def plan(self, stages: Sequence[Stage], manifest: Manifest) -> list[Decision]:
-        """Decide about all `stages`, taking it that a stage whose input is built again is built again as well."""
+        """Decide about all `stages`, taking it that a stage whose input is built again is built again as well.
+
+        What cannot run here is left out where the last stage does without it, with all that waits for it.
+        """
         wanted = needed_by(stages, stages[-1].name)
         decisions: list[Decision] = []
         stale: set[str] = set()
+        absent: set[str] = set()
         for stage in stages:
-            if stage.lacks is not None and stage.name not in wanted:
-                decisions.append(Decision(stage, "leave out", stage.lacks))
+            waits = next((f"it needs {name}" for name in stage.inputs if name in absent), None)
+            lacks = stage.lacks or waits
+            if lacks is not None and stage.name not in wanted:
+                decisions.append(Decision(stage, "leave out", lacks))
+                if manifest.done(stage.name) is None:
+                    absent.add(stage.name)
                 continue
             decision = self.decide(stage, manifest, stale)
             decisions.append(decision)

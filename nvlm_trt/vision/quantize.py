@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
+from nvlm_trt.calibration.device import give_back_memory
 from nvlm_trt.errors import CheckpointError, RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.layer_stream import checkpoint_key, newest_generation
@@ -73,6 +74,7 @@ def calibrate_vision(
         finished=lambda _: seen.save(),
         progress=progress,
     )
+    give_back_memory(torch.device(device))
     description = {"format": 1, "tiles": len(tiles), "tile_size": checkpoint.config.tile_size, "tiles_sha256": digest}
     out.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_file({name: torch.tensor(seen.amax[name]) for name in linears}, out)

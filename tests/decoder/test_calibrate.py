@@ -273,6 +273,17 @@ def test_memory_is_that_of_a_layer_and_an_activation() -> None:
     assert peak_bytes(config, 4096) - peak_bytes(config, 2048) == 8 * 2048 * 29568
 
 
+def test_a_gpus_memory_is_given_back_at_the_end(
+    checkpoint: Checkpoint, prompts: list[CalibrationPrompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.device] = []
+    monkeypatch.setattr(module, "give_back_memory", given.append)
+    calibrate_decoder(
+        checkpoint, prompts, tmp_path / "o", tmp_path / "w", precision=decoder_precision("fp8"), settings=SETTINGS
+    )
+    assert given == [torch.device("cpu")]
+
+
 def test_progress_counts_the_weights_that_samples_pass(
     checkpoint: Checkpoint, prompts: list[CalibrationPrompt], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.pipeline.sources import Sources
-from nvlm_trt.pipeline.stages import build_plan, gpu
+from nvlm_trt.pipeline.stages import build_plan, calibrate, gpu
 from nvlm_trt.pipeline.stages.finish import gate_parts
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
@@ -205,6 +205,34 @@ def test_widths_that_no_kernel_takes_are_refused_before_a_build(tiny_checkpoint:
     with pytest.raises(UserError, match="tp 4"):
         plan_build(BuildRequest(str(recipe), tiny_checkpoint, tmp_path / "engine"))
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("precisions", "until"),
+    [({"vision_precision": "fp8"}, "vision-export"), ({"decoder_precision": "int8_sq"}, "decoder-convert")],
+)
+def test_a_calibration_on_a_gpu_is_refused_without_one_before_a_build(
+    aligned: Path, tmp_path: Path, precisions: dict[str, str], until: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "find_gpus", lambda: GpuReport(fault="none"))
+    recipe, engine = tmp_path / "gpu.yaml", tmp_path / "engine"
+    recipe.write_text(yaml.safe_dump({"target": "gpu", "calibration": {"device": "cuda"}, **precisions}))
+    with pytest.raises(UserError, match=r"calibrate cannot run here: it needs a GPU, as calibration\.device is"):
+        build(BuildRequest(str(recipe), aligned, engine, Selection(until=until)), Silent())
+    assert not engine.exists()
+
+
+def test_what_waits_for_a_stage_that_cannot_run_here_is_left_out_with_it(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "find_gpus", lambda: GpuReport(fault="none"))
+    recipe = tmp_path / "gpu.yaml"
+    recipe.write_text("target: gpu\nvision_precision: fp8\ncalibration: {device: cuda}\n")
+    request = BuildRequest(str(recipe), aligned, tmp_path / "engine", Selection(until="decoder-convert"))
+    decisions = {each.stage.name: (each.action, each.reason) for each in dry_run(request)[1]}
+    assert decisions["vision-calibrate"][0] == decisions["vision-compile"][0] == "leave out"
+    assert decisions["vision-export"] == ("leave out", "it needs vision-calibrate")
+    assert decisions["decoder-convert"][0] == "run"
 
 
 def test_what_the_named_gpu_cannot_run_is_refused_before_a_build(aligned: Path, tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ def test_an_input_that_is_not_finite_is_refused_by_its_name(tmp_path, tiles_of):
         )
 
 
+def test_a_gpus_memory_is_given_back_at_the_end(checkpoint, tiles, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(quantize, "give_back_memory", given.append)
+    calibrate_vision(checkpoint, tiles, tmp_path / "s.safetensors", work_dir=tmp_path / "work")
+    assert given == [torch.device("cpu")]
+
+
 def test_progress_reaches_its_end(checkpoint, tiles, tmp_path):
     told = []
     calibrate_vision(

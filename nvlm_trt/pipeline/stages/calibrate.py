@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
+from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
@@ -38,8 +39,8 @@ def vision_calibrate(sources: Sources) -> Stage:
 
     def run(context: StageContext) -> None:
         import numpy as np
-        import torch
 
+        from nvlm_trt.calibration.device import calibration_device
         from nvlm_trt.calibration.prompts import PromptTiles
         from nvlm_trt.vision.quantize import calibrate_vision
 
@@ -47,13 +48,12 @@ def vision_calibrate(sources: Sources) -> Stage:
         size = sources.checkpoint.config.tile_size
         out = context.out / VISION_CALIBRATION
         out.parent.mkdir(parents=True)
-        wanted = sources.recipe.calibration.device
         calibrate_vision(
             Checkpoint.open(sources.checkpoint.path),
             np.stack(tiles) if tiles else np.zeros((0, size, size, 3), np.uint8),
             out,
             work_dir=context.work,
-            device=("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted,
+            device=calibration_device(sources.recipe.calibration.device),
             progress=context.progress,
         )
 
@@ -67,6 +67,7 @@ def vision_calibrate(sources: Sources) -> Stage:
         run=run,
         estimated=lambda: Estimate(1 << 20, BASE_BYTES),
         reads_checkpoint=True,
+        lacks=_lacks(sources.recipe),
     )
 
 
@@ -106,7 +107,15 @@ def decoder_calibrate(sources: Sources) -> Stage:
         run=run,
         estimated=estimated,
         reads_checkpoint=True,
+        lacks=_lacks(sources.recipe),
     )
+
+
+def _lacks(recipe: BuildRecipe) -> str | None:
+    """Why this machine cannot calibrate as the recipe asks."""
+    if recipe.calibration.device != "cuda" or find_gpus().gpus:
+        return None
+    return "it needs a GPU, as calibration.device is cuda: use auto or cpu"
 
 
 def _samples(recipe: BuildRecipe) -> Path:
