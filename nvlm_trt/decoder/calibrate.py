@@ -28,6 +28,7 @@ from nvlm_trt.decoder.quantize_scales import layer_file
 from nvlm_trt.errors import CheckpointError, UserError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig
+from nvlm_trt.model.reference import vision_stream
 from nvlm_trt.model.reference.layer_stream import (
     HiddenStates,
     checkpoint_key,
@@ -36,7 +37,7 @@ from nvlm_trt.model.reference.layer_stream import (
     weight_bytes,
 )
 from nvlm_trt.model.reference.vision_stream import stream_vision, streamed_bytes
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer, decoder_tensors, projector_tensors
+from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer, decoder_tensors
 from nvlm_trt.progress import Progress
 
 EMBEDDING = f"{DECODER_PREFIX}model.embed_tokens.weight"
@@ -127,10 +128,9 @@ def calibrate_decoder(
 
 def work_bytes(config: NvlmConfig, tokens: int) -> int:
     """Bytes on disk that calibrating with so many tokens, visual ones included, needs at most while it runs."""
-    vision, decoder = config.vision, config.decoder
+    states = 2 * tokens * config.decoder.hidden_size
     tiles = -(-tokens // config.tokens_per_tile)
-    encoder = 2 * (vision.patches_per_side**2 + 1) * vision.hidden_size + config.tokens_per_tile * decoder.hidden_size
-    return 2 * max(2 * tokens * decoder.hidden_size, tiles * encoder + tokens * decoder.hidden_size)
+    return states + max(states, vision_stream.work_bytes(config, tiles))
 
 
 def peak_bytes(config: NvlmConfig, max_tokens: int) -> int:
@@ -140,8 +140,8 @@ def peak_bytes(config: NvlmConfig, max_tokens: int) -> int:
     """
     prefix = decoder_layer(0)
     layer = sum(math.prod(shape) for name, shape in decoder_tensors(config).items() if name.startswith(prefix))
-    projector = sum(math.prod(shape) for shape in projector_tensors(config).values())
-    return max(4 * layer + 8 * max_tokens * config.decoder.intermediate_size, 2 * projector) + BASE_BYTES
+    activations = 8 * max_tokens * config.decoder.intermediate_size
+    return max(4 * layer + activations, vision_stream.peak_bytes(config)) + BASE_BYTES
 
 
 def _record(

@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
@@ -22,7 +20,7 @@ from nvlm_trt.calibration.device import give_back_memory
 from nvlm_trt.errors import CheckpointError, RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.layer_stream import checkpoint_key, newest_generation
-from nvlm_trt.model.reference.vision_stream import stream_vision
+from nvlm_trt.model.reference.vision_stream import Tiles, digest_of, stream_vision
 from nvlm_trt.model.safetensors_read import opened
 from nvlm_trt.model.safetensors_stream import SafetensorsStream, TensorSpec
 from nvlm_trt.progress import Progress
@@ -31,7 +29,7 @@ from nvlm_trt.vision.scales import CALIBRATION, VISION_LINEARS, linear_names, re
 
 def calibrate_vision(
     checkpoint: Checkpoint,
-    tiles: npt.NDArray[np.uint8],
+    tiles: Tiles,
     out: Path,
     *,
     work_dir: Path,
@@ -45,10 +43,10 @@ def calibrate_vision(
 
     Args:
         checkpoint: An opened checkpoint.
-        tiles: uint8 [n, s, s, 3] of images like those to be served; thumbnails are tiles too.
+        tiles: Of images like those to be served; thumbnails are tiles too. They are read three times.
         out: A safetensors file: by each linear layer's name in the graph, its input's largest magnitude, a float32
             scalar. A JSON file beside it tells what was measured on.
-        work_dir: A folder which only this run uses; remove it afterwards.
+        work_dir: A folder which only this run uses, for what `stream_vision` keeps; remove it afterwards.
         device: Where the blocks are run.
         progress: Told bytes of weights that all tiles have passed, and in all.
 
@@ -60,7 +58,7 @@ def calibrate_vision(
         raise RecipeError(
             "the vision encoder is calibrated on images; there are no tiles", seen=0, expected="1 or more"
         )
-    digest = hashlib.sha256(tiles.tobytes()).hexdigest()
+    digest = digest_of(tiles)
     work_dir.mkdir(parents=True, exist_ok=True)
     linears = linear_names(checkpoint.config)
     seen = _Gathered(work_dir, f"{digest} {device} {checkpoint_key(checkpoint)}", linears)

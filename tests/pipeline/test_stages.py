@@ -207,6 +207,26 @@ def test_widths_that_no_kernel_takes_are_refused_before_a_build(tiny_checkpoint:
     assert not (tmp_path / "engine").exists()
 
 
+def test_a_calibration_needs_room_for_the_samples_that_there_are(tmp_path: Path) -> None:
+    image = Path("nvlm_trt/calibration/data/images/cat.jpg")
+    (tmp_path / "cat.jpg").write_bytes(image.read_bytes())
+    lines = [{"text": "What?", "images": ["cat.jpg"] * count} for count in (0, 1, 3)]
+    samples = tmp_path / "samples.jsonl"
+
+    def works(there: int, **calibration: object) -> list[int]:
+        samples.write_text("".join(json.dumps(line) + "\n" for line in lines[:there]))
+        fields = {"name": "r", "target": "gpu", "vision_precision": "fp8", "decoder_precision": "fp8"}
+        asked = {"samples": str(samples), "max_tokens": 2048, **calibration}
+        plan = build_plan(Sources(parse_recipe({**fields, "calibration": asked}, "r"), planned_shapes(None), None))
+        return [stage.estimate.work_bytes for stage in plan if stage.name.endswith("-calibrate")]
+
+    tile, token = 2 * (2 * 1025 * 3200 + 256 * 8192), 2 * 8192
+    vision, decoder = works(3, count=4096)
+    assert vision == (7 + 8) * tile, "what is beyond 2,048 tokens of a sample is cut off"
+    assert decoder == 3 * (2048 * token + 8 * tile)
+    assert works(3, count=2) == works(2) == [7 * tile, decoder * 2 // 3]
+
+
 @pytest.mark.parametrize(
     ("precisions", "until"),
     [({"vision_precision": "fp8"}, "vision-export"), ({"decoder_precision": "int8_sq"}, "decoder-convert")],

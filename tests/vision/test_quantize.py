@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from nvlm_trt.errors import CheckpointError, EngineError, RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.vision import VisionReference
+from nvlm_trt.model.reference.vision_stream import work_bytes
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.vision import quantize
 from nvlm_trt.vision.dtypes import BF16, FP32, QUANTIZATIONS
@@ -35,6 +38,25 @@ def checkpoint(checkpoint_of) -> Checkpoint:
 @pytest.fixture(scope="module")
 def tiles(checkpoint, tiles_of) -> np.ndarray:
     return tiles_of(4, checkpoint.config.tile_size)
+
+
+class Counted:
+    """Tiles that know how many of them are in memory at a time."""
+
+    def __init__(self, tiles: np.ndarray) -> None:
+        self._tiles = tiles
+        self._alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for tile in self._tiles:
+            copy = torch.from_numpy(tile.copy())
+            self._alive.add(copy)
+            self.most = max(self.most, len(self._alive))
+            yield copy.numpy()
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +147,19 @@ def test_a_note_that_is_damaged_or_lacks_a_finished_block_begins_the_calibration
     monkeypatch.undo()
     calibrate_vision(checkpoint, tiles, tmp_path / "s.safetensors", work_dir=work)
     assert (tmp_path / "s.safetensors").read_bytes() == calibration.read_bytes()
+
+
+def test_tiles_are_read_one_by_one_and_hidden_states_stay_within_the_estimate(checkpoint, tiles, calibration, tmp_path):
+    sizes, counted = [], Counted(tiles)
+
+    def weigh(*_: int) -> None:
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / "work" / "states").iterdir()))
+
+    calibrate_vision(checkpoint, counted, tmp_path / "s.safetensors", work_dir=tmp_path / "work", progress=weigh)
+    assert (tmp_path / "s.safetensors").read_bytes() == calibration.read_bytes()
+    assert counted.most <= 2
+    estimate = work_bytes(checkpoint.config, len(tiles))
+    assert estimate / 2 < max(sizes) <= estimate + 2000, "beside headers"
 
 
 def test_without_tiles_there_is_no_calibration(checkpoint, tiles, tmp_path):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.reference.layer_stream import (
     HiddenStates,
     checkpoint_key,
@@ -25,7 +26,7 @@ from nvlm_trt.model.reference.layer_stream import (
     weight_bytes,
 )
 from nvlm_trt.model.reference.vision import Observe, VisionReference, normalise, pixel_shuffle
-from nvlm_trt.model.tensors import PROJECTOR_PREFIX, VISION_PREFIX, vision_layer
+from nvlm_trt.model.tensors import PROJECTOR_PREFIX, VISION_PREFIX, projector_tensors, vision_layer, vision_tensors
 from nvlm_trt.progress import Progress
 
 Finished = Callable[[int], None]
@@ -65,8 +66,8 @@ def stream_vision(
     Args:
         checkpoint: An opened checkpoint.
         tiles: n tiles, uint8 [s, s, 3] each.
-        work_dir: A folder that only this run uses, for hidden states and rows (17 MB a tile of NVLM-D in bfloat16).
-            They stay there when it is done: remove the folder then.
+        work_dir: A folder that only this run uses, for hidden states and rows (see `work_bytes`: 17 MB a tile of
+            NVLM-D). They stay there when it is done: remove the folder then.
         dtype: As for `VisionReference`.
         device: Where the blocks are run.
         observe: Shown the input [1, tokens, in] of every linear layer, one tile at a time, in the order of the tiles.
@@ -95,10 +96,7 @@ def stream_vision(
         load(vision_layer(index))
         return _Block(reference, index, place, finished)
 
-    digest = hashlib.sha256()
-    for tile in tiles:
-        digest.update(tile.tobytes())
-    key = f"vision {digest.hexdigest()} {place} {checkpoint_key(checkpoint)}"
+    key = f"vision {digest_of(tiles)} {place} {checkpoint_key(checkpoint)}"
     states = HiddenStates(work_dir, key, [(1, vision.patches_per_side**2 + 1, vision.hidden_size)] * len(tiles), dtype)
     sizes = [weight_bytes(checkpoint, vision_layer(index)) for index in range(vision.num_layers)]
     total = streamed_bytes(checkpoint)
@@ -117,11 +115,38 @@ def stream_vision(
     return rows
 
 
+def digest_of(tiles: Tiles) -> str:
+    """SHA-256 of all tiles in order, one in memory at a time."""
+    digest = hashlib.sha256()
+    for tile in tiles:
+        digest.update(tile.tobytes())
+    return digest.hexdigest()
+
+
 def streamed_bytes(checkpoint: Checkpoint) -> int:
     """What the progress of `stream_vision` counts: bytes of all blocks and of the projector."""
     layers = range(checkpoint.config.vision.num_layers)
     blocks = sum(weight_bytes(checkpoint, vision_layer(index)) for index in layers)
     return blocks + weight_bytes(checkpoint, PROJECTOR_PREFIX)
+
+
+def work_bytes(config: NvlmConfig, tiles: int) -> int:
+    """Bytes on disk of `stream_vision` at most, in bfloat16: hidden states before and after a block, and the rows."""
+    vision = config.vision
+    states = 2 * (vision.patches_per_side**2 + 1) * vision.hidden_size
+    return 2 * tiles * (states + config.tokens_per_tile * config.decoder.hidden_size)
+
+
+def peak_bytes(config: NvlmConfig) -> int:
+    """Bytes of memory of `stream_vision` at most, in bfloat16 and beside the process: 1.4 GB of NVLM-D-72B.
+
+    The weights of a block or of the projector, and the attention's scores of one tile before and after the softmax.
+    """
+    prefix = vision_layer(0)
+    block = sum(math.prod(shape) for name, shape in vision_tensors(config, 0).items() if name.startswith(prefix))
+    projector = sum(math.prod(shape) for shape in projector_tensors(config).values())
+    scores = 2 * config.vision.num_heads * (config.vision.patches_per_side**2 + 1) ** 2
+    return 2 * (max(block, projector) + scores)
 
 
 @dataclass(frozen=True, slots=True)

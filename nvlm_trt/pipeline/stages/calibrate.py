@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
+from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, Sample, read_samples
 from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from nvlm_trt.calibration.prompts import CalibrationPrompt
 
 QUANTISED_VISION = ("fp8", "int8")
+VISION_RESULT_BYTES = 1 << 20
+"""Room for what the vision encoder's measurement leaves: 20 kB of NVLM-D-72B, a number for each linear layer."""
+
 RESULT_BYTES = 32 << 20
 """Room for what the decoder's measurement leaves: 17 MB of NVLM-D-72B, a factor for each input of a linear layer."""
 
@@ -38,24 +41,28 @@ def vision_calibrate(sources: Sources) -> Stage:
     """Measures the inputs of the vision encoder's linear layers on the tiles of the samples' images."""
 
     def run(context: StageContext) -> None:
-        import numpy as np
 
         from nvlm_trt.calibration.device import calibration_device
         from nvlm_trt.calibration.prompts import PromptTiles
         from nvlm_trt.vision.quantize import calibrate_vision
 
-        tiles = list(PromptTiles(_prompts(sources)))
-        size = sources.checkpoint.config.tile_size
         out = context.out / VISION_CALIBRATION
         out.parent.mkdir(parents=True)
         calibrate_vision(
             Checkpoint.open(sources.checkpoint.path),
-            np.stack(tiles) if tiles else np.zeros((0, size, size, 3), np.uint8),
+            PromptTiles(_prompts(sources)),
             out,
             work_dir=context.work,
             device=calibration_device(sources.recipe.calibration.device),
             progress=context.progress,
         )
+
+    def estimated() -> Estimate:
+        from nvlm_trt.model.reference.vision_stream import peak_bytes, work_bytes
+
+        config = sources.checkpoint.config
+        work = work_bytes(config, _most_tiles(sources))
+        return Estimate(VISION_RESULT_BYTES + work, BASE_BYTES + peak_bytes(config), work)
 
     return Stage(
         name="vision-calibrate",
@@ -65,7 +72,7 @@ def vision_calibrate(sources: Sources) -> Stage:
         modules=("nvlm_trt.vision.quantize", "nvlm_trt.calibration.prompts"),
         tools=("torch", "numpy", "Pillow", "tokenizers"),
         run=run,
-        estimated=lambda: Estimate(1 << 20, BASE_BYTES),
+        estimated=estimated,
         reads_checkpoint=True,
         lacks=_lacks(sources.recipe),
     )
@@ -94,7 +101,7 @@ def decoder_calibrate(sources: Sources) -> Stage:
         from nvlm_trt.decoder.calibrate import peak_bytes, work_bytes
 
         longest = recipe.calibration.max_tokens
-        work = work_bytes(config, recipe.calibration.count * longest)
+        work = work_bytes(config, len(_samples(recipe)) * longest)
         return Estimate(RESULT_BYTES + work, peak_bytes(config, longest), work)
 
     return Stage(
@@ -118,14 +125,23 @@ def _lacks(recipe: BuildRecipe) -> str | None:
     return "it needs a GPU, as calibration.device is cuda: use auto or cpu"
 
 
-def _samples(recipe: BuildRecipe) -> Path:
-    return SHIPPED_SAMPLES if recipe.calibration.samples is None else Path(recipe.calibration.samples)
+def _samples(recipe: BuildRecipe) -> list[Sample]:
+    """The samples: as many as the recipe asks for, or all where there are fewer."""
+    named = recipe.calibration.samples
+    return read_samples(SHIPPED_SAMPLES if named is None else Path(named), recipe.calibration.count)
+
+
+def _most_tiles(sources: Sources) -> int:
+    """Tiles of all samples at most: their images may have fewer."""
+    recipe = sources.recipe
+    room = -(-recipe.calibration.max_tokens // sources.checkpoint.config.tokens_per_tile)
+    return sum(min(len(sample.images) * sources.tiles_per_image, room) for sample in _samples(recipe))
 
 
 def _parts(recipe: BuildRecipe) -> dict[str, object]:
     """What the measurement depends on: the settings, and the bytes of every sample and image."""
     digest = sha256()
-    for sample in read_samples(_samples(recipe), recipe.calibration.count):
+    for sample in _samples(recipe):
         digest.update(repr((sample.system, sample.history, sample.question, sample.answer)).encode())
         for image in sample.images:
             digest.update(sha256(image.read_bytes()).digest())
@@ -144,7 +160,7 @@ def _prompts(sources: Sources) -> Sequence[CalibrationPrompt]:
 
     recipe = sources.recipe
     return build_prompts(
-        read_samples(_samples(recipe), recipe.calibration.count),
+        _samples(recipe),
         NvlmTokenizer.load(sources.checkpoint.path),
         sources.checkpoint.config,
         max_tokens=recipe.calibration.max_tokens,
