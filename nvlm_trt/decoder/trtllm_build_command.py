@@ -44,7 +44,7 @@ class EngineSettings:
         paged_context_fmha: Prefill reads the KV cache by blocks: what reuse of blocks and chunks of a prompt stand on.
         fp8_context_fmha: Prefill computes attention in fp8.
         tokens_per_block: Tokens of one block of the KV cache.
-        multiple_profiles: Several optimisation profiles: faster steps, a longer build.
+        multiple_profiles: Several optimisation profiles, each with kernels for steps of so many tokens.
     """
 
     max_batch_size: int
