@@ -86,14 +86,18 @@ class DecoderEngineFields(RecipeFields):
 
     Attributes:
         kv_cache_precision: "auto" is fp8 for an fp8 decoder and the decoder's own dtype for all others ("model").
-        max_num_tokens: Tokens of one step over all requests; None for the longest prompt, at least 8192.
+        max_num_tokens: Tokens of one step over all requests; None for the longest prompt, at least 8192. With less, say
+            2048 to 8192, others wait less for a long prompt, which takes several steps then.
         tokens_per_block: Tokens of one block of the KV cache.
-        multiple_profiles: Several optimisation profiles: faster steps, a longer build.
+        multiple_profiles: Kernels are chosen for steps of up to 64, 128, 256, 512, 1024 and max_num_tokens tokens; one
+            profile has them chosen for max_batch_size tokens alone. A longer build. It matters where TensorRT's own
+            kernels multiply matrices (fp8 and int8_sq): plugins choose theirs as they run.
         workers: Ranks that are built at a time; None for as many as host memory and GPUs allow.
         awq_group_size: Input channels that share one scale in int4_awq.
         kv_cache_fraction: Share of the GPU memory left after loading that the KV cache takes.
         kv_cache_reuse: Keep blocks of earlier prompts; images are told apart by their digests.
-        chunked_context: Read long prompts in chunks between the steps of other requests.
+        chunked_context: Read prompts in chunks where those that wait do not fit into a step of max_num_tokens, beside
+            the tokens that are decoded; what fits is read whole.
         speculative_decoding: "lookahead" is known and refused: TensorRT-LLM's does not work with a prompt table.
     """
 

@@ -35,7 +35,7 @@ class GpuSpec:
         vision_max_tiles: Tiles of one execution of the vision encoder at most: what its plan was built for.
         kv_cache_fraction: Share of the GPU memory left after loading that the KV cache takes.
         kv_cache_reuse: Whether blocks of earlier prompts are kept.
-        chunked_context: Whether long prompts are read in chunks between the steps of other requests.
+        chunked_context: Whether prompts that do not fit into one step are read in chunks.
     """
 
     vision_gpus: int
