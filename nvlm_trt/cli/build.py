@@ -27,7 +27,7 @@ def build(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")] = False,
 ) -> None:
-    """Build an engine directory: inspect, calibrate, export, compile, convert, verify, package.
+    """Build an engine directory: inspect, calibrate, export, convert, compile, verify, package.
 
     A stage whose inputs, settings and code are unchanged is skipped; a build that was stopped goes on where it was.
     Which stages there are hangs on the recipe: --dry-run lists those of yours.

@@ -130,6 +130,24 @@ def test_room_for_visual_tokens_counts_the_thumbnail(
     assert plan_build(request(recipe, tiny_checkpoint, tmp_path / "engine")).sources.max_table_rows == 2 * 1 * 16
 
 
+def test_what_the_gpu_target_compiles_is_judged_before_it_is(
+    write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(target="gpu", vision_precision="fp8", decoder_precision="fp8")
+    _, decisions = dry_run(request(recipe, tiny_checkpoint, tmp_path / "engine"))
+    assert [decision.stage.name for decision in decisions] == [
+        "inspect",
+        "vision-calibrate",
+        "vision-export",
+        "decoder-calibrate",
+        "decoder-convert",
+        "verify",
+        "vision-compile",
+        "decoder-compile",
+        "package",
+    ]
+
+
 def test_a_gpu_recipe_exports_and_converts_here_and_says_why_it_does_not_compile(
     write_recipe: WriteRecipe, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

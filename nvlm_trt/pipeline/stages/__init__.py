@@ -24,18 +24,24 @@ __all__ = ["build_plan"]
 
 
 def build_plan(sources: Sources) -> tuple[Stage, ...]:
-    """All stages of a build in the order in which they run."""
+    """All stages of a build in the order in which they run.
+
+    On the cpu target `verify` runs the compiled engines. On the gpu target it judges what they are compiled from, and
+    comes before them: compiling takes hours, and a checkpoint that no gate lets pass is not worth them.
+    """
     recipe = sources.recipe
-    target = cpu if recipe.target == "cpu" else gpu
-    return (
+    prepared = (
         *([] if sources.synthetic is None else [synth(sources)]),
         inspect(sources),
         *([] if vision_quantization(recipe) is None else [vision_calibrate(sources)]),
         vision_export(sources),
-        target.vision_compile(sources),
+    )
+    converted = (
         *([decoder_calibrate(sources)] if needs_decoder_calibration(sources) else []),
         decoder_convert(sources),
-        target.decoder_compile(sources),
-        target.verify(sources),
-        package(sources),
     )
+    if recipe.target == "cpu":
+        made = (cpu.vision_compile(sources), *converted, cpu.decoder_compile(sources), cpu.verify(sources))
+    else:
+        made = (*converted, gpu.verify(sources), gpu.vision_compile(sources), gpu.decoder_compile(sources))
+    return (*prepared, *made, package(sources))
