@@ -41,7 +41,6 @@ def vision_calibrate(sources: Sources) -> Stage:
     """Measures the inputs of the vision encoder's linear layers on the tiles of the samples' images."""
 
     def run(context: StageContext) -> None:
-
         from nvlm_trt.calibration.device import calibration_device
         from nvlm_trt.calibration.prompts import PromptTiles
         from nvlm_trt.vision.quantize import calibrate_vision
