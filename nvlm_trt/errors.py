@@ -60,6 +60,11 @@ class NvlmTrtError(Exception):
         super().__init__("; ".join(parts))
 
 
+def installing(extra: str) -> str:
+    """How an extra of this package is installed, as the fix of an error."""
+    return f"pip install -e '.[{extra}]' in the checkout"
+
+
 class UserError(NvlmTrtError):
     """The caller's mistake; nothing was changed."""
 

@@ -19,7 +19,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from nvlm_trt.errors import EngineError, RequestError
+from nvlm_trt.errors import EngineError, RequestError, installing
 
 if TYPE_CHECKING:
     from opentelemetry import trace as api
@@ -136,7 +136,7 @@ class Tracer:
             raise EngineError(
                 "traces were asked for, and OpenTelemetry is not installed",
                 seen=f"no module {error.name}",
-                fix="pip install 'nvlm-trt[trace]', or leave the OTLP endpoint out",
+                fix=f"{installing('trace')}, or leave the OTLP endpoint out",
             ) from None
         for variable, value in DEFAULTS.items():
             os.environ.setdefault(variable, value)

@@ -10,6 +10,7 @@ import pytest
 
 from nvlm_trt.bench.report import read_report
 from nvlm_trt.cli.conversation import read_history
+from nvlm_trt.client.batch_ids import BatchIds
 from nvlm_trt.client.batch_input import BatchInput
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.folder import read_json, read_jsonl
@@ -36,8 +37,9 @@ def test_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "task.jsonl").write_text(json.dumps(TASK), encoding="utf-8-sig")
     assert len(read_tasks(tmp_path / "task.jsonl")) == 1
     (tmp_path / "batch.jsonl").write_text(json.dumps({"prompt": "Why?"}), encoding="utf-8-sig")
-    with BatchInput(tmp_path / "batch.jsonl") as requests:
-        assert len([*requests.requests()]) == 1
+    with BatchInput(tmp_path / "batch.jsonl") as requests, BatchIds() as ids:
+        requests.check(ids)
+        assert len([*requests.requests(ids)]) == 1
 
 
 def test_a_date_that_is_none_is_a_fault_of_the_recipe(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from PIL import Image, ImageFont
 
-from nvlm_trt.errors import UserError
+from nvlm_trt.errors import UserError, installing
 
 Split = Literal["train", "validation", "test"]
 
@@ -64,7 +64,9 @@ def fonts(split: Split) -> tuple[Path, ...]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(
-            "fonts of the miniature's pictures are missing", seen=f"no {missing[0]}", fix="pip install 'nvlm-trt[mini]'"
+            "fonts of the miniature's pictures are missing",
+            seen=f"no {missing[0]}",
+            fix=installing("mini"),
         )
     return files
 

@@ -16,7 +16,7 @@ import psutil
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.environment.processor import processor
 from nvlm_trt.environment.seen import installed, look
-from nvlm_trt.errors import CheckpointError, UserError
+from nvlm_trt.errors import CheckpointError, UserError, installing
 from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
 from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, SERVE, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words, nearest
@@ -100,7 +100,7 @@ def _tritonserver() -> Finding:
     )
     runs = binary is not None and os.access(binary, os.X_OK) and platform.machine() in ("x86_64", "aarch64")
     seen = f"in nvidia-pytriton {installed('nvidia-pytriton')}" if binary else "absent"
-    return Finding("tritonserver", seen, runs, ("serve_cpu",), "" if runs else "pip install 'nvlm-trt[cpu]' brings it")
+    return Finding("tritonserver", seen, runs, ("serve_cpu",), "" if runs else f"{installing('cpu')} brings it")
 
 
 def _processor() -> Finding:

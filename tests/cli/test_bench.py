@@ -168,7 +168,7 @@ def test_without_matplotlib_the_report_has_no_plots_and_a_line_says_so(
     for words in (("--dry-run",), ("--json",)):
         shown = nvlm_trt(*asked, *words)
         assert shown.code == 0
-        assert shown.err == "the report has no plots: they need matplotlib (pip install 'nvlm-trt[plots]')\n"
+        assert shown.err == f"{plots.NO_PLOTS}\n"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.json", "report.md"}
     assert list((tmp_path / "out").glob("*.png")) == []
     assert "matplotlib" not in nvlm_trt(*asked, "--dry-run", "--no-plots").err

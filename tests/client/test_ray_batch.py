@@ -15,7 +15,7 @@ from nvlm_trt.serving.faults import UnavailableError
 
 from .stand_in import Asked, Refused, StandIn
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install nvlm-trt[ray]")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
 importlib.import_module("ray.data")
 
 from nvlm_trt.client.ray_batch import AskTables, answer_dataset  # noqa: E402

@@ -9,6 +9,7 @@ from typing import Final
 from nvlm_trt.bench.report import Figure, Report
 from nvlm_trt.bench.show.canvas import canvas, place_of, png
 from nvlm_trt.bench.show.size_plots import draw_growth, draw_sizes, sized_metrics
+from nvlm_trt.errors import installing
 
 PANELS: Final = (
     ("accuracy", None),
@@ -32,7 +33,7 @@ PANELS: Final = (
 
 COLUMNS: Final = 3
 
-NO_PLOTS: Final = "the report has no plots: they need matplotlib (pip install 'nvlm-trt[plots]')"
+NO_PLOTS: Final = f"the report has no plots: they need matplotlib ({installing('plots')})"
 
 
 def can_draw() -> bool:

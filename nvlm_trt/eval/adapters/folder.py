@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nvlm_trt.errors import UserError
+from nvlm_trt.errors import UserError, installing
 from nvlm_trt.jsonl import FieldError
 from nvlm_trt.parsed import json_value
 
@@ -141,7 +141,7 @@ class DataFolder:
         try:
             arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
         except ImportError as error:  # also where pyarrow asks for numpy 2
-            raise UserError("parquet files need pyarrow", seen=error, fix="pip install 'nvlm-trt[eval]'") from None
+            raise UserError("parquet files need pyarrow", seen=error, fix=installing("eval")) from None
         for file in self.find(*patterns):
             try:
                 batches = parquet.ParquetFile(file).iter_batches(batch_size=16)

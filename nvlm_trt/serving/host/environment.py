@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nvlm_trt.environment.versions import PINNED_IMAGE
-from nvlm_trt.errors import EngineError
+from nvlm_trt.errors import EngineError, installing
 
 WHEEL = "nvidia-pytriton"
 IMAGE: Final = Path("/opt/tritonserver")
@@ -84,7 +84,7 @@ class Triton:
         check_numpy(importlib.metadata.version("numpy"))
         found = importlib.util.find_spec("pytriton")
         if found is None or found.origin is None:
-            raise EngineError("tritonserver is not installed", fix=f"pip install 'nvlm-trt[cpu]' (it brings {WHEEL})")
+            raise EngineError("tritonserver is not installed", fix=f"{installing('cpu')} (it brings {WHEEL})")
         root = Path(found.origin).parent / "tritonserver"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
