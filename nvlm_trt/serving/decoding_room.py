@@ -30,10 +30,11 @@ class DecodingRoom:
         """Wait until there is room, and hold it for as long as the context lasts.
 
         Args:
-            size: Bytes.
+            size: Bytes; who asks for none waits for nobody.
             watch: Called now and then while it waits; what it raises ends that.
         """
-        self._enter(size, watch)
+        if size:
+            self._enter(size, watch)
         try:
             yield
         finally:

@@ -52,6 +52,14 @@ def test_who_finds_no_room_waits_and_who_comes_later_does_not_pass():
     small.leave()
 
 
+def test_who_needs_nothing_waits_for_nobody():
+    first, large, none = asked_one_after_the_other(DecodingRoom(10), 6, 5, 0)
+    assert [one.inside.is_set() for one in (first, large, none)] == [True, False, True]
+    none.leave()
+    first.leave()
+    large.leave()
+
+
 def test_who_needs_more_than_there_is_gets_in_alone():
     first, huge, small = asked_one_after_the_other(DecodingRoom(10), 1, 100, 1)
     assert not huge.inside.is_set()
