@@ -18,6 +18,8 @@ import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
+from nvlm_trt.error_codes import WANTED, code_and_message
+
 CLOSING_SECONDS: Final = 10.0
 """A connection that is closed waits that long for its streams to end; a server that hangs ends none."""
 
@@ -29,10 +31,6 @@ AGAIN_SECONDS: Final = 0.1
 
 ASK_SECONDS: Final = 5.0
 """A model that is asked to end a request has that long to say that it heard."""
-
-STATUS_HEADERS: Final = {"triton_grpc_error": "true"}
-"""Makes the server end the stream of a model that failed with a status code; without it only a message comes, as of
-what the server itself refuses."""
 
 Ask = Callable[[], Awaitable[None]]
 """Asks a model to end a request."""
@@ -48,6 +46,17 @@ def note_not_ended(error: Exception) -> None:
         log.warning("a request that was given up could not be ended: %s", " ".join(str(error).split()))
     else:
         log.warning("a request that was given up could not be ended", exc_info=error)
+
+
+def with_status(error: InferenceServerException) -> InferenceServerException:
+    """The error of a stream with the code that its text carries as its status, and the text without it.
+
+    One that has a status is no model's: the stream broke.
+    """
+    if error.status() is not None:
+        return error
+    code, message = code_and_message(str(error.message()))
+    return InferenceServerException(message, status=code)
 
 
 def is_last(result: triton.InferResult) -> bool:
@@ -98,7 +107,7 @@ class ResponseStream:
     Args:
         connection: Its connection.
         request: What tritonclient's `stream_infer` takes; emptied once it is sent. gRPC keeps its own form of it until
-            the stream ends.
+            the stream ends. Its model is asked for the codes of errors.
         on_response: Called with each response that comes, and at the end of the request.
     """
 
@@ -114,7 +123,8 @@ class ResponseStream:
         self._over = asyncio.Event()
         self._sent = self._given_up = False
         self._silence: asyncio.TimerHandle | None = None
-        self._responses = connection.client.stream_infer(self._requests(request), headers=STATUS_HEADERS)
+        request["parameters"] = {**request.get("parameters", {}), WANTED: True}
+        self._responses = connection.client.stream_infer(self._requests(request))
         self._reading = connection.run(self._read())
 
     async def read(self, seconds: float | None = None) -> triton.InferResult | None:
@@ -185,7 +195,7 @@ class ResponseStream:
     def _take(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
         if self._given_up:
             self._come_to_an_end()
-        self._put(result if error is None else error)
+        self._put(result if error is None else with_status(error))
         if result is None or error is not None or is_last(result):
             self._end()
         elif self._on_response is not None:

@@ -25,7 +25,9 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         came: Models of requests.
         permits: For one more response each.
         pieces: Responses before the last one.
-        refuses: Whether a response tells of an error instead.
+        asks_for_codes: Whether each request asked for the codes of errors.
+        metadata: Names of the headers of the streams.
+        refuses: What a response tells of an error instead.
         fates: What became of streams: "cancelled", or "ended" by the client after the last response.
     """
 
@@ -33,13 +35,17 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.came: list[str] = []
         self.permits = asyncio.Semaphore(0)
         self.pieces = 0
-        self.refuses = False
+        self.asks_for_codes: list[bool] = []
+        self.metadata: set[str] = set()
+        self.refuses = ""
         self.fates: list[str] = []
 
     async def ModelStreamInfer(self, requests, context):  # noqa: N802 - its name
         try:
             async for request in requests:
                 self.came.append(request.model_name)
+                self.asks_for_codes.append(request.parameters["error_codes"].bool_param)
+                self.metadata |= {key for key, _ in context.invocation_metadata()}
                 if request.model_name == "fail":
                     await context.abort(grpc.StatusCode.INTERNAL, "it failed")
                 for _ in range(self.pieces):
@@ -49,7 +55,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
                 answer = service_pb2.ModelStreamInferResponse()
                 answer.infer_response.model_name = request.model_name
                 answer.infer_response.parameters["triton_final_response"].bool_param = True
-                answer.error_message = "no such model" if self.refuses else ""
+                answer.error_message = self.refuses
                 yield answer
             self.fates.append("ended")
         except asyncio.CancelledError:
@@ -152,6 +158,22 @@ def test_who_does_not_hear_or_cannot_be_asked_is_asked_again_and_holds_nobody_up
     }
 
 
+def test_models_are_asked_for_the_codes_of_errors_and_the_server_for_none():
+    """By the header ``triton_grpc_error`` a client kills tritonserver 2.51 now and then."""
+
+    async def scene(server: Server, connection: Connection) -> None:
+        server.refuses = "[UNAVAILABLE] the server is busy"
+        server.permits.release()
+        stream = ResponseStream(connection, {**request("one"), "parameters": {"traceparent": "00-1"}})
+        with pytest.raises(InferenceServerException) as refused:
+            await stream.read()
+        assert (refused.value.status(), refused.value.message()) == ("UNAVAILABLE", "the server is busy")
+        assert server.asks_for_codes == [True]
+        assert "triton_grpc_error" not in server.metadata
+
+    run(scene)
+
+
 def test_who_reads_while_another_gives_up_gets_no_more():
     """An answer with a hole must not look like a whole one."""
 
@@ -232,7 +254,7 @@ def test_a_refusal_ends_the_request_and_the_stream():
     """The server says it on the stream, which it leaves open."""
 
     async def scene(server: Server, connection: Connection) -> None:
-        server.refuses = True
+        server.refuses = "no such model"
         server.permits.release()
         stream = ResponseStream(connection, request("one"))
         with pytest.raises(InferenceServerException, match="no such model"):
@@ -248,7 +270,7 @@ def test_something_is_told_to_a_model_and_its_refusal_raised():
         for _ in range(2):
             server.permits.release()
         await tell(connection, request("one"))
-        server.refuses = True
+        server.refuses = "no such model"
         with pytest.raises(InferenceServerException, match="no such model"):
             await tell(connection, request("two"))
         await until(lambda: server.fates == ["ended", "ended"])

@@ -17,8 +17,9 @@ from tritonclient.utils import InferenceServerException
 from nvlm_trt.client.address import channel_options, check_address
 from nvlm_trt.client.request import MODEL, Image, Options, Turn, build_inputs
 from nvlm_trt.client.response import Answer, AnswerBuilder, error_of, silence
+from nvlm_trt.error_codes import WANTED
 from nvlm_trt.serving.fields import CANCEL
-from nvlm_trt.triton_streams import AGAIN_SECONDS, STATUS_HEADERS, is_last
+from nvlm_trt.triton_streams import AGAIN_SECONDS, is_last, with_status
 
 ENDING_SECONDS: Final = 10.0
 """The end of a request that is given up is waited for that long; a server that runs comes to it in 0.2 s."""
@@ -73,7 +74,7 @@ class Connections:
         client, heard = self.take(), threading.Event()
         answered = False
         try:
-            client.start_stream(lambda result, error: heard.set(), headers=STATUS_HEADERS)
+            client.start_stream(lambda result, error: heard.set())
             client.async_stream_infer(
                 MODEL, [], request_id=request_id, enable_empty_final_response=True, parameters={CANCEL: True}
             )
@@ -107,9 +108,13 @@ class AnswerStream:
         self._request_id = uuid.uuid4().hex
         self._client = connections.take()
         try:
-            self._client.start_stream(self._put, headers=STATUS_HEADERS)
+            self._client.start_stream(self._put)
             self._client.async_stream_infer(
-                MODEL, inputs, request_id=self._request_id, enable_empty_final_response=True
+                MODEL,
+                inputs,
+                request_id=self._request_id,
+                enable_empty_final_response=True,
+                parameters={WANTED: True},
             )
         except InferenceServerException as error:
             cause = self._cause(error)
@@ -155,7 +160,7 @@ class AnswerStream:
             self._over.wait(AGAIN_SECONDS)
 
     def _put(self, result: triton.InferResult | None, error: InferenceServerException | None) -> None:
-        self._events.put((result, error))
+        self._events.put((result, error and with_status(error)))
         if result is None or is_last(result):
             self._over.set()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from nvlm_trt.error_codes import WANTED
 from nvlm_trt.errors import RequestError
 
 
@@ -79,7 +80,7 @@ LONGEST_NAME: Final = 64
 
 PROTOCOL_PARAMETERS: Final = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
-    | {TRACEPARENT, REQUEST_ID}
+    | {TRACEPARENT, REQUEST_ID, WANTED}
 )
 """Request parameters that belong to the protocol; so do those that begin with ``triton_``."""
 

@@ -11,6 +11,9 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
+from nvlm_trt.client import NvlmClient
+from nvlm_trt.errors import RequestError
+
 from .conftest import FaultRecord, Watch
 from .served import Served
 from .wire import CHAT, GENERATE, Reply, ask, assert_clear, chat, data_uri
@@ -134,6 +137,17 @@ def test_what_is_no_image_is_refused_by_its_number(served: Served, fault_record:
     assert "image 1 of 1" in generate.sentence
     assert_clear(generate.sentence)
     fault_record(time_ms=alone.ms, variant=name)
+
+
+@pytest.mark.fault(case=7)
+def test_no_stream_is_closed_by_tritonserver_itself_when_a_model_refuses_an_image(served: Served) -> None:
+    """It says so when it does, and about once in a thousand times it dies of it, with every other stream."""
+    half = NO_IMAGES["half of a PNG"]  # its header is whole: it comes to the model
+    for _ in range(20):
+        assert_refused(ask(served.http, CHAT, chat(images=[data_uri(half)])))
+    with NvlmClient(served.grpc) as client, pytest.raises(RequestError, match="image 1 of 1: the image is damaged"):
+        client.generate("x", images=[half])
+    assert "HandleCancellation" not in served.log
 
 
 @pytest.mark.fault(case=7)

@@ -121,9 +121,16 @@ def test_vision_encoder_answers_each_request_by_itself_with_one_table(load, requ
     wait(lambda: all(request.sender.final for request in requests))
     first, second, third = (request.sender.sent[0][0] for request in requests)
     assert first.values()["prompt_embedding_table"].shape == (1, 16, 8)
-    assert second.has_error()
+    assert second.error().message().startswith("internal error: ")
     assert third.values()["prompt_embedding_table"][0, ::16, 0].tolist() == [3, 4, 3]
     assert all(len(request.sender.sent) == 1 for request in requests)
+
+
+def test_vision_encoder_tells_codes_of_errors_to_who_asks_for_them(load, request_of):
+    request = request_of({"tiles": np.full((1, 2, 2, 3), 13, np.uint8)}, text_parameters='{"error_codes": true}')
+    load("vision_encoder", VisionRunner=Runner).execute([request])
+    wait(lambda: request.sender.final)
+    assert request.sender.sent[0][0].error().message().startswith("[INTERNAL] internal error: ")
 
 
 def test_vision_encoder_shows_its_cache_on_the_metrics_port(load, backend, request_of):
@@ -436,6 +443,10 @@ def test_nvlm_refuses_unknown_fields_and_what_preprocessing_refuses(nvlm, backen
     wait(lambda: refused.sender.final)
     error = refused.sender.sent[0][0].error()
     assert (error.message(), error.code()) == ("no such image", backend.TritonError.INVALID_ARG)
+    coded = request_of({"text_input": text("x")}, text_parameters='{"error_codes": true}')
+    nvlm.execute([coded])
+    wait(lambda: coded.sender.final)
+    assert coded.sender.sent[0][0].error().message() == "[INVALID_ARG] no such image"
 
 
 def test_nvlm_hides_what_a_broken_part_says(nvlm, backend, request_of, text, caplog):

@@ -28,7 +28,16 @@ from nvlm_trt.serving.fields import CANCEL, CANCEL_ID, NVLM_FIELDS, REQUEST_ID, 
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import Seconds
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, parameters, response, texts
+from nvlm_trt.serving.models.tensors import (
+    FINAL,
+    failure,
+    inputs_of,
+    is_cancelled,
+    parameters,
+    response,
+    texts,
+    wants_codes,
+)
 from nvlm_trt.serving.orchestrator import Orchestrator, Piece
 from nvlm_trt.serving.preprocessing import NUM_TILES, TILES, Preprocessor
 from nvlm_trt.serving.requests import Tensors
@@ -161,7 +170,8 @@ class TritonPythonModel(Model):
             self._end(sender, failure(fault))
             return
         if len(self.tasks) >= self.spec.max_requests:
-            self._end(sender, failure(UnavailableError("the server is busy", fix="try again later")))
+            busy = UnavailableError("the server is busy", fix="try again later")
+            self._end(sender, failure(busy, coded=wants_codes(request)))
             return
         task = self.loop.create_task(self._answer(request, sender), name=said.get(CANCEL_ID) or request.request_id())
         self.tasks[task] = sender
@@ -191,10 +201,11 @@ class TritonPythonModel(Model):
         except asyncio.CancelledError as given_up:
             error = word_of(given_up)
             ends = UnavailableError("the server is ending", fix="send the request again")
-            self._end(sender, failure(ends) if self.closing.is_set() else _response(NOTHING))
+            coded = wants_codes(request)
+            self._end(sender, failure(ends, coded=coded) if self.closing.is_set() else _response(NOTHING))
         except Exception as fault:
             error = word_of(fault)
-            self._end(sender, failure(fault))
+            self._end(sender, failure(fault, coded=wants_codes(request)))
         span.end(error)
         _log(request, piece, error, time.monotonic() - began)
 

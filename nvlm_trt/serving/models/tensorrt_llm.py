@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, response
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, response, wants_codes
 from nvlm_trt.turns import Turns
 
 LOG_PROB_NAMES: Final = frozenset(name for name, _, _ in LOG_PROBS)
@@ -27,13 +27,14 @@ class _Channel:
     """The way back to one client.
 
     Args:
-        sender: Triton's.
+        request: Triton's.
         pad: The id in place of no id.
-        wanted: Names of the outputs that the request asks for.
     """
 
-    def __init__(self, sender: Any, pad: int, wanted: Collection[str] = ()) -> None:
-        self._sender = sender
+    def __init__(self, request: Any, pad: int) -> None:
+        wanted = request.requested_output_names()
+        self._sender = request.get_response_sender()
+        self._coded = wants_codes(request)
         self._pad = pad
         self._with_log_probs = LOG_PROB_NAMES.issubset(wanted)
         self._with_cached = CACHED in wanted
@@ -53,7 +54,7 @@ class _Channel:
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
-        self._sender.send(failure(error), flags=FINAL)
+        self._sender.send(failure(error, coded=self._coded), flags=FINAL)
 
     def is_cancelled(self) -> bool:
         """Whether the client gave the request up."""
@@ -109,7 +110,7 @@ class TritonPythonModel(Model):
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue requests."""
         for request in requests:
-            channel = _Channel(request.get_response_sender(), pad=0, wanted=request.requested_output_names())
+            channel = _Channel(request, pad=0)
             tensors = inputs_of(request, self.input_names)
             self.server.submit(tensors, request.request_id(), channel, self.span_of(request))
 

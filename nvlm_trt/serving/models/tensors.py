@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from nvlm_trt.serving.faults import Fault, fault_of
+from nvlm_trt.error_codes import WANTED, with_code
+from nvlm_trt.serving.faults import fault_of
 
 log = logging.getLogger("nvlm_trt.serving")
 
@@ -39,16 +40,23 @@ def texts(*items: str) -> npt.NDArray[np.object_]:
     return np.array([item.encode() for item in items], dtype=np.object_)
 
 
-def failure(error: BaseException) -> Any:
-    """A response that carries an error; a fault of ours is written to the server's log, a client's is not."""
+def wants_codes(request: Any) -> bool:
+    """Whether the text of an error is to begin with its code."""
+    return bool(parameters(request).get(WANTED))
+
+
+def failure(error: BaseException, *, coded: bool = False) -> Any:
+    """A response that carries an error; a fault of ours is written to the server's log, a client's is not.
+
+    Args:
+        error: What went wrong.
+        coded: Whether its text begins with its code (`wants_codes`).
+    """
     fault = fault_of(error)
     if fault.code == "INTERNAL":
         log.error("a request failed", exc_info=error)
-    return pb_utils.InferenceResponse(error=_triton_error(fault))
-
-
-def _triton_error(fault: Fault) -> Any:
-    return pb_utils.TritonError(fault.message, getattr(pb_utils.TritonError, fault.code))
+    message = with_code(fault.code, fault.message) if coded else fault.message
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, fault.code)))
 
 
 def is_cancelled(sender: Any) -> bool:

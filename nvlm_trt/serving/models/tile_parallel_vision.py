@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from nvlm_trt.errors import EngineError, ServerError
 from nvlm_trt.serving.config_parts import FEATURES, TABLE
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.tensors import failure, inputs_of
+from nvlm_trt.serving.models.tensors import failure, inputs_of, wants_codes
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.tile_parallel import tile_parts
 
@@ -43,7 +43,7 @@ class TritonPythonModel(Model):
         try:
             table = await self._table(inputs_of(request, [TILES])[TILES])
         except Exception as error:
-            return failure(error)
+            return failure(error, coded=wants_codes(request))
         return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(TABLE, table)])
 
     async def _table(self, tiles: Any) -> torch.Tensor:

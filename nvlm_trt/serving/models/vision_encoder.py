@@ -11,7 +11,7 @@ from nvlm_trt.serving.decoder_tensors import STOP
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, Seconds, StatusMetrics
-from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response
+from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response, wants_codes
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.requests import parse_flag
 from nvlm_trt.serving.vision_encoder import Rows, VisionServer
@@ -23,8 +23,9 @@ from nvlm_trt.vision.runner import VisionRunner
 class _Channel:
     """The way back to one request."""
 
-    def __init__(self, sender: Any) -> None:
-        self._sender = sender
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._coded = wants_codes(request)
 
     def send(self, rows: Rows) -> None:
         """Send rows by tile as one table, and end."""
@@ -32,7 +33,7 @@ class _Channel:
 
     def fail(self, error: Exception) -> None:
         """Send an error and end."""
-        self._sender.send(failure(error), flags=FINAL)
+        self._sender.send(failure(error, coded=self._coded), flags=FINAL)
 
 
 class TritonPythonModel(Model):
@@ -62,7 +63,7 @@ class TritonPythonModel(Model):
             tensors, span = inputs_of(request, self.input_names), self.span_of(request).child("vision")
             if parse_flag(tensors, STOP):
                 self.server.stop(request.request_id())
-            channel = _Channel(request.get_response_sender())
+            channel = _Channel(request)
             self.server.submit(tensors[TILES], channel, span, client_id=request.request_id())
         return [None] * len(requests)
 

@@ -17,8 +17,8 @@ TABLE = "prompt_embedding_table"
 
 
 class Channel(tensorrt_llm._Channel):
-    def __init__(self, sender, note):
-        super().__init__(sender, pad=0)
+    def __init__(self, request, note):
+        super().__init__(request, pad=0)
         self.note, self.tokens = note, 0
 
     def send(self, ids, *, final, log_probs=(), cached=0):
@@ -43,7 +43,7 @@ class TritonPythonModel(tensorrt_llm.TritonPythonModel):
                 tensors[TABLE] = rows.float().numpy()
             name = request.request_id()
             log = self.engine_dir / ("stops.log" if "stop" in tensors else "answers.log")
-            channel = Channel(request.get_response_sender(), functools.partial(write, log, name))
+            channel = Channel(request, functools.partial(write, log, name))
             self.server.submit(tensors, name, channel)
 
 
