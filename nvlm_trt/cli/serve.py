@@ -175,6 +175,7 @@ def _print_plan(
         hang_timeout=hang_timeout,
         grace=grace,
         max_growth=max_growth,
+        max_body=settings.limits.max_body if settings else None,
     )
     plan = LaunchPlan.of(options, engine.recipe.target)
     if json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.errors import EngineError, listed
+from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, Manifest, load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
@@ -16,8 +17,8 @@ from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.package import outdated_models
 
-TEXT_ROOM: Final = 16 << 20
-"""Bytes of a request besides its images."""
+ADDED_ROOM: Final = 64 << 10
+"""Bytes beyond the gateway's largest body: it adds ids to one, and the server is tested with bodies of its own."""
 
 START_TIMEOUT: Final = {"cpu": 180.0, "gpu": 3600.0}
 """Seconds that a server has to become ready: engines of many gigabytes may come over a network file system."""
@@ -58,11 +59,6 @@ class ServedEngine:
         """Ranks of the decoder; the cpu target joins them in one process."""
         return self.recipe.tp * self.recipe.pp if self.recipe.target == "gpu" else 1
 
-    @property
-    def max_body_bytes(self) -> int:
-        """Largest HTTP body: as many images as a request may have, each of the largest size and in base64, and text."""
-        return self.recipe.max_images * self.recipe.image_limits.max_bytes * 4 // 3 + TEXT_ROOM
-
     def options(
         self,
         host: str,
@@ -73,6 +69,7 @@ class ServedEngine:
         hang_timeout: float,
         grace: float,
         max_growth: int | None = None,
+        max_body: int | None = None,
     ) -> ServerOptions:
         """How its server runs.
 
@@ -84,12 +81,13 @@ class ServedEngine:
             hang_timeout: Seconds without a sign of life that mean hung.
             grace: Seconds for requests under way when it stops.
             max_growth: Bytes by which a process may grow; None for three quarters of the memory at hand.
+            max_body: Bytes of the largest body that the gateway lets through; None for what the recipe asks for.
         """
         return ServerOptions(
             repository=self.directory / REPOSITORY,
             host=host,
             ports=ports,
-            max_body_bytes=self.max_body_bytes,
+            max_body_bytes=Limits.of(self.recipe).max_body if max_body is None else max_body + ADDED_ROOM,
             world_size=self.world_size,
             nodes=nodes,
             gpus_per_node=self.recipe.gpus_per_node,

@@ -77,21 +77,20 @@ class TritonServer:
         self._engine_dir = engine.directory
         self._triton = installation or find_installation(engine.recipe.target)
         self._ports = ports or Ports()
+        self._with_gateway = with_gateway
+        self._settings = gateway or GatewaySettings(Limits.of(engine.recipe))
+        self._host = host
         self._options = engine.options(
-            host,
+            self._settings.inner_host(host) if with_gateway else host,
             self._ports,
             nodes or Nodes(),
             start_timeout=start_timeout,
             hang_timeout=hang_timeout,
             grace=grace,
             max_growth=max_growth,
+            max_body=self._settings.limits.max_body if with_gateway else None,
         )
         require_launcher(self._options)
-        self._with_gateway = with_gateway
-        self._settings = gateway or GatewaySettings(Limits.of(engine.recipe))
-        self._host = host
-        if with_gateway:
-            self._options = replace(self._options, host=self._settings.inner_host(host))
         self._names = tuple(dict.fromkeys((engine.recipe.name, MODEL)))
         self._held = contextlib.ExitStack()
         self._gateway: Gateway | None = None

@@ -18,9 +18,10 @@ import yaml
 
 from nvlm_trt.cli.main import main
 from nvlm_trt.errors import EngineError, UserError
+from nvlm_trt.gateway.settings import GatewaySettings, Limits
 from nvlm_trt.serving.host import launch
 from nvlm_trt.serving.host.command import server_command
-from nvlm_trt.serving.host.engine import ServedEngine
+from nvlm_trt.serving.host.engine import ADDED_ROOM, ServedEngine
 from nvlm_trt.serving.host.environment import ImageTriton, find_installation
 from nvlm_trt.serving.host.nodes import Nodes
 from nvlm_trt.serving.host.ports import Ports
@@ -113,6 +114,19 @@ def test_management_needs_the_key_and_bodies_have_the_recipe_s_limit(image, gpu_
     restricted = "model-repository,shared-memory,logging,trace:nvlm-admin=secret"
     assert {f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"} <= set(first)
     assert f"--http-max-input-size={2 * 32 * 2**20 * 4 // 3 + 2**24}" in first
+
+
+def test_what_the_gateway_lets_through_is_within_the_server_s_limit(image, gpu_engine, monkeypatch, capsys):
+    recipes = Limits.of(ServedEngine.open(gpu_engine).recipe).max_body
+    asked = 2 * recipes
+    complete(gpu_engine)
+    seen = []
+    monkeypatch.setattr("nvlm_trt.serving.host.server.require_launcher", lambda options: seen.append(options))
+    TritonServer(gpu_engine, gateway=GatewaySettings(Limits(max_body=asked)), installation=image)
+    TritonServer(gpu_engine, with_gateway=False, installation=image)
+    assert [options.max_body_bytes for options in seen] == [asked + ADDED_ROOM, recipes]
+    _, shown = run(capsys, "serve", gpu_engine, "--dry-run", "--limit", f"max_body={asked}")
+    assert f"--http-max-input-size={asked + ADDED_ROOM}" in shown.out
 
 
 def test_processes_of_a_rank_may_use_all_cores(image, gpu_engine):
