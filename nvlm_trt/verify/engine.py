@@ -49,7 +49,7 @@ from nvlm_trt.verify.layer_errors import LayerCost, LayerError
 from nvlm_trt.verify.layers_cpu import decoder_layers, vision_layers
 from nvlm_trt.verify.report import VerifyReport
 from nvlm_trt.verify.sensitivity import layer_costs, with_advice
-from nvlm_trt.verify.sharded import verify_sharded
+from nvlm_trt.verify.sharded import precision_distance
 from nvlm_trt.verify.shown import Shown, right_tables, show
 from nvlm_trt.verify.subjects import ReferenceSubject, SessionSubject
 from nvlm_trt.verify.task import answered, task_figures, task_options, task_samples
@@ -125,7 +125,8 @@ def verify_engine(
             figures["task"], more = task_figures(ours, theirs)
             remarks += more
     log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
-    figures["sharded"] = _compare_sharded(engine, checkpoint, own)
+    prompts = [(golden.ids, golden.table) for golden in own]
+    figures["sharded"] = precision_distance(checkpoint, engine / "decoder" / "checkpoint", prompts=prompts).figures()
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     checks = tuple(_judge_all(figures, recipe))
     report = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers))
@@ -233,16 +234,6 @@ def _compare_answers(local: LocalEngine, goldens: Sequence[Golden], eos_id: int)
         differing = answer_figures(golden.steps[:until_stop], answer.output_ids)
         figures.append({**differing, "prompts_differing": 0.0 if same else 1.0})
     return worst(figures)
-
-
-def _compare_sharded(engine: Path, checkpoint: Checkpoint, goldens: Sequence[Golden]) -> Figures:
-    prompts = [(golden.ids, golden.table) for golden in goldens]
-    report = verify_sharded(checkpoint, engine / "decoder" / "checkpoint", prompts=prompts)
-    return {
-        "ranks": report.tp * report.pp,
-        "max_rel_error": report.max_rel_error,
-        "argmax_agreement": report.argmax_agreement,
-    }
 
 
 def _judge_all(figures: Mapping[str, Figures], recipe: BuildRecipe) -> list[Check]:

@@ -8,15 +8,12 @@ Without quantisation only that and the order of summation are left between them;
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +31,6 @@ from nvlm_trt.verify.fake_quant import FakeQuantized, RoundedCheckpoint
 from nvlm_trt.verify.sharded_report import PromptAgreement, ShardedReport
 from nvlm_trt.verify.sharded_worker import LOGITS_NAME, PROMPTS_NAME, Job
 
-TOLERANCE = 1e-4
-"""Largest relative error of a logit; float32 sums in another order differ by about 1e-6."""
-
 GRACE_SECONDS = 5.0
 """What the watching process gets on top of the time of its ranks, to end them and to say so."""
 
@@ -44,37 +38,12 @@ Prompt = tuple[Ids, Table]
 """Decoder ids (visual ids from vocab_size up) and the prompt table that they index, or None."""
 
 
-def verify_sharded(
-    checkpoint: Checkpoint,
-    trtllm_dir: Path,
-    *,
-    prompts: Sequence[Prompt],
-    tolerance: float = TOLERANCE,
-    timeout: float = 600.0,
-) -> ShardedReport:
-    """Compare a converted decoder, run rank by rank, with the unsharded reference.
-
-    Args:
-        checkpoint: The source of the conversion.
-        trtllm_dir: The TensorRT-LLM checkpoint.
-        prompts: At least one; logits of all of their positions are compared.
-        tolerance: Largest relative error that passes.
-        timeout: Seconds after which the ranks are ended.
-
-    Raises:
-        CheckpointError: the converted checkpoint's config.json cannot be read.
-        FaultError: a rank failed, or the time was up; no process is left behind.
-    """
-    return replace(precision_distance(checkpoint, trtllm_dir, prompts=prompts, timeout=timeout), tolerance=tolerance)
-
-
 def precision_distance(
     checkpoint: Checkpoint, trtllm_dir: Path, *, prompts: Sequence[Prompt], timeout: float = 600.0
 ) -> ShardedReport:
     """Measure how far a converted decoder, run rank by rank, is from the reference with weights in the model's dtype.
 
-    Without quantisation that is what `verify_sharded` measures. With it the report also holds the distance of torch
-    with the same precision (see fake_quant).
+    Of a quantised one the report also holds the distance of torch with the same precision (see fake_quant).
 
     Args:
         checkpoint: The source of the conversion.
@@ -89,9 +58,7 @@ def precision_distance(
     if not prompts:
         raise ValueError("at least one prompt is needed")
     config = TrtllmConfig.read(trtllm_dir)
-    started = time.monotonic()
     sharded = run_sharded(trtllm_dir, prompts, timeout=timeout)
-    seconds = time.monotonic() - started
     expected = _all_logits(DecoderReference(RoundedCheckpoint(checkpoint, config.dtype.torch)), prompts)
     yardsticks: list[torch.Tensor] = []
     if config.quantization != UNQUANTIZED:
@@ -99,9 +66,6 @@ def precision_distance(
     return ShardedReport(
         tp=config.tp,
         pp=config.pp,
-        precision=_named(config),
-        tolerance=math.inf,
-        seconds=seconds,
         prompts=tuple(map(PromptAgreement.of, sharded, expected)),
         yardsticks=tuple(map(PromptAgreement.of, yardsticks, expected)),
     )
@@ -129,11 +93,6 @@ def run_sharded(trtllm_dir: Path, prompts: Sequence[Prompt], *, timeout: float) 
 
 def _all_logits(reference: DecoderReference, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     return [reference.logits(ids, table) for ids, table in prompts]
-
-
-def _named(config: TrtllmConfig) -> str:
-    algo, cache = config.quantization.quant_algo, config.quantization.kv_cache_quant_algo
-    return config.dtype.name + (f" {algo}" if algo else "") + (f", KV cache {cache}" if cache else "")
 
 
 def _run_ranks(directory: Path, timeout: float) -> None:

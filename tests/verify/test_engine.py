@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from nvlm_trt.pipeline.progress import Silent
 from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
 from nvlm_trt.verify.engine import verify_engine
 from nvlm_trt.verify.report import short
+from nvlm_trt.verify.sharded_report import PromptAgreement, ShardedReport
 from nvlm_trt.verify.yardstick import reduced_decoder
 from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
@@ -127,8 +127,8 @@ def task(tiny_checkpoint: Path, photographs: dict[str, Image.Image], tmp_path_fa
 @pytest.fixture
 def ranks_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run of the converted ranks, which other tests judge, left out."""
-    found = SimpleNamespace(tp=2, pp=1, max_rel_error=0.0, argmax_agreement=1.0)
-    monkeypatch.setattr("nvlm_trt.verify.engine.verify_sharded", lambda *_args, **_kwargs: found)
+    found = ShardedReport(2, 1, (PromptAgreement(1, 0.0, 1.0, 0.0, 0.0),))
+    monkeypatch.setattr("nvlm_trt.verify.engine.precision_distance", lambda *_args, **_kwargs: found)
 
 
 def with_gates(engine: Path, **gates: object) -> BuildRecipe:
