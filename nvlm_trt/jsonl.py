@@ -45,15 +45,12 @@ def parsed_line(line: str) -> dict[str, object]:
     return raw
 
 
-def local_files(
-    folder: Path, names: Sequence[str], field: str = "images", *, must_exist: bool = True
-) -> Iterator[Path]:
-    """The files that a line names; relative ones must lie beneath the folder, by their names and where links lead.
+def local_files(folder: Path, names: Sequence[str], *, must_exist: bool = True) -> Iterator[Path]:
+    """The files that a line's `images` name; relative ones lie beneath the folder, by their names and where links lead.
 
     Args:
         folder: Of the JSONL.
         names: What it says.
-        field: In which field.
         must_exist: Whether one that is not there is a fault.
 
     Raises:
@@ -61,7 +58,7 @@ def local_files(
     """
     root = folder.resolve()
     for index, name in enumerate(names):
-        where, pure = f"{field}.{index}", PurePosixPath(name)
+        where, pure = f"images.{index}", PurePosixPath(name)
         if "://" in name or ".." in pure.parts or "\0" in name:
             raise FieldError(f"{where}: seen {name!r}, expected a file beneath the JSONL's folder, or absolute")
         try:

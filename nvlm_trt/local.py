@@ -178,13 +178,12 @@ class LocalEngine:
 
     Args:
         engine_dir: ``engines/<recipe>``.
-        threads: Threads to compute with; None takes the recipe's `cpu_threads`, 0 leaves it to OpenVINO.
 
     Raises:
         EngineError: the directory is incomplete, or of the gpu target.
     """
 
-    def __init__(self, engine_dir: Path, *, threads: int | None = None) -> None:
+    def __init__(self, engine_dir: Path) -> None:
         _check_complete(engine_dir, "recipe.yaml")
         self.recipe = load_recipe(engine_dir / "recipe.yaml")
         if self.recipe.target != "cpu":
@@ -196,15 +195,14 @@ class LocalEngine:
         _check_complete(engine_dir, *ENGINE_FILES)
         self.config = load_config(engine_dir)
         self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
-        count = self.recipe.cpu_threads if threads is None else threads
         with tempfile.TemporaryDirectory(prefix="nvlm-trt-") as directory:
             seeing, decoding = self._turns = Turns(Path(directory)), Turns(Path(directory))
-        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=count, turns=seeing)
+        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=self.recipe.cpu_threads, turns=seeing)
         self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
         fields = self.recipe.cpu_engine
         cache = KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse)
         decoder = engine_dir / "decoder" / "cpu"
-        self.decoder = DecoderEngine.load(decoder, threads=count, cache=cache, turns=decoding)
+        self.decoder = DecoderEngine.load(decoder, threads=self.recipe.cpu_threads, cache=cache, turns=decoding)
         self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
         self._names = itertools.count()
 

@@ -56,9 +56,9 @@ class Formatter(logging.Formatter):
         return " ".join(words) + "".join(f"\n{text}" for text in trace.values())
 
 
-def set_up(environment: Mapping[str, str] = os.environ) -> None:
+def set_up() -> None:
     """Write the process's log to stderr as the environment says: text from level info on, unless told otherwise."""
-    form, level = environment.get(FORMAT_VARIABLE, "text"), environment.get(LEVEL_VARIABLE, "info")
+    form, level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("json" if form == "json" else "text"))
     logging.basicConfig(level=level.upper() if level in get_args(Level) else "INFO", handlers=[handler])

@@ -50,7 +50,6 @@ def build_decoder_tensorrt_llm(
     progress: Progress,
     log: Callable[[str], None],
     table_dtype: str | None = None,
-    executable: str = PROGRAM,
 ) -> None:
     """Build the engines of all ranks: out_dir gets rank{r}.engine, config.json and build.log.
 
@@ -69,7 +68,6 @@ def build_decoder_tensorrt_llm(
         log: Told a line of what is run, one for each engine, and one every few minutes of silence.
         table_dtype: Of the rows that the vision engine makes (`VisionDescription.output.dtype`), which become the
             prompt table; None where there is no vision engine to compare with.
-        executable: The program, by name or path.
 
     Raises:
         EngineError: there is no trtllm-build on this machine, or that of a TensorRT-LLM that is not supported, or the
@@ -77,9 +75,9 @@ def build_decoder_tensorrt_llm(
         CheckpointError: the checkpoint has no config.json or lacks a rank.
         BuildError: trtllm-build failed, with the end of its log and what to do, or built something else.
     """
-    program = shutil.which(executable)
+    program = shutil.which(PROGRAM)
     if program is None:
-        raise EngineError("there is no trtllm-build on this machine", seen=executable, fix=f"run it inside {IMAGE}")
+        raise EngineError(f"there is no {PROGRAM} on this machine", fix=f"run it inside {IMAGE}")
     config = TrtllmConfig.read(checkpoint_dir)
     _check_version(installed("tensorrt_llm"))
     _check_table(table_dtype, config)

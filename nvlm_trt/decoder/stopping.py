@@ -90,9 +90,9 @@ class AnswerText:
         return self._strip.push(rest)
 
 
-def answer_text(tokenizer: NvlmTokenizer, ids: Iterable[int], stop: Sequence[str] = ()) -> str:
+def answer_text(tokenizer: NvlmTokenizer, ids: Iterable[int]) -> str:
     """The text of a whole answer."""
-    text = AnswerText(tokenizer, stop)
+    text = AnswerText(tokenizer)
     return text.push(ids) + text.flush()
 
 

@@ -17,7 +17,6 @@ from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import Precision
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
-from nvlm_trt.progress import Progress
 from nvlm_trt.verify.sharded_model import RankDecoder
 
 
@@ -28,7 +27,6 @@ def emulated_decoder(
     *,
     calibration: Path | None = None,
     column_blocks: int = 1,
-    progress: Progress | None = None,
 ) -> EmulatedDecoder:
     """Convert the decoder of a checkpoint to one rank in `work_dir`, and open it.
 
@@ -38,13 +36,12 @@ def emulated_decoder(
         work_dir: Where the converted checkpoint goes; kept as long as the decoder is used.
         calibration: What the stage decoder-calibrate leaves, for a precision that needs it.
         column_blocks: Ranks (tp) of the real build, which have scales of their own where trtllm-build quantises.
-        progress: Told bytes written, and in all.
 
     Raises:
         RecipeError: the shapes do not allow the precision, or it needs a calibration.
         CheckpointError: the source or the calibration cannot be read.
     """
-    convert_decoder(checkpoint, work_dir, tp=1, pp=1, precision=precision, calibration=calibration, progress=progress)
+    convert_decoder(checkpoint, work_dir, tp=1, pp=1, precision=precision, calibration=calibration)
     return EmulatedDecoder(checkpoint, work_dir, column_blocks=column_blocks)
 
 

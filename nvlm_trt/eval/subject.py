@@ -25,7 +25,6 @@ from nvlm_trt.pipeline.fingerprint import identify, tool_versions
 from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
-from nvlm_trt.progress import Progress
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
@@ -113,7 +112,6 @@ def torch_subject(
     options: AnswerOptions,
     *,
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
 ) -> AbstractContextManager[Subject]:
     """The checkpoint of an engine directory in torch, as it is or in the precisions of the gpu target.
 
@@ -126,7 +124,6 @@ def torch_subject(
         precision: "fp32", "bf16", or a decoder precision of the gpu target.
         options: How samples are asked.
         checkpoint: Where the checkpoint lies now, if it was moved.
-        progress: Told bytes of the decoder that are converted, and in all.
 
     Raises:
         UserError: there is no such precision.
@@ -148,7 +145,7 @@ def torch_subject(
                 seen=f"decoder {precision}, vision {recipe.vision_precision}, no {output} in {engine_dir}",
                 fix=f"build a recipe of these precisions with --until {CALIBRATED_BY[output]}, and evaluate that",
             )
-    return _emulation(engine_dir, recipe, source, precision, options, progress)
+    return _emulation(engine_dir, recipe, source, precision, options)
 
 
 @contextmanager
@@ -168,7 +165,6 @@ def _emulation(
     source: Checkpoint,
     precision: str,
     options: AnswerOptions,
-    progress: Progress | None,
 ) -> Iterator[Subject]:
     target = _target(recipe, precision)
     measured = DigestCache(engine_dir).digest_outputs(engine_dir, _measured(recipe, target))
@@ -182,7 +178,6 @@ def _emulation(
             Path(work),
             calibration=engine_dir / DECODER_CALIBRATION if target.needs_calibration else None,
             column_blocks=recipe.tp,
-            progress=progress,
         )
         vision = VisionArithmetic(source, recipe.vision_precision, engine_dir / VISION_CALIBRATION)
         answerer = ReferenceAnswerer(

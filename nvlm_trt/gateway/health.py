@@ -36,7 +36,6 @@ class Probe:
     Args:
         model: The model.
         told: Told whether it answered.
-        side: Of the picture, in pixels.
         now: The clock, in seconds.
     """
 
@@ -44,11 +43,10 @@ class Probe:
         self,
         model: Callable[[], Model],
         told: Callable[[bool], None],
-        side: int = 64,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         file = io.BytesIO()
-        Image.new("RGB", (side, side), "grey").save(file, "PNG")
+        Image.new("RGB", (64, 64), "grey").save(file, "PNG")
         self._image = file.getvalue()
         self._model = model
         self._told = told

@@ -83,7 +83,7 @@ def _loaded_bytes(parameter: Parameter, precision: Precision) -> int:
     return outputs * inputs * bits // 8 + outputs * precision.dtype.torch.itemsize
 
 
-def vision_engine_bytes(config: NvlmConfig, precision: str, dummy_heads: int = 0) -> int:
+def vision_engine_bytes(config: NvlmConfig, precision: str) -> int:
     """Bytes of the weights of encoder and projector in a vision engine.
 
     A quantised one holds the matrices of the blocks and of the projector in a byte a number; patches, positions, norms
@@ -92,10 +92,9 @@ def vision_engine_bytes(config: NvlmConfig, precision: str, dummy_heads: int = 0
     Args:
         config: The model.
         precision: `vision_precision` of a recipe.
-        dummy_heads: Heads besides the real ones; engines have none, as the export strips them.
     """
     matrix, rest = VISION_BYTES[precision]
-    shapes = {**vision_tensors(config, dummy_heads), **projector_tensors(config)}
+    shapes = {**vision_tensors(config, 0), **projector_tensors(config)}
     return sum(math.prod(shape) * (matrix if len(shape) == 2 else rest) for shape in shapes.values())
 
 
@@ -116,9 +115,9 @@ def prompt_table_bytes(decoder: DecoderConfig, precision: Precision, rows: int) 
     return rows * decoder.hidden_size * precision.dtype.torch.itemsize
 
 
-def tile_tensor_bytes(config: NvlmConfig, tiles: int, item: int = 1) -> int:
-    """Bytes of a tensor of tiles; the vision engine takes uint8, `item` is of other types."""
-    return tiles * config.tile_size**2 * 3 * item
+def tile_tensor_bytes(config: NvlmConfig, tiles: int) -> int:
+    """Bytes of a tensor of tiles, uint8 as the vision engine takes them."""
+    return tiles * config.tile_size**2 * 3
 
 
 def decoder_activation_bytes(decoder: DecoderConfig, rank: Rank, precision: Precision, tokens: int, batch: int) -> int:

@@ -18,7 +18,6 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.vision import Observe, VisionReference
 from nvlm_trt.model.reference.vision_stream import stream_vision
 from nvlm_trt.model.tensors import PROJECTOR_PREFIX, vision_layer
-from nvlm_trt.progress import Progress
 from nvlm_trt.vision.dtypes import BF16
 from nvlm_trt.vision.scales import VisionScales, encode, linear_names, scale_of
 
@@ -70,12 +69,11 @@ class VisionArithmetic:
             self._checkpoint = _QuantisedWeights(checkpoint, scales, {weight_of(name) for name in chosen})
             self._observe = _rounds_inputs(scales, chosen)
 
-    def tables(self, blocks: Sequence[Tiles], *, progress: Progress | None = None) -> list[Floats | None]:
+    def tables(self, blocks: Sequence[Tiles]) -> list[Floats | None]:
         """Prompt tables with the memory of one ViT block.
 
         Args:
             blocks: The tiles of each request, uint8 [n, s, s, 3]; n may be 0.
-            progress: Told bytes of weights that all tiles have passed, and in all.
 
         Returns:
             float32 [n * tokens_per_tile, hidden] of each request; None where n is 0.
@@ -90,7 +88,6 @@ class VisionArithmetic:
                 work_dir=Path(folder),
                 dtype=self._dtype,
                 observe=self._observe,
-                progress=progress,
             )
             parts = torch.split(rows.float().clone(), [len(block) for block in blocks])
         return [part.flatten(0, 1).numpy() if len(part) else None for part in parts]

@@ -84,9 +84,3 @@ def test_calibrated_precisions_take_what_the_calibration_left(checkpoint, prompt
     calibrate_decoder(checkpoint, samples, tmp_path / "results", tmp_path / "work", precision=precision)
     decoder = emulated_decoder(checkpoint, precision, tmp_path / "fp8", calibration=tmp_path / "results")
     assert decoder.greedy(*prompt, max_tokens=TOKENS) == one_by_one(decoder, *prompt)
-
-
-def test_progress_is_told_while_the_decoder_is_converted(checkpoint, tmp_path):
-    told: list[tuple[int, int]] = []
-    emulated_decoder(checkpoint, BF16, tmp_path, progress=lambda *count: told.append(count))
-    assert told[-1][0] == told[-1][1] > 0

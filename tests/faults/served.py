@@ -16,8 +16,6 @@ from typing import Self
 
 import psutil
 
-MEGABYTE = 1 << 20
-
 
 class Served:
     """A server that is hurt from outside; a context manager.

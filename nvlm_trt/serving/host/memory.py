@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import psutil
@@ -34,30 +34,22 @@ class Leak:
         processes: The processes, by their names.
         shm_prefix: How the names of the shared regions begin.
         bound: Bytes by which one of them may grow; None for a share of the memory at hand now.
-        clock: Seconds, from any beginning.
     """
 
-    def __init__(
-        self,
-        processes: Mapping[str, psutil.Process],
-        shm_prefix: str,
-        bound: int | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, processes: Mapping[str, psutil.Process], shm_prefix: str, bound: int | None) -> None:
         self._processes = processes
         self._prefix = shm_prefix
         total, free = memory()
         self._bound = int(free * SHARE_OF_FREE) if bound is None else bound
         self._scarce = int(total * SCARCE_SHARE)  # bytes
-        self._clock = clock
         self._before = self._sizes()
-        self._looked = clock()
+        self._looked = time.monotonic()
         self._looks = 0
         self._found = False
 
     def found(self) -> str | None:
         """What leaks, in a few words; looks once a second, however often it is asked."""
-        now = self._clock()
+        now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return None
         self._looked = now
