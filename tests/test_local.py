@@ -14,6 +14,7 @@ from PIL import Image
 
 from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.stopping import answer_text
 from nvlm_trt.errors import EngineError, ImageRejected, PromptError, RequestError
@@ -55,7 +56,7 @@ def engine_dir(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     checkpoint = Checkpoint.open(tiny_checkpoint)
     export_vision(checkpoint, root / "vision", precision="fp32", output_dtype="fp32")
     build_vision_cpu(root / "vision" / "vision.onnx", root / "vision" / "cpu", precision="fp32")
-    convert_decoder(checkpoint, root / "decoder" / "checkpoint", tp=2, pp=1, dtype="float32")
+    convert_decoder(checkpoint, root / "decoder" / "checkpoint", tp=2, pp=1, precision=FP32)
     build_decoder_cpu(
         root / "decoder" / "checkpoint",
         root / "decoder" / "cpu",

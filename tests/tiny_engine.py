@@ -8,6 +8,7 @@ import yaml
 
 from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
@@ -47,7 +48,7 @@ def build_tiny_engine(tiny_checkpoint: Path, recipe: BuildRecipe, out: Path) -> 
         (out / "tokenizer" / name).write_bytes((tiny_checkpoint / name).read_bytes())
     export_vision(checkpoint, out / "vision", precision="fp32", output_dtype="fp32")
     build_vision_cpu(out / "vision" / "vision.onnx", out / "vision" / "cpu", precision="fp32")
-    convert_decoder(checkpoint, out / "decoder" / "checkpoint", tp=1, pp=1, dtype="float32")
+    convert_decoder(checkpoint, out / "decoder" / "checkpoint", tp=1, pp=1, precision=FP32)
     build_decoder_cpu(
         out / "decoder" / "checkpoint",
         out / "decoder" / "cpu",

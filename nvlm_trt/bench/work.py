@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from nvlm_trt.decoder.precision import STORED_DTYPES, Precision, decoder_precision
+from nvlm_trt.decoder.precision import BF16, FP32, Precision, decoder_precision
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.plan.flops import layer_elements, prefill_flops, vision_flops_per_tile
@@ -39,7 +39,7 @@ GPU_ARITHMETIC: dict[str, Arithmetic] = {
 }
 """Of the gpu target; fp8 and fp16 have no measured ceiling."""
 
-REFERENCE_DTYPES = {"fp32": STORED_DTYPES["float32"], "bf16": STORED_DTYPES["bfloat16"]}
+REFERENCE_DTYPES = {"fp32": FP32.dtype, "bf16": BF16.dtype}
 
 
 @dataclass(frozen=True, slots=True)

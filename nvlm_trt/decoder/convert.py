@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvlm_trt.decoder.precision import BF16, Precision, stored_dtype
+from nvlm_trt.decoder.precision import BF16, Precision
 from nvlm_trt.decoder.trtllm_config import CONFIG_NAME, GPUS_PER_NODE, TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Parameter, Rank, rank_parameters
 from nvlm_trt.errors import RecipeError
@@ -34,22 +34,19 @@ def rank_file(index: int) -> str:
     return f"rank{index}.safetensors"
 
 
-def converted_bytes(
-    config: NvlmConfig, tp: int, pp: int, dtype: str | None = None, precision: Precision | None = None
-) -> int:
+def converted_bytes(config: NvlmConfig, tp: int, pp: int, precision: Precision = BF16) -> int:
     """Bytes of all tensors of the converted checkpoint (headers, some 100 bytes a tensor, are not counted).
 
     Args:
         config: The source's configuration.
         tp: Ranks that share each layer.
         pp: Pipeline stages.
-        dtype: As for `convert_decoder`.
         precision: As for `convert_decoder`.
 
     Raises:
-        RecipeError: the shapes do not allow this tp and pp at the precision, or there is no such dtype.
+        RecipeError: the shapes do not allow this tp and pp at the precision.
     """
-    ranks = _all_parameters(config.decoder, tp, pp, _chosen(dtype, precision))
+    ranks = _all_parameters(config.decoder, tp, pp, precision)
     return sum(parameter.spec.nbytes for rank in ranks for parameter in rank)
 
 
@@ -60,8 +57,7 @@ def convert_decoder(
     tp: int,
     pp: int,
     gpus_per_node: int = GPUS_PER_NODE,
-    dtype: str | None = None,
-    precision: Precision | None = None,
+    precision: Precision = BF16,
     calibration: Path | None = None,
     progress: Progress | None = None,
     digested: Digested | None = None,
@@ -78,33 +74,32 @@ def convert_decoder(
         tp: Ranks that share each layer.
         pp: Pipeline stages.
         gpus_per_node: GPUs of each node that ranks will run on.
-        dtype: "bfloat16", "float16" or "float32", for every tensor of a checkpoint that is not quantised.
-        precision: How values are stored, in place of `dtype`; bfloat16 where neither is given.
+        precision: How values are stored.
         calibration: Folder with the results of a calibration (see quantize_scales), for a precision that needs them.
         progress: Called with the bytes written so far and in all.
         digested: Told the digest of each rank's file when it is complete; None computes none.
 
     Raises:
-        RecipeError: the shapes do not allow this tp and pp at the precision, there is no such dtype, or the precision
-            needs a calibration; nothing was touched.
+        RecipeError: the shapes do not allow this tp and pp at the precision, or it needs a calibration; nothing was
+            touched.
         CheckpointError: results of the calibration are missing or wrong (nothing was touched), a source tensor cannot
             be read, or it holds a value that the precision cannot store.
     """
     from nvlm_trt.decoder.encode import stage_parts
 
-    chosen, decoder = _chosen(dtype, precision), checkpoint.config.decoder
-    ranks = list(_all_parameters(decoder, tp, pp, chosen))
-    results = _results(calibration, decoder, chosen)
-    meter = _Meter(converted_bytes(checkpoint.config, tp, pp, precision=chosen), progress)
+    decoder = checkpoint.config.decoder
+    ranks = list(_all_parameters(decoder, tp, pp, precision))
+    results = _results(calibration, decoder, precision)
+    meter = _Meter(converted_bytes(checkpoint.config, tp, pp, precision), progress)
     out_dir.mkdir(parents=True, exist_ok=True)
     _remove_earlier(out_dir)
     for stage in range(pp):
         indices = range(stage * tp, (stage + 1) * tp)
         members = [ranks[index] for index in indices]
-        parts = stage_parts(checkpoint, members, chosen, results)
+        parts = stage_parts(checkpoint, members, precision, results)
         files = [out_dir / rank_file(index) for index in indices]
         _write_stage(files, members, parts, meter.advance, digested)
-    TrtllmConfig.of(decoder, chosen, tp=tp, pp=pp, gpus_per_node=gpus_per_node).write(out_dir)
+    TrtllmConfig.of(decoder, precision, tp=tp, pp=pp, gpus_per_node=gpus_per_node).write(out_dir)
 
 
 class _Meter:
@@ -117,14 +112,6 @@ class _Meter:
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)
-
-
-def _chosen(dtype: str | None, precision: Precision | None) -> Precision:
-    if precision is None:
-        return BF16 if dtype is None else Precision(stored_dtype(dtype))
-    if dtype is not None:
-        raise ValueError("dtype and precision: one of them says how values are stored")
-    return precision
 
 
 def _results(calibration: Path | None, decoder: DecoderConfig, precision: Precision) -> CalibrationResults | None:

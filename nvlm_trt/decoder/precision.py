@@ -83,19 +83,6 @@ STORED_DTYPES: Mapping[str, StoredDtype] = {
 }
 
 
-def stored_dtype(name: str) -> StoredDtype:
-    """The dtype of that TensorRT-LLM name.
-
-    Raises:
-        RecipeError: values that are not quantised cannot have that dtype.
-    """
-    if name not in STORED_DTYPES:
-        raise RecipeError(
-            "the decoder cannot be converted to that dtype", seen=name, expected=" | ".join(STORED_DTYPES)
-        )
-    return STORED_DTYPES[name]
-
-
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """The `quantization` object of config.json.
@@ -215,6 +202,7 @@ class Precision:
                 return (LinearTensor(WEIGHT, stored, (outputs, inputs)),)
 
 
+FP32 = Precision(STORED_DTYPES["float32"])
 BF16 = Precision(STORED_DTYPES["bfloat16"])
 
 PRECISIONS: Mapping[str, Precision] = {

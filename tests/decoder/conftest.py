@@ -12,6 +12,7 @@ import pytest
 from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.engine import DecoderEngine
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
@@ -41,7 +42,7 @@ def converted(decoder_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     def convert(tp: int, pp: int) -> Path:
         path = root / f"tp{tp}pp{pp}"
         if not path.exists():
-            convert_decoder(Checkpoint.open(decoder_checkpoint), path, tp=tp, pp=pp, dtype="float32")
+            convert_decoder(Checkpoint.open(decoder_checkpoint), path, tp=tp, pp=pp, precision=FP32)
         return path
 
     return convert

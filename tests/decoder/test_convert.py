@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder import encode
 from nvlm_trt.decoder.convert import convert_decoder, converted_bytes
+from nvlm_trt.decoder.precision import FP32, STORED_DTYPES, Precision
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.errors import CheckpointError, RecipeError
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -130,7 +131,7 @@ def test_every_rank_has_the_bits_of_the_official_operations(
     request: pytest.FixtureRequest, tmp_path: Path, which: str, tp: int, pp: int, dtype: str
 ) -> None:
     checkpoint: Checkpoint = request.getfixturevalue(which)
-    convert_decoder(checkpoint, tmp_path, tp=tp, pp=pp, dtype=dtype)
+    convert_decoder(checkpoint, tmp_path, tp=tp, pp=pp, precision=Precision(STORED_DTYPES[dtype]))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["config.json", *(f"rank{index}.safetensors" for index in range(tp * pp))]
     )
@@ -157,7 +158,7 @@ def test_any_shape_that_is_allowed_converts_and_joins_exactly(
     with tempfile.TemporaryDirectory() as name:
         checkpoint = make_source(Path(name) / "source", **widths)
         out = Path(name) / "out"
-        convert_decoder(checkpoint, out, tp=tp, pp=pp, dtype=dtype)
+        convert_decoder(checkpoint, out, tp=tp, pp=pp, precision=Precision(STORED_DTYPES[dtype]))
         assert_official(checkpoint, out, tp, pp, dtype)
         joined = TrtllmCheckpoint.open(out)
         for tensor in checkpoint.tensors:
@@ -170,13 +171,13 @@ def test_the_size_of_blocks_changes_no_bit(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int
 ) -> None:
     monkeypatch.setattr(encode, "BLOCK_ELEMENTS", elements)
-    convert_decoder(source, tmp_path, tp=2, pp=2, dtype="bfloat16")
+    convert_decoder(source, tmp_path, tp=2, pp=2)
     assert_official(source, tmp_path, 2, 2, "bfloat16")
 
 
 def test_equal_inputs_give_equal_bytes(source: Checkpoint, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        convert_decoder(source, tmp_path / name, tp=2, pp=1, dtype="bfloat16")
+        convert_decoder(source, tmp_path / name, tp=2, pp=1)
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
@@ -204,7 +205,7 @@ def test_floats_are_rounded_to_nearest_even_as_torch_does(source: Checkpoint, tm
         return torch.cat([special, tensor[len(special) :]]) if each == name else tensor
 
     checkpoint = edited_copy(source, tmp_path / "source", edit)
-    convert_decoder(checkpoint, tmp_path / "out", tp=1, pp=1, dtype="bfloat16")
+    convert_decoder(checkpoint, tmp_path / "out", tp=1, pp=1)
     seen = load_file(tmp_path / "out" / "rank0.safetensors")["transformer.layers.0.attention.qkv.bias"]
     expected = torch.tensor(
         [0x3F80, 0x3F82, 0x3F80, 0x3F81, 0x7F80, 0x0000, 0x0040, -0x8000, 0x7F80, -0x80], dtype=torch.int16
@@ -216,47 +217,45 @@ def test_a_value_beyond_float16_is_refused_not_made_infinite(source: Checkpoint,
     name = "language_model.model.layers.3.mlp.down_proj.weight"
     checkpoint = edited_copy(source, tmp_path / "source", lambda each, old: old * 1e6 if each == name else old)
     with pytest.raises(CheckpointError, match=r"does not fit into float16.*layers\.3\.mlp\.down_proj"):
-        convert_decoder(checkpoint, tmp_path / "out", tp=2, pp=1, dtype="float16")
+        convert_decoder(checkpoint, tmp_path / "out", tp=2, pp=1, precision=Precision(STORED_DTYPES["float16"]))
     assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_progress_counts_every_byte_of_the_output(source: Checkpoint, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     convert_decoder(
-        source, tmp_path, tp=4, pp=2, dtype="float32", progress=lambda done, total: seen.append((done, total))
+        source, tmp_path, tp=4, pp=2, precision=FP32, progress=lambda done, total: seen.append((done, total))
     )
     stored = sum(tensor.nbytes for path in tmp_path.glob("rank*.safetensors") for tensor in load_file(path).values())
     assert {total for _, total in seen} == {stored}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == stored == converted_bytes(source.config, 4, 2, "float32")
+    assert seen[-1][0] == stored == converted_bytes(source.config, 4, 2, FP32)
 
 
 def test_an_earlier_conversion_of_more_ranks_leaves_nothing_behind(source: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("kept", encoding="utf-8")
-    convert_decoder(source, tmp_path, tp=4, pp=1, dtype="bfloat16")
-    convert_decoder(source, tmp_path, tp=2, pp=1, dtype="bfloat16")
+    convert_decoder(source, tmp_path, tp=4, pp=1)
+    convert_decoder(source, tmp_path, tp=2, pp=1)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"config.json", "rank0.safetensors", "rank1.safetensors", "notes.txt"}
 
 
 def test_an_interrupted_conversion_is_no_checkpoint(source: Checkpoint, tmp_path: Path) -> None:
-    convert_decoder(source, tmp_path, tp=2, pp=1, dtype="bfloat16")
+    convert_decoder(source, tmp_path, tp=2, pp=1)
 
     def stop_halfway(done: int, total: int) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_decoder(source, tmp_path, tp=2, pp=1, dtype="bfloat16", progress=stop_halfway)
+        convert_decoder(source, tmp_path, tp=2, pp=1, progress=stop_halfway)
     with pytest.raises(CheckpointError, match=r"config\.json is written last"):
         TrtllmCheckpoint.open(tmp_path)
 
 
 def test_nothing_is_touched_when_the_shapes_do_not_allow_it(source: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be split over tp 3 x pp 6"):
-        convert_decoder(source, tmp_path / "out", tp=3, pp=6, dtype="bfloat16")
-    with pytest.raises(RecipeError, match="cannot be converted to that dtype"):
-        convert_decoder(source, tmp_path / "out", tp=1, pp=1, dtype="int8")
+        convert_decoder(source, tmp_path / "out", tp=3, pp=6)
     assert not (tmp_path / "out").exists()
 
 
@@ -273,7 +272,7 @@ def peak():
 checkpoint = Checkpoint.open(Path(sys.argv[1]))
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports are not what is measured
 before = peak()
-convert_decoder(checkpoint, Path(sys.argv[2]), tp=2, pp=1, dtype="bfloat16")
+convert_decoder(checkpoint, Path(sys.argv[2]), tp=2, pp=1)
 print(peak() - before)
 """
 

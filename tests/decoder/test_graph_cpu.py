@@ -13,6 +13,7 @@ from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.graph_constants import matrix_constant, quantize_rows
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.decoder.session_cpu import DecoderSession
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.errors import BuildError, EngineError
@@ -92,7 +93,7 @@ def test_every_head_width_is_exact(tmp_path, heads: int, kv_heads: int, hidden: 
     )
     write_synthetic(tmp_path / "checkpoint", spec)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
-    convert_decoder(checkpoint, tmp_path / "ranks", tp=1, pp=1, dtype="float32")
+    convert_decoder(checkpoint, tmp_path / "ranks", tp=1, pp=1, precision=FP32)
     build_decoder_cpu(
         tmp_path / "ranks",
         tmp_path / "engine",

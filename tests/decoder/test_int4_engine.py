@@ -142,7 +142,7 @@ def test_the_largest_of_a_group_is_kept_and_all_others_are_within_a_step():
 def test_widths_that_do_not_divide_into_groups_are_refused_before_anything_is_written(tmp_path):
     spec = tiny_spec(tile_size=56, hidden_size=72, intermediate_size=104, decoder_layers=1, heads=3, kv_heads=1)
     write_synthetic(tmp_path / "checkpoint", spec)
-    convert_decoder(Checkpoint.open(tmp_path / "checkpoint"), tmp_path / "ranks", tp=1, pp=1, dtype="bfloat16")
+    convert_decoder(Checkpoint.open(tmp_path / "checkpoint"), tmp_path / "ranks", tp=1, pp=1)
     limits = {"max_batch_size": 1, "max_seq_len": 64, "max_prompt_table_rows": 0}
     with pytest.raises(RecipeError, match=r"\[72, 72, 104\]; expected: multiples of 16; take .* int8_wo"):
         build_decoder_cpu(tmp_path / "ranks", tmp_path / "engine", precision="int4_wo", **limits)

@@ -20,6 +20,7 @@ from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.graph_constants import matrix_constant
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.decoder.session_cpu import DecoderSession, compile_properties
 from nvlm_trt.decoder.step import StepPart
 from nvlm_trt.environment.processor import processor
@@ -80,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engines(checkpoint: Path) -> Callable[[str], Path]:
     ranks = checkpoint.parent / "ranks"
-    convert_decoder(Checkpoint.open(checkpoint), ranks, tp=1, pp=1, dtype="float32")
+    convert_decoder(Checkpoint.open(checkpoint), ranks, tp=1, pp=1, precision=FP32)
 
     def engine(precision: str) -> Path:
         path = checkpoint.parent / precision

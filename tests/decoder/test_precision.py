@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from nvlm_trt.decoder.precision import PRECISIONS, STORED_DTYPES, decoder_precision, stored_dtype
+from nvlm_trt.decoder.precision import PRECISIONS, decoder_precision
 from nvlm_trt.decoder.trtllm_layout import Rank, check_parallelism, rank_parameters
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig
@@ -77,12 +77,6 @@ def test_an_unknown_wish_is_refused_with_the_known_ones(asked: dict[str, object]
     with pytest.raises(RecipeError) as refusal:
         decoder_precision(**asked)  # type: ignore[arg-type]
     assert says in str(refusal.value)
-
-
-def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
-    assert [stored_dtype(name).name for name in STORED_DTYPES] == ["bfloat16", "float16", "float32"]
-    with pytest.raises(RecipeError, match=r"seen: int4; expected: bfloat16 \| float16 \| float32"):
-        stored_dtype("int4")
 
 
 def test_the_quantization_object_holds_only_what_the_algorithm_needs() -> None:

@@ -43,7 +43,7 @@ def converted(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     root = tmp_path_factory.mktemp("converted")
     directories = {(tp, pp): root / f"tp{tp}pp{pp}" for tp, pp in PARALLELISM}
     for (tp, pp), directory in directories.items():
-        convert_decoder(source, directory, tp=tp, pp=pp, dtype="bfloat16")
+        convert_decoder(source, directory, tp=tp, pp=pp)
     return directories
 
 

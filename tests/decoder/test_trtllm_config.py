@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.decoder.precision import PRECISIONS, STORED_DTYPES, decoder_precision, stored_dtype
+from nvlm_trt.decoder.precision import PRECISIONS, STORED_DTYPES, decoder_precision
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.synthetic import like_72b
@@ -16,7 +16,7 @@ from nvlm_trt.model.synthetic import like_72b
 
 @pytest.fixture
 def config() -> TrtllmConfig:
-    return TrtllmConfig(like_72b(4).config.decoder, stored_dtype("bfloat16"), tp=4, pp=2)
+    return TrtllmConfig(like_72b(4).config.decoder, STORED_DTYPES["bfloat16"], tp=4, pp=2)
 
 
 def rewrite(directory: Path, config: TrtllmConfig, **changes: object) -> None:
@@ -57,7 +57,7 @@ def test_mapping_and_quantization_hold_nothing_that_a_release_might_not_know(con
 
 @pytest.mark.parametrize("dtype", STORED_DTYPES)
 def test_what_is_written_reads_back(tmp_path: Path, dtype: str) -> None:
-    config = TrtllmConfig(like_72b(4).config.decoder, stored_dtype(dtype), tp=2, pp=1)
+    config = TrtllmConfig(like_72b(4).config.decoder, STORED_DTYPES[dtype], tp=2, pp=1)
     config.write(tmp_path)
     assert TrtllmConfig.read(tmp_path) == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -14,6 +14,7 @@ from nvlm_trt.client import NvlmClient
 from nvlm_trt.client.retry import Backoff
 from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.decoder.precision import FP32
 from nvlm_trt.errors import ImageRejected, RequestError, UserError
 from nvlm_trt.eval.answer import AnswerOptions, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.reference import ReferenceAnswerer
@@ -46,7 +47,7 @@ def engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     checkpoint = Checkpoint.open(tiny_checkpoint)
     export_vision(checkpoint, root / "vision", precision="fp32", output_dtype="fp32")
     build_vision_cpu(root / "vision" / "vision.onnx", root / "vision" / "cpu", precision="fp32")
-    convert_decoder(checkpoint, root / "decoder" / "checkpoint", tp=1, pp=1, dtype="float32")
+    convert_decoder(checkpoint, root / "decoder" / "checkpoint", tp=1, pp=1, precision=FP32)
     build_decoder_cpu(
         root / "decoder" / "checkpoint", root / "decoder" / "cpu", precision="fp32", max_batch_size=2,
         max_seq_len=512, max_prompt_table_rows=2 * 5 * 16,

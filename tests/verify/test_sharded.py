@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder.convert import convert_decoder
+from nvlm_trt.decoder.precision import FP32, STORED_DTYPES, Precision
 from nvlm_trt.errors import CheckpointError, FaultError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
@@ -68,7 +69,7 @@ def prompts() -> list[Prompt]:
 @pytest.fixture
 def converted(sources: dict[int, Checkpoint], tmp_path: Path) -> Path:
     """A tp 2 conversion with 4 kv heads, for one test to damage."""
-    convert_decoder(sources[4], tmp_path / "converted", tp=2, pp=1, dtype="float32")
+    convert_decoder(sources[4], tmp_path / "converted", tp=2, pp=1, precision=FP32)
     return tmp_path / "converted"
 
 
@@ -91,7 +92,7 @@ def passes(report: ShardedReport) -> bool:
 def test_the_ranks_together_compute_the_decoder(
     sources: dict[int, Checkpoint], prompts: list[Prompt], tmp_path: Path, tp: int, pp: int, kv_heads: int, dtype: str
 ) -> None:
-    convert_decoder(sources[kv_heads], tmp_path, tp=tp, pp=pp, dtype=dtype)
+    convert_decoder(sources[kv_heads], tmp_path, tp=tp, pp=pp, precision=Precision(STORED_DTYPES[dtype]))
     report = precision_distance(sources[kv_heads], tmp_path, prompts=prompts, timeout=120)
     assert passes(report)
     assert (report.tp, report.pp, report.yardsticks) == (tp, pp, ())
@@ -242,7 +243,7 @@ class Alone:
 
 
 def test_a_single_rank_is_the_reference(sources: dict[int, Checkpoint], prompts: list[Prompt], tmp_path: Path) -> None:
-    convert_decoder(sources[2], tmp_path, tp=1, pp=1, dtype="float32")
+    convert_decoder(sources[2], tmp_path, tp=1, pp=1, precision=FP32)
     rank = RankDecoder(tmp_path, 0, Alone())
     ids, table = prompts[1]
     logits = rank.logits(torch.as_tensor(np.asarray(ids, dtype=np.int64)), torch.as_tensor(table))
@@ -269,7 +270,7 @@ def test_run_rank_leaves_the_logits_of_every_prompt(
     sources: dict[int, Checkpoint], prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "restored after the test")
-    convert_decoder(sources[2], tmp_path / "converted", tp=1, pp=1, dtype="float32")
+    convert_decoder(sources[2], tmp_path / "converted", tp=1, pp=1, precision=FP32)
     ids, _ = prompts[0]
     save_file({"ids.0": torch.as_tensor(np.asarray(ids, dtype=np.int64))}, tmp_path / "prompts.safetensors")
     Job(str(tmp_path / "converted"), 1, 60.0).write(tmp_path)

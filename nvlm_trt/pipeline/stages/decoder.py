@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvlm_trt.decoder.convert import converted_bytes
-from nvlm_trt.decoder.precision import Precision, stored_dtype
+from nvlm_trt.decoder.precision import STORED_DTYPES, Precision
 from nvlm_trt.decoder.trtllm_layout import check_parallelism
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
@@ -20,7 +20,7 @@ def stored_precision(sources: Sources) -> Precision:
     """How the checkpoint is stored. The cpu target quantises when it compiles."""
     if sources.recipe.target == "gpu":
         return sources.precision
-    return Precision(stored_dtype(CPU_DTYPES.get(sources.recipe.decoder_precision, "bfloat16")))
+    return Precision(STORED_DTYPES[CPU_DTYPES.get(sources.recipe.decoder_precision, "bfloat16")])
 
 
 def decoder_convert(sources: Sources) -> Stage:
@@ -71,4 +71,4 @@ def decoder_convert(sources: Sources) -> Stage:
 def stored_bytes(sources: Sources) -> int:
     """Bytes of the TensorRT-LLM checkpoint, all ranks together."""
     recipe = sources.recipe
-    return converted_bytes(sources.checkpoint.config, recipe.tp, recipe.pp, precision=stored_precision(sources))
+    return converted_bytes(sources.checkpoint.config, recipe.tp, recipe.pp, stored_precision(sources))

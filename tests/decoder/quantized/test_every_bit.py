@@ -200,11 +200,9 @@ def test_fc_and_gate_share_their_scales_and_so_do_all_ranks(converted: Callable[
 
 def test_what_is_not_quantised_is_that_of_a_bf16_checkpoint(source: Checkpoint, results: Path, tmp_path: Path) -> None:
     convert_decoder(source, tmp_path / "bf16", tp=2, pp=1, precision=PRECISIONS["bf16"])
-    convert_decoder(source, tmp_path / "named", tp=2, pp=1, dtype="bfloat16")
     convert_decoder(source, tmp_path / "fp8", tp=2, pp=1, precision=PRECISIONS["fp8"], calibration=results)
     for index in range(2):
         plain = tmp_path / "bf16" / f"rank{index}.safetensors"
-        assert plain.read_bytes() == (tmp_path / "named" / plain.name).read_bytes()
         quantised = load_file(tmp_path / "fp8" / plain.name)
         for name, tensor in load_file(plain).items():
             if name.endswith(("norm.weight", "ln_f.weight", "bias", "embedding.weight", "head.weight")):

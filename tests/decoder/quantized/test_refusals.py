@@ -80,11 +80,6 @@ def test_a_precision_that_needs_calibration_is_refused_without_one(source: Check
     assert not (tmp_path / "out").exists()
 
 
-def test_dtype_and_precision_do_not_both_speak(source: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of them"):
-        convert_decoder(source, tmp_path, tp=1, pp=1, dtype="bfloat16", precision=PRECISIONS["bf16"])
-
-
 def test_faulty_results_leave_an_earlier_conversion_alone(source: Checkpoint, results: Path, tmp_path: Path) -> None:
     folder, out = Path(shutil.copytree(results, tmp_path / "results")), tmp_path / "out"
     convert_decoder(source, out, tp=1, pp=1, precision=PRECISIONS["fp8"], calibration=folder)
