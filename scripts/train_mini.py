@@ -77,7 +77,9 @@ from nvlm_trt.model.reference.vision import PROJECTOR_NORM_EPS, normalise, pixel
 from nvlm_trt.model.release import ReleaseSpec, write_release
 from nvlm_trt.model.safetensors_stream import TensorSpec, torch_dtype
 from nvlm_trt.model.tensors import (
-    DECODER_PREFIX,
+    DECODER_EMBEDDING,
+    DECODER_HEAD,
+    DECODER_NORM,
     PROJECTOR_PREFIX,
     VISION_PREFIX,
     decoder_layer,
@@ -241,7 +243,7 @@ def decode(weights: Weights, x: torch.Tensor) -> torch.Tensor:
         gate = F.silu(F.linear(normed, weights[f"{layer}mlp.gate_proj.weight"]))
         wide = gate * F.linear(normed, weights[f"{layer}mlp.up_proj.weight"])
         x = x + F.linear(wide, weights[f"{layer}mlp.down_proj.weight"])
-    return F.rms_norm(x, (hidden,), weights[f"{DECODER_PREFIX}model.norm.weight"], decoder.rms_norm_eps)
+    return F.rms_norm(x, (hidden,), weights[DECODER_NORM], decoder.rms_norm_eps)
 
 
 def initial(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
@@ -318,7 +320,7 @@ def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tens
     of_products = _options(weights)
     ids, learned = ids.to(of_products["device"]), learned.to(of_products["device"])
     visual = ids >= CONFIG.decoder.vocab_size
-    x = F.embedding(ids.masked_fill(visual, 0), weights[f"{DECODER_PREFIX}model.embed_tokens.weight"])
+    x = F.embedding(ids.masked_fill(visual, 0), weights[DECODER_EMBEDDING])
     if bool(visual.any()):
         tiles = np.concatenate([each.tiles for each in batch])
         padded = F.pad(normalise(tiles), (0, 0) * 3 + (0, _rounded(len(tiles)) - len(tiles))).to(**of_products)
@@ -326,7 +328,7 @@ def answer_loss(weights: Weights, batch: list[Conversation]) -> tuple[torch.Tens
             features = torch.cat([encode(weights, part) for part in padded.split(64)])
         x = x.masked_scatter(visual.unsqueeze(-1), project(weights, features)[: len(tiles)])
     before = learned[:, 1:].nonzero(as_tuple=True)
-    logits = F.linear(decode(weights, x)[before], weights[f"{DECODER_PREFIX}lm_head.weight"]).float()
+    logits = F.linear(decode(weights, x)[before], weights[DECODER_HEAD]).float()
     wanted = ids[before[0], before[1] + 1]
     right = logits.argmax(dim=-1) == wanted
     return F.cross_entropy(logits, wanted), {"token_accuracy": float(right.float().mean())}

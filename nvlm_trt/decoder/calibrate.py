@@ -37,10 +37,8 @@ from nvlm_trt.model.reference.layer_stream import (
     weight_bytes,
 )
 from nvlm_trt.model.reference.vision_stream import stream_vision, streamed_bytes
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer, decoder_tensors
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, decoder_layer, decoder_tensors
 from nvlm_trt.progress import Progress
-
-EMBEDDING = f"{DECODER_PREFIX}model.embed_tokens.weight"
 
 BASE_BYTES = 1 << 30
 """What Python, torch and the figures of the search take beside weights and activations."""
@@ -181,7 +179,7 @@ def _embedded(
     if len(tiles):
         work_dir.mkdir(parents=True, exist_ok=True)
         table = stream_vision(checkpoint, tiles, work_dir=work_dir, device=device, progress=told).flatten(0, 1)
-    embedding = checkpoint.read(EMBEDDING)  # mapped: only rows that are used are read from the disk
+    embedding = checkpoint.read(DECODER_EMBEDDING)  # mapped: only rows that are used are read from the disk
     first = 0
     for prompt in prompts:
         ids = torch.from_numpy(prompt.ids).long()

@@ -14,19 +14,11 @@ import torch
 
 from nvlm_trt.decoder.convert import RANK_FILE, rank_file
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
-from nvlm_trt.decoder.trtllm_layout import (
-    EMBEDDING_SOURCE,
-    FINAL_NORM_SOURCE,
-    LM_HEAD_SOURCE,
-    Parameter,
-    Piece,
-    Rank,
-    rank_parameters,
-)
+from nvlm_trt.decoder.trtllm_layout import Parameter, Piece, Rank, rank_parameters
 from nvlm_trt.errors import CheckpointError, RecipeError, listed
 from nvlm_trt.model.config import DecoderConfig
 from nvlm_trt.model.safetensors_read import opened, read_header
-from nvlm_trt.model.tensors import decoder_layer
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, DECODER_NORM, decoder_layer
 
 RECOMPUTED_BUFFERS = ("rotary_inv_freq", "embed_positions", "embed_positions_for_gpt_attention")
 """Tables that official converters also store; TensorRT-LLM computes them anew, so they may be there, unread."""
@@ -145,15 +137,15 @@ class TrtllmCheckpoint:
 
     def embedding(self) -> torch.Tensor:
         """The token embedding, [vocab_size, hidden]."""
-        return self.joined(EMBEDDING_SOURCE)
+        return self.joined(DECODER_EMBEDDING)
 
     def final_norm(self) -> torch.Tensor:
         """The weight of the last RMSNorm, [hidden]."""
-        return self.joined(FINAL_NORM_SOURCE)
+        return self.joined(DECODER_NORM)
 
     def lm_head(self) -> torch.Tensor:
         """The output matrix without its padding rows, [vocab_size, hidden]."""
-        return self.joined(LM_HEAD_SOURCE)
+        return self.joined(DECODER_HEAD)
 
     def layer(self, index: int) -> LayerWeights:
         """One layer by its place in the whole model, whichever stage holds it.

@@ -24,11 +24,7 @@ from nvlm_trt.decoder.precision import BF16, KV_CACHE_SCALE, WEIGHT, Precision
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig
 from nvlm_trt.model.safetensors_stream import TensorSpec
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
-
-EMBEDDING_SOURCE = f"{DECODER_PREFIX}model.embed_tokens.weight"
-FINAL_NORM_SOURCE = f"{DECODER_PREFIX}model.norm.weight"
-LM_HEAD_SOURCE = f"{DECODER_PREFIX}lm_head.weight"
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, DECODER_NORM, decoder_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +221,13 @@ class _RankLayout:
     def parameters(self) -> Iterator[Parameter]:
         decoder, rank = self._decoder, self._rank
         if rank.is_first_stage:
-            yield self._plain("transformer.vocab_embedding.weight", Piece(EMBEDDING_SOURCE, 0, decoder.vocab_size))
+            yield self._plain("transformer.vocab_embedding.weight", Piece(DECODER_EMBEDDING, 0, decoder.vocab_size))
         for local, index in enumerate(stage_layers(decoder.num_layers, rank.pp, rank.stage)):
             yield from self._layer(f"transformer.layers.{local}.", index)
         if rank.is_last_stage:
-            yield self._vector("transformer.ln_f.weight", Piece(FINAL_NORM_SOURCE, 0, self._hidden))
+            yield self._vector("transformer.ln_f.weight", Piece(DECODER_NORM, 0, self._hidden))
             rows = _share(padded_vocab(decoder.vocab_size, rank.tp), rank)
-            yield self._plain("lm_head.weight", *_padded(LM_HEAD_SOURCE, rows, decoder.vocab_size))
+            yield self._plain("lm_head.weight", *_padded(DECODER_HEAD, rows, decoder.vocab_size))
 
     def _layer(self, name: str, index: int) -> Iterator[Parameter]:
         source = decoder_layer(index)

@@ -12,6 +12,10 @@ VISION_PREFIX = "vision_model."
 PROJECTOR_PREFIX = "mlp1."
 DECODER_PREFIX = "language_model."
 
+DECODER_EMBEDDING = f"{DECODER_PREFIX}model.embed_tokens.weight"
+DECODER_NORM = f"{DECODER_PREFIX}model.norm.weight"
+DECODER_HEAD = f"{DECODER_PREFIX}lm_head.weight"
+
 Shape = tuple[int, ...]
 
 
@@ -86,7 +90,7 @@ def decoder_tensors(config: NvlmConfig) -> dict[str, Shape]:
     decoder = config.decoder
     hidden, wide, vocabulary = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
     queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
-    shapes: dict[str, Shape] = {f"{DECODER_PREFIX}model.embed_tokens.weight": (vocabulary, hidden)}
+    shapes: dict[str, Shape] = {DECODER_EMBEDDING: (vocabulary, hidden)}
     for index in range(decoder.num_layers):
         layer = decoder_layer(index)
         shapes |= {
@@ -103,6 +107,6 @@ def decoder_tensors(config: NvlmConfig) -> dict[str, Shape]:
             f"{layer}mlp.up_proj.weight": (wide, hidden),
             f"{layer}mlp.down_proj.weight": (hidden, wide),
         }
-    shapes[f"{DECODER_PREFIX}model.norm.weight"] = (hidden,)
-    shapes[f"{DECODER_PREFIX}lm_head.weight"] = (vocabulary, hidden)
+    shapes[DECODER_NORM] = (hidden,)
+    shapes[DECODER_HEAD] = (vocabulary, hidden)
     return shapes

@@ -26,7 +26,7 @@ from nvlm_trt.decoder.trtllm_layout import padded_vocab, stage_layers
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import DecoderConfig
 from nvlm_trt.model.reference.layer_stream import weight_bytes
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, DECODER_NORM, DECODER_PREFIX, decoder_layer
 from nvlm_trt.progress import Progress
 from nvlm_trt.verify.emulate import BLOCK_VALUES, COMPUTE, RankTensors
 from nvlm_trt.verify.fake_quant import Roundings
@@ -154,7 +154,7 @@ class _Run:
         ids, table = prompt
         index, vocab_size = torch.as_tensor(np.asarray(ids, dtype=np.int64)), self.config.decoder.vocab_size
         visual = index >= vocab_size
-        rows = self.checkpoint.read(f"{DECODER_PREFIX}model.embed_tokens.weight")  # mapped: a few rows are read
+        rows = self.checkpoint.read(DECODER_EMBEDDING)  # mapped: a few rows are read
         hidden = rows[index.masked_fill(visual, 0)].to(self.config.dtype.torch).float()
         if table is not None:
             hidden[visual] = torch.as_tensor(table)[index[visual] - vocab_size].float()
@@ -182,14 +182,14 @@ class _Run:
         decoder, tp = self.config.decoder, self.config.tp
         for number, rank in self._ranks(0):
             embedding = rank.take("transformer.vocab_embedding.weight", decoder.vocab_size, decoder.hidden_size)
-            if not self._is_copy(embedding, "model.embed_tokens.weight", 0):
+            if not self._is_copy(embedding, DECODER_EMBEDDING, 0):
                 yield f"transformer.vocab_embedding.weight of rank {number}"
         rows = padded_vocab(decoder.vocab_size, tp) // tp
         for number, rank in self._ranks(self.config.pp - 1):
-            if not self._is_copy(rank.take("transformer.ln_f.weight", decoder.hidden_size), "model.norm.weight", 0):
+            if not self._is_copy(rank.take("transformer.ln_f.weight", decoder.hidden_size), DECODER_NORM, 0):
                 yield f"transformer.ln_f.weight of rank {number}"
             head = rank.take("lm_head.weight", rows, decoder.hidden_size)
-            if not self._is_copy(head, "lm_head.weight", number % tp * rows):
+            if not self._is_copy(head, DECODER_HEAD, number % tp * rows):
                 yield f"lm_head.weight of rank {number}"
 
     def _ranks(self, stage: int) -> Iterator[tuple[int, RankTensors]]:
@@ -197,9 +197,8 @@ class _Run:
         for number in range(stage * self.config.tp, (stage + 1) * self.config.tp):
             yield number, RankTensors(self.directory / rank_file(number), self.config.dtype.torch)
 
-    def _is_copy(self, stored: torch.Tensor, name: str, first: int) -> bool:
+    def _is_copy(self, stored: torch.Tensor, source: str, first: int) -> bool:
         """Whether it holds the source's rows from `first` on, and zeros where the source has no more."""
-        source = f"{DECODER_PREFIX}{name}"
         count = self.checkpoint.tensors[source].shape[0]
         for start in range(0, len(stored), BLOCK_ROWS):
             block = stored[start : start + BLOCK_ROWS]

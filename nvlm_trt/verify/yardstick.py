@@ -19,13 +19,8 @@ from nvlm_trt.decoder.graph_constants import STORAGE, quantize_groups, quantize_
 from nvlm_trt.decoder.session_cpu import INPUT_GROUP
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, decoder_layer
 from nvlm_trt.verify.fake_quant import Roundings
-
-EMBEDDING = "embed_tokens.weight"
-"""Rows are looked up, not multiplied: an engine with quantised weights keeps them in bfloat16."""
-
-OUTPUT = f"{DECODER_PREFIX}lm_head.weight"
 
 
 def reduced_decoder(checkpoint: Checkpoint, precision: str, exclude: Collection[int] = ()) -> DecoderReference | None:
@@ -54,7 +49,10 @@ def layer_roundings(precision: str) -> Roundings | None:
 
 
 class _StoredCheckpoint(Checkpoint):
-    """A checkpoint whose matrices were rounded to what an engine stores."""
+    """A checkpoint whose matrices were rounded to what an engine stores.
+
+    Rows of the embedding are looked up, not multiplied: an engine with quantised weights keeps them in bfloat16.
+    """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, exclude: Collection[int]) -> None:
         super().__init__(checkpoint.path, checkpoint.config, checkpoint.tensors)
@@ -64,8 +62,8 @@ class _StoredCheckpoint(Checkpoint):
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor, rounded, then cast to `dtype` if given."""
         tensor = super().read(name)
-        if tensor.ndim == 2 and not name.endswith(EMBEDDING) and not name.startswith(self._kept):
-            tensor = _rounded(tensor, self._storage.output if name == OUTPUT else self._storage.layers)
+        if tensor.ndim == 2 and name != DECODER_EMBEDDING and not name.startswith(self._kept):
+            tensor = _rounded(tensor, self._storage.output if name == DECODER_HEAD else self._storage.layers)
         return tensor if dtype is None else tensor.to(dtype)
 
 
@@ -76,7 +74,7 @@ class _RoundedInputs(DecoderReference):
         super().__init__(checkpoint, torch.bfloat16)
         kept = tuple(decoder_layer(layer) for layer in exclude)
         for name, weight in self._weights.items():
-            if weight.ndim == 2 and not name.endswith(EMBEDDING) and not name.startswith(kept):
+            if weight.ndim == 2 and name != DECODER_EMBEDDING and not name.startswith(kept):
                 self._weights[name] = checkpoint.read(name, torch.float32)  # codes and scales: bfloat16 would round
         self._products = _RoundedProducts()
 

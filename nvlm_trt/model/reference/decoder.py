@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own short name
 
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.vision import rms_norm
-from nvlm_trt.model.tensors import DECODER_PREFIX, decoder_layer
+from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, DECODER_NORM, DECODER_PREFIX, decoder_layer
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
 Table = torch.Tensor | npt.NDArray[np.float32] | None
@@ -91,9 +91,7 @@ class DecoderReference:
         """Rows of the embedding, and of the prompt table for ids at or above vocab_size: [t, hidden]."""
         index = torch.as_tensor(np.asarray(ids, dtype=np.int64))
         visual = index >= self.config.vocab_size
-        hidden = F.embedding(
-            index.masked_fill(visual, 0), self._weights[f"{DECODER_PREFIX}model.embed_tokens.weight"]
-        ).clone()
+        hidden = F.embedding(index.masked_fill(visual, 0), self._weights[DECODER_EMBEDDING]).clone()
         if table is not None and bool(visual.any()):
             rows = torch.as_tensor(table).to(self.dtype)
             hidden[visual] = rows[index[visual] - self.config.vocab_size]
@@ -111,7 +109,7 @@ class DecoderReference:
             wide = gate * F.linear(normed, weights[f"{layer}mlp.up_proj.weight"])
             hidden = hidden + F.linear(wide, weights[f"{layer}mlp.down_proj.weight"])
         cache.length += hidden.shape[0]
-        return rms_norm(hidden, self._weights[f"{DECODER_PREFIX}model.norm.weight"], eps)
+        return rms_norm(hidden, self._weights[DECODER_NORM], eps)
 
     def _attention(
         self, index: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache
@@ -135,7 +133,7 @@ class DecoderReference:
         return F.linear(mixed, self._weights[f"{prefix}o_proj.weight"])
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, self._weights[f"{DECODER_PREFIX}lm_head.weight"]).float()
+        return F.linear(hidden, self._weights[DECODER_HEAD]).float()
 
 
 def rope_table(
