@@ -198,7 +198,7 @@ def _encoder_rows(
 def shapes_of(config: NvlmConfig, tp: int) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every kind of matrix on one of `tp` ranks; those of the vision encoder at tp 1 only."""
     vision, decoder = config.vision, config.decoder
-    queries, keys = decoder.num_heads * decoder.head_dim // tp, max(decoder.num_kv_heads // tp, 1) * decoder.head_dim
+    queries, keys = decoder.query_width // tp, max(decoder.num_kv_heads // tp, 1) * decoder.head_dim
     hidden, wide = decoder.hidden_size, decoder.intermediate_size // tp
     sizes = ((queries + 2 * keys, hidden), (hidden, queries), (2 * wide, hidden), (hidden, wide))
     split = {**dict(zip(DECODER, sizes, strict=True)), "decoder lm_head": (decoder.vocab_size // tp, hidden)}

@@ -111,7 +111,7 @@ def engine_bytes(decoder: DecoderConfig, precision: str, exclude: Collection[int
 
 
 def _layer_bytes(decoder: DecoderConfig, stored: str) -> int:
-    queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    queries, keys = decoder.query_width, decoder.kv_width
     wide, hidden = decoder.intermediate_size, decoder.hidden_size
     matrices = ((queries + 2 * keys, hidden), (hidden, queries), (2 * wide, hidden), (hidden, wide))
     return sum(_matrix_bytes(outputs, inputs, stored) for outputs, inputs in matrices)
@@ -136,7 +136,7 @@ def _check_recipe(precision: str, max_batch_size: int, max_seq_len: int, max_pro
 
 
 def _check_groups(decoder: DecoderConfig, precision: str) -> None:
-    widths = (decoder.hidden_size, decoder.num_heads * decoder.head_dim, decoder.intermediate_size)
+    widths = (decoder.hidden_size, decoder.query_width, decoder.intermediate_size)
     odd = [width for width in widths if group_size(width) < LEAST_GROUP]
     if STORAGE[precision].layers == "int4_wo" and odd:
         raise RecipeError(

@@ -137,7 +137,7 @@ def _layer(
     name, eps = f"layers.{index}", config.rms_norm_eps
     normed = _rms_norm(hidden, layer.input_norm, eps, f"{name}.input_norm")
     query, key, value = _qkv(config, layer, kept, normed, f"{name}.qkv")
-    attention = _float_rows(f"{name}.attention", config.num_heads * config.head_dim)
+    attention = _float_rows(f"{name}.attention", config.query_width)
     cuts = [
         _result(_rotate(query, config.num_heads, config.head_dim, rope), f"{name}.query"),
         _result(_rotate(key, config.num_kv_heads, config.head_dim, rope), f"{name}.key"),
@@ -160,8 +160,7 @@ def _qkv(
     weight = torch.cat((layer.q_weight, layer.k_weight, layer.v_weight))
     bias = torch.cat((layer.q_bias, layer.k_bias, layer.v_bias)).reshape(1, -1)
     packed = ops.add(_matmul(normed, weight, kept, name), float_constant(bias, f"{name}.bias"))
-    kv_width = config.num_kv_heads * config.head_dim
-    widths = np.array([config.num_heads * config.head_dim, kv_width, kv_width], np.int32)
+    widths = np.array([config.query_width, config.kv_width, config.kv_width], np.int32)
     split = ops.variadic_split(packed, ops.constant(np.int32(1)), ops.constant(widths))
     return split.output(0), split.output(1), split.output(2)
 

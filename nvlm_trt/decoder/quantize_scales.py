@@ -44,7 +44,7 @@ def needed_results(decoder: DecoderConfig, precision: Precision) -> dict[str, Sh
     """
     inputs = {
         "qkv": decoder.hidden_size,
-        "dense": decoder.num_heads * decoder.head_dim,
+        "dense": decoder.query_width,
         "fc": decoder.hidden_size,
         "proj": decoder.intermediate_size,
     }

@@ -214,7 +214,7 @@ class _RankLayout:
     def __init__(self, decoder: DecoderConfig, rank: Rank, precision: Precision) -> None:
         self._decoder, self._rank, self._precision = decoder, rank, precision
         self._hidden = decoder.hidden_size
-        self._queries = _share(decoder.num_heads * decoder.head_dim, rank)
+        self._queries = _share(decoder.query_width, rank)
         self._keys = _kv_rows(decoder, rank)
         self._wide = _share(precision.padded_intermediate(decoder.intermediate_size, rank.tp), rank)
 
@@ -248,7 +248,7 @@ class _RankLayout:
             start, stop = (min(edge, width) for edge in inputs)
             return Piece(f"{source}{part}.weight", 0, self._hidden, (start, stop))
 
-        queries = columns("self_attn.o_proj", self._queries, self._decoder.num_heads * self._decoder.head_dim)
+        queries = columns("self_attn.o_proj", self._queries, self._decoder.query_width)
         down = columns("mlp.down_proj", self._wide, real)
         yield self._vector(f"{name}input_layernorm.weight", Piece(f"{source}input_layernorm.weight", *whole))
         if self._precision.quantization.kv_cache_quant_algo is not None:
@@ -301,6 +301,6 @@ def _share(size: int, rank: Rank) -> tuple[int, int]:
 def _kv_rows(decoder: DecoderConfig, rank: Rank) -> tuple[int, int]:
     head = decoder.head_dim
     if rank.tp <= decoder.num_kv_heads:
-        return _share(decoder.num_kv_heads * head, rank)
+        return _share(decoder.kv_width, rank)
     index = rank.tp_rank // (rank.tp // decoder.num_kv_heads)
     return index * head, (index + 1) * head

@@ -67,6 +67,16 @@ class DecoderConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def query_width(self) -> int:
+        """Width of the queries of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.num_kv_heads * self.head_dim
+
 
 @dataclass(frozen=True, slots=True)
 class NvlmConfig:

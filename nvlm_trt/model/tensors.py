@@ -89,7 +89,7 @@ def decoder_tensors(config: NvlmConfig) -> dict[str, Shape]:
     """Names and shapes of Qwen2: biases on q, k and v only, lm_head not tied to the embedding."""
     decoder = config.decoder
     hidden, wide, vocabulary = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
-    queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    queries, keys = decoder.query_width, decoder.kv_width
     shapes: dict[str, Shape] = {DECODER_EMBEDDING: (vocabulary, hidden)}
     for index in range(decoder.num_layers):
         layer = decoder_layer(index)

@@ -42,15 +42,13 @@ def vision_flops_per_tile(config: NvlmConfig, dummy_heads: int = 0) -> int:
 
 def layer_elements(decoder: DecoderConfig) -> int:
     """Elements of the matrices of one decoder layer: q, k, v, o, gate, up, down."""
-    queries, keys = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
-    attention = decoder.hidden_size * (2 * queries + 2 * keys)
+    attention = decoder.hidden_size * 2 * (decoder.query_width + decoder.kv_width)
     return attention + 3 * decoder.hidden_size * decoder.intermediate_size
 
 
 def attention_flops(decoder: DecoderConfig, tokens: int) -> int:
     """FLOPs of causal attention over a prompt: ``L x 4a x n (n + 1) / 2``, scores and mixing of what a token sees."""
-    queries = decoder.num_heads * decoder.head_dim
-    return decoder.num_layers * 4 * queries * tokens * (tokens + 1) // 2
+    return decoder.num_layers * 4 * decoder.query_width * tokens * (tokens + 1) // 2
 
 
 def prefill_flops(decoder: DecoderConfig, tokens: int) -> int:
@@ -61,6 +59,5 @@ def prefill_flops(decoder: DecoderConfig, tokens: int) -> int:
 
 def decode_flops(decoder: DecoderConfig, context: int) -> int:
     """FLOPs of one token of one request that sees `context` tokens, itself included."""
-    queries = decoder.num_heads * decoder.head_dim
     linear = 2 * (decoder.num_layers * layer_elements(decoder) + decoder.hidden_size * decoder.vocab_size)
-    return linear + decoder.num_layers * 4 * queries * context
+    return linear + decoder.num_layers * 4 * decoder.query_width * context

@@ -134,7 +134,7 @@ def decoder_activation_bytes(decoder: DecoderConfig, rank: Rank, precision: Prec
         tokens: `max_num_tokens`, of one step over all requests.
         batch: Requests at a time.
     """
-    queries = decoder.num_heads * decoder.head_dim // rank.tp
+    queries = decoder.query_width // rank.tp
     keys = max(decoder.num_kv_heads // rank.tp, 1) * decoder.head_dim
     widest = max(2 * queries + 2 * keys, 3 * decoder.intermediate_size // rank.tp)
     step = tokens * precision.dtype.torch.itemsize * (2 * decoder.hidden_size + widest)

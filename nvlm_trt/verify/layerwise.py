@@ -131,7 +131,7 @@ def peak_bytes(decoder: DecoderConfig, tokens: int) -> int:
         tokens: Of all prompts together.
     """
     hidden, wide = decoder.hidden_size, decoder.intermediate_size
-    attention = 2 * hidden * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
+    attention = 2 * hidden * (decoder.query_width + decoder.kv_width)
     layer, largest = attention + 3 * hidden * wide, hidden * max(wide, hidden)
     weights = 4 * layer + 4 * 4 * largest  # float32: the layer; its largest matrix, copied and rounded in three steps
     mapped = 2 * layer  # pages of the file that is being read
