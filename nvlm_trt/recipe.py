@@ -226,6 +226,16 @@ class BuildRecipe(RecipeFields):
         gpus = min(self.tp * self.pp, self.gpus_per_node)
         return min(self.vision_engine.gpus or gpus, gpus)
 
+    def tiles_per_image(self, *, use_thumbnail: bool) -> int:
+        """Tiles of one image at most, thumbnail included, where the model's configuration has one."""
+        from nvlm_trt.model.tiling import most_tiles  # it brings numpy
+
+        return most_tiles(self.max_tiles, use_thumbnail=use_thumbnail)
+
+    def tiles_per_request(self, *, use_thumbnail: bool) -> int:
+        """Tiles of one request at most."""
+        return self.max_images * self.tiles_per_image(use_thumbnail=use_thumbnail)
+
     def vision_max_tiles(self, tiles_per_request: int) -> int:
         """Tiles of one batch of the vision engine at most: a request's tiles spread over the GPUs that have one."""
         return self.vision_engine.max_tiles or -(-tiles_per_request // self.vision_gpus)

@@ -13,7 +13,6 @@ from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, Tenso
 from nvlm_trt.model.release import ReleaseSpec
 from nvlm_trt.model.synthetic import SIZES
 from nvlm_trt.model.tensors import expected_tensors
-from nvlm_trt.model.tiling import most_tiles
 from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
 from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
 
@@ -42,12 +41,12 @@ class Sources:
     @property
     def tiles_per_image(self) -> int:
         """Tiles of one image at most, thumbnail included."""
-        return most_tiles(self.recipe.max_tiles, use_thumbnail=self.checkpoint.config.use_thumbnail)
+        return self.recipe.tiles_per_image(use_thumbnail=self.checkpoint.config.use_thumbnail)
 
     @property
     def tiles_per_request(self) -> int:
         """Tiles of one request at most."""
-        return self.recipe.max_images * self.tiles_per_image
+        return self.recipe.tiles_per_request(use_thumbnail=self.checkpoint.config.use_thumbnail)
 
     @property
     def max_table_rows(self) -> int:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from nvlm_trt.errors import EngineError, RequestError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import ImageLimits
-from nvlm_trt.model.tiling import most_tiles
 
 if TYPE_CHECKING:
     from nvlm_trt.recipe import BuildRecipe  # whose libraries the model processes need not load
@@ -142,11 +141,6 @@ class ServingSpec:
         )
 
     @property
-    def max_tiles_per_request(self) -> int:
-        """Most tiles that one request brings to the vision encoder."""
-        return self.max_images * most_tiles(self.max_tiles, use_thumbnail=self.use_thumbnail)
-
-    @property
     def default_max_tokens(self) -> int:
         """Tokens of an answer when the client asks for no number."""
         return min(DEFAULT_MAX_TOKENS, self.max_output_len)
@@ -194,7 +188,7 @@ class ServingSpec:
         )
         if recipe.target == "cpu":
             return replace(spec, cpu=CpuSpec(**recipe.cpu_engine.model_dump()))
-        return replace(spec, gpu=GpuSpec.of(recipe, spec.max_tiles_per_request))
+        return replace(spec, gpu=GpuSpec.of(recipe, recipe.tiles_per_request(use_thumbnail=config.use_thumbnail)))
 
     def to_json(self) -> str:
         """The spec as the text that the models' configurations carry; without the member of the other target."""

@@ -56,8 +56,7 @@ def test_every_configuration_survives_its_text(both):
 def test_the_tile_count_of_one_gpus_part_of_a_request_is_the_batch_of_the_plan(gpu_spec):
     config = configs(gpu_spec)["vision_encoder"]
     side = gpu_spec.tile_size
-    assert gpu_spec.max_tiles_per_request == 2 * 7
-    assert config.max_batch_size == 4
+    assert config.max_batch_size == 4, "two images of seven tiles over four GPUs"
     assert list(config.input[0].dims) == [side, side, 3]
     assert (config.output[0].name, list(config.output[0].dims)) == (FEATURES, [16, gpu_spec.hidden_size])
     assert config.backend == "tensorrt"
