@@ -240,6 +240,16 @@ class BuildRecipe(RecipeFields):
         """Tiles of one batch of the vision engine at most: a request's tiles spread over the GPUs that have one."""
         return self.vision_engine.max_tiles or -(-tiles_per_request // self.vision_gpus)
 
+    @property
+    def table_precision(self) -> Literal["fp32", "fp16", "bf16"]:
+        """The type of the prompt table as it leaves the vision encoder: the one that the decoder takes.
+
+        TensorRT-LLM demands its engine's own type; the cpu decoder takes float32 in every precision.
+        """
+        if self.target == "cpu":
+            return "fp32"
+        return "fp16" if self.decoder_precision == "fp16" else "bf16"
+
     @model_validator(mode="after")
     def _check_target(self) -> Self:
         if self.exclude_layers and (self.target == "gpu" or self.decoder_precision in ("fp32", "bf16")):

@@ -21,8 +21,8 @@ PARAMETER_ENGINE: Final = "nvlm_engine_dir"
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer when the client asks for no number: the model card's own call."""
 
-TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16"}
-"""Triton's name of the prompt table's type on the gpu target; every other decoder precision computes in bf16."""
+TABLE_DTYPES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16"}
+"""Triton's names of the prompt table's types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,6 @@ class ServingSpec:
         config = load_config(engine_dir)
         limits = recipe.image_limits
         max_seq_len = recipe.max_seq_len(config.decoder.max_position_embeddings)
-        table_dtype = "FP32" if recipe.target == "cpu" else TABLE_DTYPES.get(recipe.decoder_precision, "BF16")
         spec = cls(
             target=recipe.target,
             tile_size=config.tile_size,
@@ -172,7 +171,7 @@ class ServingSpec:
             hidden_size=config.decoder.hidden_size,
             vocab_size=config.decoder.vocab_size,
             use_thumbnail=config.use_thumbnail,
-            table_dtype=table_dtype,
+            table_dtype=TABLE_DTYPES[recipe.table_precision],
             max_batch_size=recipe.max_batch_size,
             max_tiles=recipe.max_tiles,
             max_images=recipe.max_images,

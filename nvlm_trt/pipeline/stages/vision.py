@@ -16,19 +16,9 @@ def export_precision(recipe: BuildRecipe) -> str:
     return "fp32" if recipe.vision_precision == "fp32" else "bf16"
 
 
-def table_precision(recipe: BuildRecipe) -> str:
-    """The type of the prompt table as it leaves the ONNX graph: the one that the decoder takes.
-
-    TensorRT-LLM demands its engine's own type; the cpu decoder takes float32 in every precision.
-    """
-    if recipe.target == "cpu":
-        return "fp32"
-    return "fp16" if recipe.decoder_precision == "fp16" else "bf16"
-
-
 def vision_export(sources: Sources) -> Stage:
     """Writes the ONNX graph of encoder and projector."""
-    precision, table = export_precision(sources.recipe), table_precision(sources.recipe)
+    precision, table = export_precision(sources.recipe), sources.recipe.table_precision
     kind = vision_quantization(sources.recipe)
 
     def run(context: StageContext) -> None:
