@@ -7,11 +7,10 @@ the released widths) are not counted.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from nvlm_trt.decoder.precision import BF16, FP32, Precision, decoder_precision
+from nvlm_trt.decoder.precision import BF16, FP32, Precision, precision_of
 from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.plan.flops import layer_elements, prefill_flops, vision_flops_per_tile
@@ -118,12 +117,8 @@ def _cpu_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
 
 def _gpu_work(config: NvlmConfig, recipe: BuildRecipe) -> Work:
     """Of the first rank of each stage: the stages follow one another."""
-    engine = recipe.decoder_engine
-    precision = decoder_precision(
-        recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
-    )
-    wide = precision.padded_intermediate(config.decoder.intermediate_size, recipe.tp)
-    decoder = dataclasses.replace(config.decoder, intermediate_size=wide)
+    precision = precision_of(recipe)
+    decoder = precision.padded(config.decoder, recipe.tp)
     ranks = [Rank(recipe.tp, recipe.pp, stage * recipe.tp) for stage in range(recipe.pp)]
     return Work(
         config,

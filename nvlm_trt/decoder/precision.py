@@ -26,6 +26,9 @@ from nvlm_trt.model.tensors import Shape
 if TYPE_CHECKING:  # a recipe is read where nothing is computed
     from torch import dtype as TorchDtype  # noqa: N812 - a type
 
+    from nvlm_trt.model.config import DecoderConfig
+    from nvlm_trt.recipe import BuildRecipe
+
 
 class QuantAlgo(StrEnum):
     """How linear layers are stored and run: the values of `quant_algo` in config.json that are known here."""
@@ -170,6 +173,11 @@ class Precision:
         step = self.multiple * tp
         return -(-intermediate_size // step) * step
 
+    def padded(self, decoder: DecoderConfig, tp: int) -> DecoderConfig:
+        """The decoder's shapes as they are stored."""
+        wide = self.padded_intermediate(decoder.intermediate_size, tp)
+        return dataclasses.replace(decoder, intermediate_size=wide)
+
     def linear_tensors(self, outputs: int, inputs: int) -> tuple[LinearTensor, ...]:
         """What is stored of one linear layer of a rank, its bias aside.
 
@@ -243,3 +251,19 @@ def decoder_precision(name: str, *, kv_cache: str = "auto", group_size: int = DE
             raise RecipeError("AWQ has no such group size", seen=group_size, expected=" | ".join(map(str, GROUP_SIZES)))
         quantization = dataclasses.replace(quantization, group_size=group_size)
     return dataclasses.replace(precision, quantization=quantization)
+
+
+def precision_of(recipe: BuildRecipe, name: str | None = None) -> Precision:
+    """How the decoder's checkpoint is stored for a recipe of the gpu target.
+
+    Args:
+        recipe: The recipe.
+        name: Takes the place of its `decoder_precision`.
+
+    Raises:
+        RecipeError: the decoder precision is not one of the gpu target.
+    """
+    engine = recipe.decoder_engine
+    return decoder_precision(
+        name or recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
+    )

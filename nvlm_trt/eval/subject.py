@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nvlm_trt import __version__
-from nvlm_trt.decoder.precision import PRECISIONS, Precision, decoder_precision
+from nvlm_trt.decoder.precision import PRECISIONS, Precision, precision_of
 from nvlm_trt.errors import EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.emulate import emulated_decoder
@@ -138,7 +138,7 @@ def torch_subject(
     source = Checkpoint.open(checkpoint or recorded_checkpoint(engine_dir))
     if precision in TORCH_DTYPES:
         return _reference(engine_dir, recipe, source, precision, options)
-    for output in _measured(recipe, _target(recipe, precision)):
+    for output in _measured(recipe, precision_of(recipe, precision)):
         if not (engine_dir / output).exists():
             raise EngineError(
                 "these precisions need a calibration",
@@ -166,7 +166,7 @@ def _emulation(
     precision: str,
     options: AnswerOptions,
 ) -> Iterator[Subject]:
-    target = _target(recipe, precision)
+    target = precision_of(recipe, precision)
     measured = DigestCache(engine_dir).digest_outputs(engine_dir, _measured(recipe, target))
     who = _who(engine_dir, recipe, source) | {"precision": precision, "calibrations": combined(measured)}
     who["vision"] = recipe.vision_precision
@@ -185,11 +185,6 @@ def _emulation(
         )
         title = f"{recipe.name} (vision {recipe.vision_precision}, decoder {precision}, emulated in torch)"
         yield Subject(title, answerer, _identity(options, who))
-
-
-def _target(recipe: BuildRecipe, precision: str) -> Precision:
-    fields = recipe.decoder_engine
-    return decoder_precision(precision, kv_cache=fields.kv_cache_precision, group_size=fields.awq_group_size)
 
 
 def _measured(recipe: BuildRecipe, target: Precision) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.decoder.precision import Precision, precision_of
 from nvlm_trt.environment.capability import refusals
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.miniature import shipped
@@ -60,10 +60,7 @@ class Sources:
         Raises:
             RecipeError: the recipe's decoder precision is not one of the gpu target.
         """
-        engine = self.recipe.decoder_engine
-        return decoder_precision(
-            self.recipe.decoder_precision, kv_cache=engine.kv_cache_precision, group_size=engine.awq_group_size
-        )
+        return precision_of(self.recipe)
 
     def refusals(self, gpu: str, compute_capability: int) -> tuple[str, ...]:
         """Why a GPU of that name and compute capability (90 for 9.0) cannot run the recipe's precisions."""

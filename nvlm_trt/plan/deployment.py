@@ -83,9 +83,7 @@ class Deployment:
     @property
     def decoder(self) -> DecoderConfig:
         """The decoder's shapes as stored: its MLP is padded where the precision asks for it."""
-        decoder = self.config.decoder
-        wide = self.precision.padded_intermediate(decoder.intermediate_size, self.recipe.tp)
-        return dataclasses.replace(decoder, intermediate_size=wide)
+        return self.precision.padded(self.config.decoder, self.recipe.tp)
 
     @property
     def refusals(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nvlm_trt.decoder.convert import rank_file
-from nvlm_trt.decoder.precision import Precision, decoder_precision
+from nvlm_trt.decoder.precision import precision_of
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import EngineError
@@ -144,15 +144,8 @@ def verify_trtllm(
     return with_advice(report, answers.costs(asked), recipe)
 
 
-def _precision(recipe: BuildRecipe) -> Precision:
-    fields = recipe.decoder_engine
-    return decoder_precision(
-        recipe.decoder_precision, kv_cache=fields.kv_cache_precision, group_size=fields.awq_group_size
-    )
-
-
 def _check_contract(converted: TrtllmCheckpoint, recipe: BuildRecipe) -> None:
-    asked, config = _precision(recipe), converted.config
+    asked, config = precision_of(recipe), converted.config
     seen, expected = (
         f"tp {tp} x pp {pp}, {precision.dtype.name}, {precision.quantization.to_dict()}"
         for tp, pp, precision in ((config.tp, config.pp, config.precision), (recipe.tp, recipe.pp, asked))
