@@ -22,7 +22,7 @@ from nvlm_trt.decoder.request_handle import RequestHandle
 from nvlm_trt.decoder.stopping import AnswerText
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.config import load_config
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import Prompt, TileTags, Turn, build_prompt
 from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -203,7 +203,7 @@ class LocalEngine:
         cache = KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse)
         decoder = engine_dir / "decoder" / "cpu"
         self.decoder = DecoderEngine.load(decoder, threads=self.recipe.cpu_threads, cache=cache, turns=decoding)
-        self._limits = ImageLimits(**self.recipe.image_limits.model_dump())
+        self._limits = self.recipe.image_limits.limits()
         self._names = itertools.count()
 
     def __enter__(self) -> LocalEngine:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from nvlm_trt.errors import RecipeError
+from nvlm_trt.model.image import DEFAULT_LIMITS, ImageLimits
 from nvlm_trt.parsed import yaml_value
 
 Target = Literal["gpu", "cpu"]
@@ -55,10 +56,14 @@ class RecipeFields(BaseModel):
 class ImageLimitFields(RecipeFields):
     """Limits on images, checked from headers before a pixel is decoded (nvlm_trt.model.image)."""
 
-    max_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
-    max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000
-    max_side: Annotated[int, Field(ge=1)] = 20_000
-    min_side: Annotated[int, Field(ge=1)] = 2
+    max_bytes: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_bytes
+    max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = DEFAULT_LIMITS.max_pixels
+    max_side: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_side
+    min_side: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.min_side
+
+    def limits(self) -> ImageLimits:
+        """The same as what reads images takes them."""
+        return ImageLimits(**self.model_dump())
 
 
 class VisionEngineFields(RecipeFields):

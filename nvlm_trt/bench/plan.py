@@ -26,7 +26,7 @@ from nvlm_trt.bench.subjects import (
 from nvlm_trt.bench.workload import Question, Workload
 from nvlm_trt.errors import ImageRejected, UserError
 from nvlm_trt.eval.tasks import read_tasks
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import plan_grid
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -225,7 +225,7 @@ def _lengths(engine: OpenedEngine, questions: Sequence[Question], workload: Work
     """
     recipe, config = engine.recipe, engine.config
     tokenizer = NvlmTokenizer.load(engine.directory / "tokenizer")
-    limits = ImageLimits(**recipe.image_limits.model_dump())
+    limits = recipe.image_limits.limits()
     for number, question in enumerate(questions):
         tiles = []
         for data in question.images:

@@ -36,7 +36,6 @@ def generate(
     from nvlm_trt.errors import UserError
     from nvlm_trt.eval.subject import engine_recipe
     from nvlm_trt.local import LocalEngine
-    from nvlm_trt.model.image import ImageLimits
 
     if stream and json:
         raise UserError("--stream and --json exclude each other")
@@ -50,7 +49,7 @@ def generate(
         stop=tuple(stop or ()),
     )
     recipe = engine_recipe(engine_dir)
-    limits = ImageLimits(**recipe.image_limits.model_dump())
+    limits = recipe.image_limits.limits()
     for path in image or []:  # decoded again by the engine, which knows no names and takes seconds to load
         open_image(path, limits, exif_orientation=recipe.exif_orientation)
     images, turns = [read_bytes(path) for path in image or []], read_history(history)

@@ -41,7 +41,7 @@ def prompt(
     limits, upright, most = ImageLimits(), True, config.max_tiles
     if (checkpoint / "recipe.yaml").is_file():
         recipe = load_recipe(checkpoint / "recipe.yaml")
-        limits = ImageLimits(**recipe.image_limits.model_dump())
+        limits = recipe.image_limits.limits()
         upright, most = recipe.exif_orientation, recipe.max_tiles
     tiles = []
     for path in image or []:

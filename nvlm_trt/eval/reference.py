@@ -15,7 +15,7 @@ from nvlm_trt.decoder.stopping import answer_text
 from nvlm_trt.eval.answer import Answer, AnswerOptions, read_images
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
 from nvlm_trt.model.reference.vision import VisionReference
@@ -66,7 +66,7 @@ class ReferenceAnswerer:
         self._tokenizer = NvlmTokenizer.load(checkpoint)
         self._options = options or AnswerOptions()
         self._recipe = recipe
-        self._limits = ImageLimits(**recipe.image_limits.model_dump())
+        self._limits = recipe.image_limits.limits()
         self._vision = vision or VisionReference(source, dtype)
         self._decoder = decoder or DecoderReference(source, dtype)
 

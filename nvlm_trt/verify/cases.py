@@ -68,7 +68,7 @@ class Limits:
             min(recipe.max_input_len, room),
             recipe.max_images,
             recipe.max_tiles,
-            ImageLimits(**recipe.image_limits.model_dump()),
+            recipe.image_limits.limits(),
             recipe.exif_orientation,
         )
 

@@ -18,7 +18,7 @@ from nvlm_trt.bench.workload import Question
 from nvlm_trt.errors import FaultError, UserError
 from nvlm_trt.eval.subject import engine_recipe
 from nvlm_trt.model.config import load_config
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, build_prompt
 from nvlm_trt.model.tiling import plan_grid
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -51,7 +51,7 @@ class PeerAsker:
         self._peer, self._max_tokens = PEERS[subject.peer], max_tokens
         self._recipe, self._config = engine_recipe(subject.engine), load_config(subject.engine)
         self._tokenizer = NvlmTokenizer.load(subject.engine / "tokenizer")
-        self._limits = ImageLimits(**self._recipe.image_limits.model_dump())
+        self._limits = self._recipe.image_limits.limits()
         self._numbers = itertools.count()
         job: dict[str, Any] = {
             "checkpoint": str(subject.checkpoint),

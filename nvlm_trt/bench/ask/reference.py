@@ -16,7 +16,7 @@ import torch
 from nvlm_trt.bench.ask.placed import open_reference
 from nvlm_trt.bench.record import Device, RequestRecord
 from nvlm_trt.bench.workload import Question
-from nvlm_trt.model.image import ImageLimits, read_image
+from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -58,7 +58,7 @@ class ReferenceAsker:
         self._config = self._vision.config
         self._tokenizer = NvlmTokenizer.load(checkpoint)
         self._recipe = recipe
-        self._limits = ImageLimits(**recipe.image_limits.model_dump())
+        self._limits = recipe.image_limits.limits()
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
 
