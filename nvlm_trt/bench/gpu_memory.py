@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from types import TracebackType
 from typing import Final, Self
 
-PERIOD_S: Final = 0.5
-TIMEOUT_S: Final = 60.0
-"""Without persistence mode nvidia-smi wakes every GPU up first: some seconds each."""
+from nvlm_trt.environment.gpus import used_bytes
 
-COMMAND: Final = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+PERIOD_S: Final = 0.5
 
 
 class GpuMemoryWatch:
@@ -56,12 +53,3 @@ class GpuMemoryWatch:
         used = used_bytes()
         if used is not None:
             self._seen.append(used)
-
-
-def used_bytes() -> int | None:
-    """Memory in use on all GPUs together; None where nvidia-smi does not tell."""
-    try:
-        said = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
-        return sum(int(line) << 20 for line in said.splitlines() if line.strip())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None

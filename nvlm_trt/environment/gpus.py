@@ -11,6 +11,7 @@ from dataclasses import dataclass
 TIMEOUT_SECONDS = 60.0
 """Without persistence mode nvidia-smi wakes every GPU up first: some seconds each."""
 
+CSV = "--format=csv,noheader,nounits"
 FIELDS = ("name", "memory.total", "compute_cap", "driver_version", "uuid")
 
 CUDA_VERSION = re.compile(r"CUDA (?:\w+ )?Version\s*:\s*(\d+\.\d+)")
@@ -75,6 +76,14 @@ def find_gpus() -> GpuReport:
     return GpuReport(gpus, driver, _cuda_told() or _cuda_of(driver))
 
 
+def used_bytes() -> int | None:
+    """Memory in use on all GPUs together, visible or not; None where nvidia-smi does not tell."""
+    try:
+        return sum(int(line) << 20 for line in _ask("--query-gpu=memory.used", CSV).split("\n") if line.strip())
+    except (_NoAnswerError, ValueError):
+        return None
+
+
 def capability_in_words(compute_capability: int) -> str:
     """90 -> "9.0"."""
     return f"{compute_capability // 10}.{compute_capability % 10}"
@@ -108,7 +117,7 @@ def _listed() -> tuple[tuple[Gpu, ...], str]:
     Raises:
         _NoAnswerError: there is none, or nvidia-smi does not tell.
     """
-    answer = _ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
+    answer = _ask(f"--query-gpu={','.join(FIELDS)}", CSV)
     rows = [row for row in csv.reader(answer.splitlines(), skipinitialspace=True) if row]
     if not rows:
         raise _NoAnswerError("nvidia-smi lists no GPU")
