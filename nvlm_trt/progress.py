@@ -1,4 +1,4 @@
-"""The one shape of progress that long work reports: bytes done of bytes in all."""
+"""What long work reports: progress, bytes done of bytes in all, and lines for a person."""
 
 from __future__ import annotations
 
@@ -9,3 +9,6 @@ Progress = Callable[[int, int], None]
 
 Where a run goes on after one that was stopped, what that one did is among the bytes done from the first call on.
 """
+
+Log = Callable[[str], None]
+"""Told one line for a person."""

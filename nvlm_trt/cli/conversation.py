@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from nvlm_trt.model.image import ImageLimits
-
-Turn = tuple[str, str]
+    from nvlm_trt.model.prompt import Turn
 
 
 def read_bytes(path: Path) -> bytes:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +26,7 @@ from nvlm_trt.decoder.trtllm_engine import check_engine, engine_file
 from nvlm_trt.environment.seen import installed
 from nvlm_trt.environment.versions import PINNED_IMAGE, PINNED_TENSORRT_LLM, TENSORRT_LLM, USE_IMAGE
 from nvlm_trt.errors import CheckpointError, EngineError
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 
 IMAGE: Final = PINNED_IMAGE
 """Where trtllm-build and the TensorRT that serves its engines are."""
@@ -48,7 +47,7 @@ def build_decoder_tensorrt_llm(
     timing_cache: Path,
     work_dir: Path,
     progress: Progress,
-    log: Callable[[str], None],
+    log: Log,
     table_dtype: str | None = None,
 ) -> None:
     """Build the engines of all ranks: out_dir gets rank{r}.engine, config.json and build.log.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,12 +38,10 @@ from nvlm_trt.model.reference.layer_stream import (
 )
 from nvlm_trt.model.reference.vision_stream import stream_vision, streamed_bytes
 from nvlm_trt.model.tensors import DECODER_EMBEDDING, decoder_layer, decoder_tensors
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 
 BASE_BYTES = 1 << 30
 """What Python, torch and the figures of the search take beside weights and activations."""
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

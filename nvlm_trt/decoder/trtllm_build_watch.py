@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from nvlm_trt.decoder.trtllm_build_log import BuildLog, in_gb
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 
 QUIET_SECONDS: Final = 180.0
 """A build that has written nothing to its log for so long is told about, and again after as long: it is no fault."""
@@ -30,7 +30,7 @@ class BuildWatch:
         log_path: Path,
         ranks: Mapping[str, int],
         progress: Progress,
-        log: Callable[[str], None],
+        log: Log,
     ) -> None:
         self._out_dir = out_dir
         self._log_path = log_path

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.model.file_writer import Digested
-from nvlm_trt.progress import Progress
-
-Log = Callable[[str], None]
-"""Told one line for a person."""
+from nvlm_trt.progress import Log, Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
+from nvlm_trt.progress import Log
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
@@ -29,7 +30,6 @@ TIMEOUT = 3600.0
 """Seconds for the ranks in torch."""
 
 Figures = dict[str, float]
-Log = Callable[[str], None]
 
 
 class EmulatedAnswers:

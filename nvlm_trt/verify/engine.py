@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.tokenizer import NvlmTokenizer
+from nvlm_trt.progress import Log
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
@@ -58,7 +59,6 @@ from nvlm_trt.vision.runner import VisionRunner
 from nvlm_trt.vision.scales import CPU_WEIGHT_LIMIT
 
 Figures = dict[str, float]
-Log = Callable[[str], None]
 
 
 def verify_engine(

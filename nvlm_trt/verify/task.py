@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nvlm_trt.errors import UserError
@@ -11,12 +11,11 @@ from nvlm_trt.eval.records import Record
 from nvlm_trt.eval.run import run_eval
 from nvlm_trt.eval.tasks import Sample, read_tasks
 from nvlm_trt.miniature import shipped
+from nvlm_trt.progress import Log
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.measures import accuracy_drop
 
 Figures = dict[str, float]
-Log = Callable[[str], None]
-
 TOLD_EVERY = 50
 """Samples between two lines of progress."""
 

@@ -7,7 +7,7 @@ layer by layer, and, where memory allows, the ranks together in torch. What Tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nvlm_trt.decoder.convert import rank_file
@@ -19,7 +19,7 @@ from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.tensors import DECODER_PREFIX
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify import layerwise
 from nvlm_trt.verify.answers import Tables
@@ -63,7 +63,6 @@ NEED_ALL_RANKS = ("ranks", "logits", "canary", "task")
 """Parts that are not judged where the ranks cannot be run together; the report says so."""
 
 Figures = dict[str, float]
-Log = Callable[[str], None]
 
 
 def verify_trtllm(

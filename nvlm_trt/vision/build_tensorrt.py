@@ -14,7 +14,6 @@ the decoder takes, [num_tiles * tokens_per_tile, hidden], is the same memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from nvlm_trt.errors import BuildError, RecipeError, listed
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.vision.description import VisionDescription
 from nvlm_trt.vision.engine_tensorrt import (
@@ -43,8 +42,6 @@ LOG_NAME = "build.log"
 INSPECTOR_NAME = "inspector.json"
 
 COPY_BYTES = 64 << 20
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

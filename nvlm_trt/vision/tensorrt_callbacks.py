@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from nvlm_trt.progress import Progress
+from nvlm_trt.progress import Log, Progress
 
 ERRORS_KEPT = 20
 ERRORS = ("INTERNAL_ERROR", "ERROR")
@@ -30,7 +29,7 @@ class Callbacks:
         total: Bytes that stand for the whole build.
     """
 
-    def __init__(self, file: TextIO, log: Callable[[str], None], progress: Progress | None, total: int) -> None:
+    def __init__(self, file: TextIO, log: Log, progress: Progress | None, total: int) -> None:
         self.failure: BaseException | None = None
         self.error_count = 0
         self._file, self._log = file, log

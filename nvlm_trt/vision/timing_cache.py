@@ -13,9 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from nvlm_trt.progress import Log
 from nvlm_trt.vision.tensorrt_callbacks import Callbacks
-
-Log = Callable[[str], None]
 
 
 def attach(config: Any, path: Path, callbacks: Callbacks, log: Log) -> None:
