@@ -40,15 +40,25 @@ def ended(backend):
 
 
 def test_metrics_end_before_the_interpreter_does_though_others_still_hold_their_owners(ended):
-    metrics = importlib.import_module("nvlm_trt.serving.models.metrics")
-    seconds = metrics.Seconds("seconds", "")
-    status = metrics.StatusMetrics({"total": ("number", "")}, {"gauge": ("number", "")})
+    metrics = importlib.import_module("nvlm_trt.serving.models.metrics").ModelMetrics()
+    seconds = metrics.seconds("seconds", "")
+    status = metrics.status({"total": ("number", "")}, {"gauge": ("number", "")})
     observe, report = seconds.observe, status.report  # as the servers of the models hold them
     observe(0.5)
     report(SimpleNamespace(number=1))
     assert ended == []
-    metrics.close_metrics()
+    metrics.close()
     assert sorted(ended) == ["family of gauge", "family of seconds", "family of total", "gauge", "seconds", "total"]
     assert all(ended.index(name) < ended.index(f"family of {name}") for name in ("gauge", "seconds", "total"))
     report(SimpleNamespace(number=2))  # a status that is told late harms nobody
-    metrics.close_metrics()  # nor does a second end
+    metrics.close()  # nor does a second end
+
+
+def test_a_model_that_could_not_be_initialized_is_finalized_and_its_metrics_end(ended):
+    base = importlib.import_module("nvlm_trt.serving.models.base")
+    model = base.Model()
+    model.metrics.seconds("seconds", "")
+    with pytest.raises(KeyError):
+        model.initialize({})
+    model.finalize()
+    assert ended == ["seconds", "family of seconds"]

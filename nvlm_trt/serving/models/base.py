@@ -10,7 +10,7 @@ from nvlm_trt import logs
 from nvlm_trt.collector import set_aside
 from nvlm_trt.serving.fields import TRACEPARENT
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, Work
-from nvlm_trt.serving.models.metrics import close_metrics
+from nvlm_trt.serving.models.metrics import ModelMetrics
 from nvlm_trt.serving.models.tensors import failure, input_names, model_directory, output_names, parameters
 from nvlm_trt.serving.spec import spec_of
 from nvlm_trt.tracing import UNTRACED, Span, Tracer, tracer_from_environment
@@ -26,10 +26,14 @@ class Model:
         output_names: Those of its outputs.
         tracer: Makes spans; None where nobody asked for traces.
         work: The requests that it works on, one at a time.
+        metrics: What it shows; there from the beginning, as a model that could not be initialized is finalized, too.
     """
 
     heartbeat: Heartbeat | None = None
     tracer: Tracer | None = None
+
+    def __init__(self) -> None:
+        self.metrics = ModelMetrics()
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton when the model is loaded; an exception here fails the server's start."""
@@ -58,7 +62,7 @@ class Model:
 
     def finalize(self) -> None:
         """Called by Triton before the process ends; the model's own threads have ended by now."""
-        close_metrics()
+        self.metrics.close()
         if self.heartbeat is not None:
             self.heartbeat.stop()
         if self.tracer is not None:

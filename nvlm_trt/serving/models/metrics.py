@@ -56,7 +56,6 @@ class Seconds:
         # A family has to outlive its metric.
         self._family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.HISTOGRAM)
         self._metric = self._family.Metric(labels={}, buckets=list(SECONDS))
-        _made.append(self)
 
     def observe(self, seconds: float) -> None:
         """Note a duration."""
@@ -82,7 +81,6 @@ class StatusMetrics:
         self._counters = [(member, _family(name, text, kinds.COUNTER)) for name, (member, text) in counters.items()]
         self._gauges = [(member, _family(name, text, kinds.GAUGE)) for name, (member, text) in gauges.items()]
         self._told: object = None
-        _made.append(self)
 
     def report(self, status: object) -> None:
         """Bring the metrics up to date; each that changed costs a call to the server."""
@@ -106,11 +104,25 @@ def _family(name: str, description: str, kind: Any) -> tuple[Any, Any]:
     return family, family.Metric(labels={})
 
 
-_made: Final[list[Seconds | StatusMetrics]] = []
-"""Those of this process's model."""
+class ModelMetrics:
+    """Owns the metrics of a model: makes them, and ends them."""
 
+    def __init__(self) -> None:
+        self._made: list[Seconds | StatusMetrics] = []
 
-def close_metrics() -> None:
-    """Show none of this process's metrics any more."""
-    while _made:
-        _made.pop().close()
+    def seconds(self, name: str, description: str) -> Seconds:
+        """A histogram of durations."""
+        made = Seconds(name, description)
+        self._made.append(made)
+        return made
+
+    def status(self, counters: Shown, gauges: Shown) -> StatusMetrics:
+        """Metrics of members of a status."""
+        made = StatusMetrics(counters, gauges)
+        self._made.append(made)
+        return made
+
+    def close(self) -> None:
+        """Show none of them any more, whoever still holds them. May be called twice."""
+        while self._made:
+            self._made.pop().close()

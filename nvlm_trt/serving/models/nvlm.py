@@ -66,12 +66,12 @@ PREPROCESSED: Final = [name for name, _, _ in DECODER_FROM_PREPROCESSING] + [NUM
 class _Backends:
     """What a request goes through: the preprocessor in this process, the engines over gRPC."""
 
-    def __init__(self, preprocessor: Preprocessor, decoder: DecodeClient) -> None:
+    def __init__(self, preprocessor: Preprocessor, decoder: DecodeClient, seconds: Seconds) -> None:
         self._preprocessor = preprocessor
         self._decoder = decoder
         self._images = ThreadPoolExecutor(IMAGE_THREADS, "nvlm-images")
         self._texts = ThreadPoolExecutor(TEXT_THREADS, "nvlm-texts")
-        self._seconds = Seconds("nvlm_preprocessing_seconds", "From a request's coming to its tiles and ids")
+        self._seconds = seconds
 
     async def preprocess(self, tensors: Tensors, *, with_tiles: bool) -> Mapping[str, Array]:
         """Tiles, ids and sampling values; being cancelled ends the reading of images."""
@@ -140,7 +140,8 @@ class TritonPythonModel(Model):
             self.spec.tile_size if self.spec.cpu else None,
             tells_cached=CACHED in self.output_names,  # not on GPUs
         )
-        backends = _Backends(Preprocessor(self.spec, self.tokenizer), decoder)
+        seconds = self.metrics.seconds("nvlm_preprocessing_seconds", "From a request's coming to its tiles and ids")
+        backends = _Backends(Preprocessor(self.spec, self.tokenizer), decoder, seconds)
         self.orchestrator = Orchestrator(backends, self.tokenizer)
         watcher = self.loop.create_task(self._watch())
         self.turned.set()

@@ -15,7 +15,7 @@ from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.llm import LlmServer, padded
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, Seconds, StatusMetrics
+from nvlm_trt.serving.models.metrics import KV_COUNTERS, KV_GAUGES, ModelMetrics
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, is_cancelled, response, wants_codes
 from nvlm_trt.turns import Turns
 
@@ -64,9 +64,11 @@ class _Channel:
 class _StageMetrics:
     """Shows how long requests waited and were read."""
 
-    def __init__(self) -> None:
-        self._queue = Seconds("nvlm_decoder_queue_seconds", "From a request's coming to its first step")
-        self._prefill = Seconds("nvlm_decoder_prefill_seconds", "From a request's first step to its first token")
+    def __init__(self, metrics: ModelMetrics) -> None:
+        self._queue = metrics.seconds("nvlm_decoder_queue_seconds", "From a request's coming to its first step")
+        self._prefill = metrics.seconds(
+            "nvlm_decoder_prefill_seconds", "From a request's first step to its first token"
+        )
 
     def observe(self, stages: Stages) -> None:
         """Note the stages of a request, as far as it came."""
@@ -91,10 +93,14 @@ class TritonPythonModel(Model):
             cache=KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse),
             turns=self.turns,
         )
-        metrics = StatusMetrics(KV_COUNTERS, KV_GAUGES)
-        metrics.report(self.engine.status())  # they are shown before the first request
+        status = self.metrics.status(KV_COUNTERS, KV_GAUGES)
+        status.report(self.engine.status())  # they are shown before the first request
         self.server = LlmServer(
-            self.engine, self.spec.vocab_size, metrics.report, _StageMetrics().observe, lost=self.answer_lost
+            self.engine,
+            self.spec.vocab_size,
+            status.report,
+            _StageMetrics(self.metrics).observe,
+            lost=self.answer_lost,
         )
 
     def make_heartbeat(self, name: str) -> Heartbeat:

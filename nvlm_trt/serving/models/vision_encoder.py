@@ -10,7 +10,7 @@ from nvlm_trt.serving.config_parts import TABLE
 from nvlm_trt.serving.decoder_tensors import STOP
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
 from nvlm_trt.serving.models.base import Model
-from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES, Seconds, StatusMetrics
+from nvlm_trt.serving.models.metrics import VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES
 from nvlm_trt.serving.models.tensors import FINAL, failure, inputs_of, response, wants_codes
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.requests import parse_flag
@@ -46,10 +46,10 @@ class TritonPythonModel(Model):
         self.turns = Turns(shared_directory())
         runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads, turns=self.turns)
         self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
-        metrics = StatusMetrics(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
-        metrics.report(self.encoder.status())  # the bound is shown before the first request
-        seconds = Seconds("nvlm_vision_seconds", "From a request's coming to the rows of its tiles")
-        self.server = VisionServer(self.encoder, metrics.report, observe=seconds.observe, lost=self.answer_lost)
+        status = self.metrics.status(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
+        status.report(self.encoder.status())  # the bound is shown before the first request
+        seconds = self.metrics.seconds("nvlm_vision_seconds", "From a request's coming to the rows of its tiles")
+        self.server = VisionServer(self.encoder, status.report, observe=seconds.observe, lost=self.answer_lost)
 
     def make_heartbeat(self, name: str) -> Heartbeat:
         """Tell whether tiles that wait are encoded, slice by slice, and whether their rows are sent."""
