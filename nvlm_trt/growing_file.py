@@ -11,8 +11,8 @@ from typing import BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
+from nvlm_trt.durable import sync_folder
 from nvlm_trt.errors import BusyError, UserError
-from nvlm_trt.pipeline.durable import sync_folder
 
 _BLOCK = 1 << 16
 

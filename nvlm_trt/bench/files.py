@@ -8,8 +8,8 @@ from pathlib import Path
 from nvlm_trt.bench.report import Report
 from nvlm_trt.bench.show.markdown import as_markdown
 from nvlm_trt.bench.show.plots import draw
+from nvlm_trt.durable import write_atomic
 from nvlm_trt.errors import UserError
-from nvlm_trt.pipeline.durable import write_atomic
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"

@@ -60,10 +60,10 @@ def eval(
     from dataclasses import asdict
 
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.durable import write_atomic
     from nvlm_trt.eval.answer import AnswerOptions
     from nvlm_trt.eval.summary import summarise
     from nvlm_trt.miniature.shipped import SHIPPED_PREFIX
-    from nvlm_trt.pipeline.durable import write_atomic
 
     options = AnswerOptions(max_tokens, max_tiles, tags, seed)
     subject = _subject(engine_dir, url, emulate, checkpoint, options, idle_timeout)

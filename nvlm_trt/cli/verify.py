@@ -129,10 +129,10 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
     Raises:
         UserError: the task or the checkpoint cannot be read; nothing was digested for it.
     """
+    from nvlm_trt.durable import remove
     from nvlm_trt.model.checkpoint import Checkpoint
     from nvlm_trt.pipeline.code_digest import CodeDigests
     from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
-    from nvlm_trt.pipeline.durable import remove
     from nvlm_trt.pipeline.fingerprint import identify, tool_versions
     from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
     from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION

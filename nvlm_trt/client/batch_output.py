@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nvlm_trt.client.batch_ids import BatchIds
+from nvlm_trt.durable import write_atomic
 from nvlm_trt.errors import UserError
 from nvlm_trt.growing_file import whole_lines
-from nvlm_trt.pipeline.durable import write_atomic
 
 _OTHER_OUTPUT = "name another output, or remove this one"
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvlm_trt import durable
 from nvlm_trt.errors import EngineError, UserError
-from nvlm_trt.pipeline import durable
 from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, peek_identity

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import nvlm_trt
-from nvlm_trt.pipeline.durable import write_atomic
+from nvlm_trt.durable import write_atomic
 
 PACKAGE: Final = "nvlm_trt"
 ROOT: Final = Path(nvlm_trt.__file__).parent

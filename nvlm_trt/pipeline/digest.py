@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from nvlm_trt.pipeline.durable import write_atomic
+from nvlm_trt.durable import write_atomic
 from nvlm_trt.progress import Progress
 
 CHUNK_BYTES = 4 << 20

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from nvlm_trt.durable import write_atomic
 from nvlm_trt.errors import EngineError
 from nvlm_trt.parsed import json_value
 from nvlm_trt.pipeline.digest import FileDigest, combined
-from nvlm_trt.pipeline.durable import write_atomic
 
 MANIFEST_NAME: Final = "manifest.json"
 SYNTH_STAGE: Final = "synth"

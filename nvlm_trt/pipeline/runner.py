@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nvlm_trt import __version__
+from nvlm_trt import __version__, durable
 from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, NvlmTrtError, UserError
-from nvlm_trt.pipeline import durable
 from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache, FileDigest, WrittenDigests, entries_below
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, fingerprint, identify, peek_identity

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from nvlm_trt.pipeline import durable, runner
+from nvlm_trt import durable
+from nvlm_trt.pipeline import runner
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.plan import Selection
 from nvlm_trt.pipeline.progress import Silent

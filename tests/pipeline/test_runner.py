@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from nvlm_trt import durable
 from nvlm_trt.errors import BuildError, CheckpointError, DoesNotFitError, UserError
-from nvlm_trt.pipeline import durable
 from nvlm_trt.pipeline.digest import CACHE_NAME
 from nvlm_trt.pipeline.manifest import load_manifest
 from nvlm_trt.pipeline.stage import StageContext

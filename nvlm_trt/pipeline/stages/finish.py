@@ -6,7 +6,7 @@ import json
 from hashlib import sha256
 from typing import Final
 
-from nvlm_trt.pipeline.durable import write_atomic
+from nvlm_trt.durable import write_atomic
 from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
