@@ -24,9 +24,9 @@ from PIL import Image
 
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
-from nvlm_trt.serving.host.engine import ServedEngine
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.engine import ServedEngine
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 
 PLACES = 64
 STREAMED = 32

@@ -21,8 +21,8 @@ import skimage.data
 from PIL import Image
 from rich.console import Console
 
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.top.figures import Figures
 from nvlm_trt.top.source import metrics_url, read_page
 from nvlm_trt.top.view import page

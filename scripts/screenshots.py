@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "examples" / "cup.png"

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 
-from nvlm_trt.serving.host.nodes import Nodes
+from nvlm_trt.host.nodes import Nodes
 
 
 def wait(hosts: tuple[str, ...], port: int, seconds: float) -> list[str]:

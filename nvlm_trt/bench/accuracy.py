@@ -89,8 +89,8 @@ def _answerer(subject: Subject, stack: ExitStack) -> Answerer:
 
 def _started(engine: Path, stack: ExitStack) -> str:
     """Start the server of an engine directory; ``host:port`` of its gRPC."""
-    from nvlm_trt.serving.host.ports import Ports
-    from nvlm_trt.serving.host.server import TritonServer
+    from nvlm_trt.host.ports import Ports
+    from nvlm_trt.host.server import TritonServer
 
     return stack.enter_context(TritonServer(engine, ports=Ports(0, 0, 0))).grpc_url
 

@@ -99,8 +99,8 @@ def _peer(subject: PeerSubject, max_tokens: int, stack: ExitStack) -> Loaded:
 def _served(engine: Path, transport: Transport, max_tokens: int, stack: ExitStack) -> Loaded:
     """Start a server on free ports and take the time until it is ready."""
     from nvlm_trt.gateway.settings import GatewaySettings, Limits
-    from nvlm_trt.serving.host.ports import Ports
-    from nvlm_trt.serving.host.server import TritonServer
+    from nvlm_trt.host.ports import Ports
+    from nvlm_trt.host.server import TritonServer
 
     limits = Limits.of(engine_recipe(engine))
     settings = GatewaySettings(replace(limits, queue_time=limits.deadline))  # a load is measured, however long it waits

@@ -9,10 +9,10 @@ import typer
 
 if TYPE_CHECKING:
     from nvlm_trt.gateway.settings import GatewaySettings
-    from nvlm_trt.serving.host.nodes import Nodes
-    from nvlm_trt.serving.host.ports import Ports
-    from nvlm_trt.serving.host.server import TritonServer
-    from nvlm_trt.serving.host.supervisor import ServerEvent
+    from nvlm_trt.host.nodes import Nodes
+    from nvlm_trt.host.ports import Ports
+    from nvlm_trt.host.server import TritonServer
+    from nvlm_trt.host.supervisor import ServerEvent
 
 
 def serve(
@@ -82,12 +82,12 @@ def serve(
     from nvlm_trt.environment.seen import look
     from nvlm_trt.errors import RequestError
     from nvlm_trt.gateway.settings import GatewaySettings, Limits, check_domains, read_keys
-    from nvlm_trt.serving.host.engine import ServedEngine
-    from nvlm_trt.serving.host.follow import NO_GPU, LogFollower
-    from nvlm_trt.serving.host.nodes import Nodes
-    from nvlm_trt.serving.host.ports import Ports
-    from nvlm_trt.serving.host.server import TritonServer
-    from nvlm_trt.serving.host.signals import on_signals
+    from nvlm_trt.host.engine import ServedEngine
+    from nvlm_trt.host.follow import NO_GPU, LogFollower
+    from nvlm_trt.host.nodes import Nodes
+    from nvlm_trt.host.ports import Ports
+    from nvlm_trt.host.server import TritonServer
+    from nvlm_trt.host.signals import on_signals
 
     ports = Ports(http_port, grpc_port, metrics_port)
     ports.check()
@@ -162,9 +162,9 @@ def _print_plan(
     from dataclasses import replace
 
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.host.dry_run import LaunchPlan
+    from nvlm_trt.host.engine import ServedEngine
     from nvlm_trt.loopback import LOOPBACK
-    from nvlm_trt.serving.host.dry_run import LaunchPlan
-    from nvlm_trt.serving.host.engine import ServedEngine
 
     engine = ServedEngine.open(engine_dir)
     options = engine.options(

@@ -154,7 +154,7 @@ def _checkpoint(directory: Path) -> Finding:
 def _engine(directory: Path) -> Finding:
     """Whether an engine directory was packaged by this version and stands since; its engines are not read."""
     try:
-        from nvlm_trt.serving.host.engine import ServedEngine
+        from nvlm_trt.host.engine import ServedEngine
 
         engine = ServedEngine.open(directory)
         engine.check_repository()

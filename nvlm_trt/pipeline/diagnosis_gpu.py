@@ -94,7 +94,7 @@ def _launcher(gpus: int) -> Finding:
 
 
 def _tritonserver() -> Finding:
-    from nvlm_trt.serving.host.environment import ImageTriton
+    from nvlm_trt.host.environment import ImageTriton
 
     try:
         return Finding("tritonserver for gpu", str(ImageTriton.find().binary), True, ("serve_gpu",))

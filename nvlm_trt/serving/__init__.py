@@ -1,1 +1,1 @@
-"""Triton: the model repository, the logic of its models, and the server that runs them."""
+"""Triton: the model repository, and the logic of its models."""

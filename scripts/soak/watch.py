@@ -12,7 +12,7 @@ from typing import Final
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from nvlm_trt.serving.host.shm import region_bytes
+from nvlm_trt.host.shm import region_bytes
 
 FIGURES: Final = (
     "nvlm_requests_working",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.client import NvlmClient
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 from ..http_json import HttpAnswer, post_json
 from ..tiny_engine import tiny_recipe

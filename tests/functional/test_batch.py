@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nvlm_trt.cli.main import main
 from nvlm_trt.client import NvlmClient, Options
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 
 
 def test_a_batch_is_answered_like_its_requests_alone(

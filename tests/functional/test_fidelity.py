@@ -21,14 +21,14 @@ from PIL import Image
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.stopping import answer_text
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.progress import reporter_for
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 pytestmark = pytest.mark.timeout(900)
 """With a build and the reference's answers in its setup, which a busy machine draws out."""

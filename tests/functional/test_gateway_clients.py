@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from nvlm_trt.client import NvlmClient, Options
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.miniature.shipped import GATE_TASK
 from nvlm_trt.model.tokenizer import build_bpe, read_merges
-from nvlm_trt.serving.host.server import TritonServer
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 400

@@ -11,11 +11,11 @@ import openai
 import pytest
 import torch
 
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference
-from nvlm_trt.serving.host.server import TritonServer
 
 TOKENS = 12
 NEAR = 2e-3

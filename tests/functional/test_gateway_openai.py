@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from nvlm_trt.client import NvlmClient, Options
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 
 Encode = Callable[[str], bytes]
 

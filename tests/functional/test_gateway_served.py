@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 from .shown import given_up
 

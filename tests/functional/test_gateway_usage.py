@@ -11,8 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 
 from .variants import engine_with
 

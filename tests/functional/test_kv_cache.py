@@ -12,9 +12,9 @@ import pytest
 from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.errors import RequestError
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 from .shown import figures
 from .variants import engine_with

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.top.figures import Figures
 from nvlm_trt.top.source import metrics_url, read_page
 from nvlm_trt.top.window import Window

@@ -15,6 +15,8 @@ from PIL import Image
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.eval.tasks import read_tasks
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.miniature.shipped import FOLDER, GATE_TASK
 from nvlm_trt.miniature.tasks import ASKED
@@ -23,8 +25,6 @@ from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.reference.vision import VisionReference
 from nvlm_trt.pipeline.build import BuildRequest, build
 from nvlm_trt.pipeline.progress import reporter_for
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "examples" / "cup.png"

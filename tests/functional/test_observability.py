@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.logs import Formatter
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 
 from ..collector import Collector, Received
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from nvlm_trt.client import NvlmClient, Options
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 
 from .conftest import FREE_PORTS
 

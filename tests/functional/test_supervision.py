@@ -17,8 +17,8 @@ import pytest
 
 from nvlm_trt.client import NvlmClient, Options
 from nvlm_trt.errors import BusyError, EngineError, NvlmTrtError
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 
 FREE = Ports(0, 0, 0)
 LONG = Options(max_tokens=400, min_tokens=400)

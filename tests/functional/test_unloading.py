@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from nvlm_trt.client import AsyncNvlmClient, NvlmClient, Options
+from nvlm_trt.host.command import ADMIN_HEADER
+from nvlm_trt.host.engine import ServedEngine
+from nvlm_trt.host.environment import Triton
+from nvlm_trt.host.nodes import Nodes
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.process import TritonProcess
+from nvlm_trt.host.selftest import unload_model
 from nvlm_trt.loopback import LOOPBACK
-from nvlm_trt.serving.host.command import ADMIN_HEADER
-from nvlm_trt.serving.host.engine import ServedEngine
-from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.process import TritonProcess
-from nvlm_trt.serving.host.selftest import unload_model
 
 LONG = Options(max_tokens=400, min_tokens=400)
 

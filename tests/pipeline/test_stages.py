@@ -15,6 +15,7 @@ import yaml
 
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.errors import EngineError, UserError, VerificationError
+from nvlm_trt.host.engine import ServedEngine
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.pipeline.build import BuildRequest, build, dry_run, plan_build
 from nvlm_trt.pipeline.manifest import load_manifest
@@ -25,7 +26,6 @@ from nvlm_trt.pipeline.stages import build_plan, calibrate, gpu
 from nvlm_trt.pipeline.stages.finish import gate_parts
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, load_recipe, parse_recipe
-from nvlm_trt.serving.host.engine import ServedEngine
 
 RECIPES = sorted(Path("build/recipes").glob("nvlm-d-72b-*.yaml"))
 GOLDEN = Path("tests/golden/stages")

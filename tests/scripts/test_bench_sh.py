@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nvlm_trt.host.engine import ServedEngine
 from nvlm_trt.recipe import load_recipe
-from nvlm_trt.serving.host.engine import ServedEngine
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "build/recipes/nvlm-d-mini-cpu.yaml"

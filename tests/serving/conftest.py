@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from nvlm_trt.model.tokenizer import NvlmTokenizer
-from nvlm_trt.recipe import BuildRecipe, parse_recipe
+from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.serving.spec import ServingSpec
+
+from ..unbuilt_engine import on_gpus, small_recipe, unbuilt_engine
 
 
 @dataclass
@@ -217,29 +219,13 @@ def failed_response() -> FakeResponse:
 @pytest.fixture
 def recipe() -> BuildRecipe:
     """A recipe of the cpu target with small limits."""
-    return parse_recipe(
-        {
-            "name": "small",
-            "target": "cpu",
-            "vision_precision": "fp32",
-            "decoder_precision": "fp32",
-            "max_images": 2,
-            "max_input_len": 300,
-            "max_output_len": 50,
-        },
-        "small",
-    )
+    return small_recipe()
 
 
 @pytest.fixture
 def engine_dir(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """An engine directory without engines: config.json and tokenizer."""
-    out = tmp_path / "engine"
-    (out / "tokenizer").mkdir(parents=True)
-    (out / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        (out / "tokenizer" / name).write_bytes((tiny_checkpoint / name).read_bytes())
-    return out
+    return unbuilt_engine(tiny_checkpoint, tmp_path)
 
 
 @pytest.fixture
@@ -251,14 +237,7 @@ def spec(engine_dir: Path, recipe: BuildRecipe) -> ServingSpec:
 @pytest.fixture
 def gpu_recipe(recipe: BuildRecipe) -> BuildRecipe:
     """The same for the gpu target with four ranks."""
-    return parse_recipe(
-        {
-            **recipe.model_dump(exclude={"target", "vision_precision", "decoder_precision", "tp"}),
-            "target": "gpu",
-            "tp": 4,
-        },
-        "small",
-    )
+    return on_gpus(recipe)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Final
 from nvlm_trt.gateway.app import Served
 from nvlm_trt.gateway.server import Gateway
 from nvlm_trt.gateway.settings import GatewaySettings, Upstream
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 
 KEY: Final = "a-key-of-the-tests-of-the-page"
 

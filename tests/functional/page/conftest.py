@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.server import TritonServer
 
 from .another_gateway import KEY, another_gateway
 from .opened import CHROMIUM, COLOURS, Open, Opened

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.server import TritonServer
 
 from .another_gateway import another_gateway
 from .opened import BY, COLOURS, Open, Opened, middle_colour, needs_chromium

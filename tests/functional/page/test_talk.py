@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host.server import TritonServer
 
 from .opened import Open, Opened, needs_chromium
 

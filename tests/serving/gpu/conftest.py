@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from nvlm_trt.client import NvlmClient
+from nvlm_trt.host.environment import Triton
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.local import LocalEngine
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.serving.config import configs, from_pbtxt, to_pbtxt
-from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 from nvlm_trt.serving.spec import PARAMETER_ENGINE, PARAMETER_SPEC, ServingSpec
 

@@ -21,16 +21,16 @@ from nvlm_trt.errors import ServerError
 from nvlm_trt.gateway.app import Served
 from nvlm_trt.gateway.server import Gateway
 from nvlm_trt.gateway.settings import GatewaySettings, Limits, Upstream
+from nvlm_trt.host.command import require_launcher
+from nvlm_trt.host.engine import ServedEngine
+from nvlm_trt.host.environment import Installation, find_installation
+from nvlm_trt.host.nodes import Nodes
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.process import TritonProcess
+from nvlm_trt.host.runtime import new_runtime_dir, remove_stale_runtime_dirs
+from nvlm_trt.host.shm import remove_stale_regions
+from nvlm_trt.host.supervisor import ServerEvent, State, Supervisor
 from nvlm_trt.loopback import LOOPBACK
-from nvlm_trt.serving.host.command import require_launcher
-from nvlm_trt.serving.host.engine import ServedEngine
-from nvlm_trt.serving.host.environment import Installation, find_installation
-from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.process import TritonProcess
-from nvlm_trt.serving.host.runtime import new_runtime_dir, remove_stale_runtime_dirs
-from nvlm_trt.serving.host.shm import remove_stale_regions
-from nvlm_trt.serving.host.supervisor import ServerEvent, State, Supervisor
 
 
 class TritonServer:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from nvlm_trt.serving.host import launch
+from nvlm_trt.host import launch
 
 NICENESS = 3
 

@@ -9,12 +9,12 @@ from typing import Final
 
 from nvlm_trt.errors import EngineError, listed
 from nvlm_trt.gateway.settings import Limits
+from nvlm_trt.host.command import ServerOptions
+from nvlm_trt.host.nodes import Nodes
+from nvlm_trt.host.ports import Ports
 from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, Manifest, load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
 from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
-from nvlm_trt.serving.host.command import ServerOptions
-from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import Ports
 from nvlm_trt.serving.package import outdated_models
 
 ADDED_ROOM: Final = 64 << 10

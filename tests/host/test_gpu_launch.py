@@ -19,13 +19,13 @@ import yaml
 from nvlm_trt.cli.main import main
 from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.gateway.settings import GatewaySettings, Limits
-from nvlm_trt.serving.host import launch
-from nvlm_trt.serving.host.command import server_command
-from nvlm_trt.serving.host.engine import ADDED_ROOM, ServedEngine
-from nvlm_trt.serving.host.environment import ImageTriton, find_installation
-from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.server import TritonServer
+from nvlm_trt.host import launch
+from nvlm_trt.host.command import server_command
+from nvlm_trt.host.engine import ADDED_ROOM, ServedEngine
+from nvlm_trt.host.environment import ImageTriton, find_installation
+from nvlm_trt.host.nodes import Nodes
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.server import TritonServer
 from nvlm_trt.serving.package import write_repository
 
 PORTS = Ports(8000, 8001, 8002)
@@ -121,7 +121,6 @@ def test_what_the_gateway_lets_through_is_within_the_server_s_limit(image, gpu_e
     asked = 2 * recipes
     complete(gpu_engine)
     seen = []
-    monkeypatch.setattr("nvlm_trt.serving.host.server.require_launcher", lambda options: seen.append(options))
     TritonServer(gpu_engine, gateway=GatewaySettings(Limits(max_body=asked)), installation=image)
     TritonServer(gpu_engine, with_gateway=False, installation=image)
     assert [options.max_body_bytes for options in seen] == [asked + ADDED_ROOM, recipes]

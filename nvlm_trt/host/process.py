@@ -19,19 +19,19 @@ from typing import Final
 import psutil
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.host import launch
+from nvlm_trt.host.command import ADMIN_HEADER, ServerOptions, server_command
+from nvlm_trt.host.condition import SERVER, Condition
+from nvlm_trt.host.environment import Installation
+from nvlm_trt.host.log import LogFile
+from nvlm_trt.host.pulse import Pulse
+from nvlm_trt.host.selftest import echo_works, is_ready, load_model, loaded_models, unload_model
+from nvlm_trt.host.shm import new_prefix, remove_regions
+from nvlm_trt.host.supervisor import CrashedError, Fault
 from nvlm_trt.logs import fields
 from nvlm_trt.loopback import LOOPBACK
 from nvlm_trt.serving.decode_client import GRPC_ADDRESS
 from nvlm_trt.serving.heartbeat import HEARTBEAT_DIR, read_beats
-from nvlm_trt.serving.host import launch
-from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_command
-from nvlm_trt.serving.host.condition import SERVER, Condition
-from nvlm_trt.serving.host.environment import Installation
-from nvlm_trt.serving.host.log import LogFile
-from nvlm_trt.serving.host.pulse import Pulse
-from nvlm_trt.serving.host.selftest import echo_works, is_ready, load_model, loaded_models, unload_model
-from nvlm_trt.serving.host.shm import new_prefix, remove_regions
-from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
 SETTLE_SECONDS: Final = 0.1
 """From the end of taking requests at the gateway to that at the models: what it has sent arrives meanwhile."""

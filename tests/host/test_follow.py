@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.serving.host import log
-from nvlm_trt.serving.host.follow import MAX_LINE, NO_GPU, POLL_SECONDS, LogFollower
-from nvlm_trt.serving.host.log import LogFile
+from nvlm_trt.host import log
+from nvlm_trt.host.follow import MAX_LINE, NO_GPU, POLL_SECONDS, LogFollower
+from nvlm_trt.host.log import LogFile
 
 JSON = '{"time": "2026-11-30T07:28:25.382Z", "level": "info", "event": "answered"}'
 TEXT = "2026-11-30T07:28:25.382Z INFO nvlm_trt answered"

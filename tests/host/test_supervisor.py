@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.errors import EngineError, ServerError
+from nvlm_trt.host import environment, runtime, shm, supervisor
+from nvlm_trt.host.environment import Triton
+from nvlm_trt.host.selftest import echo_works, is_ready
+from nvlm_trt.host.supervisor import CrashedError, Fault, Patience, ServerEvent, Supervisor
 from nvlm_trt.serving import heartbeat
-from nvlm_trt.serving.host import environment, runtime, shm, supervisor
-from nvlm_trt.serving.host.environment import Triton
-from nvlm_trt.serving.host.selftest import echo_works, is_ready
-from nvlm_trt.serving.host.supervisor import CrashedError, Fault, Patience, ServerEvent, Supervisor
 
 QUICK = Patience(max_failures=2, first_pause=0.01)
 

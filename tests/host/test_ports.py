@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from nvlm_trt.errors import BusyError
-from nvlm_trt.serving.host.ports import HeldPorts, Ports
+from nvlm_trt.host.ports import HeldPorts, Ports
 
 HOST = "127.0.0.1"
 

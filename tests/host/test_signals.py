@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import os, signal, threading
-from nvlm_trt.serving.host.signals import on_signals
+from nvlm_trt.host.signals import on_signals
 
 heard = threading.Semaphore(0)
 event = threading.Event()

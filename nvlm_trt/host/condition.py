@@ -10,10 +10,10 @@ from typing import Final
 
 import psutil
 
+from nvlm_trt.host.memory import Leak
+from nvlm_trt.host.pulse import Pulse
+from nvlm_trt.host.supervisor import Fault
 from nvlm_trt.serving.heartbeat import read_beats
-from nvlm_trt.serving.host.memory import Leak
-from nvlm_trt.serving.host.pulse import Pulse
-from nvlm_trt.serving.host.supervisor import Fault
 from nvlm_trt.serving.silence import Silence
 
 SERVER: Final = "tritonserver"

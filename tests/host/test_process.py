@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from nvlm_trt.errors import ServerError
+from nvlm_trt.host import process
+from nvlm_trt.host.command import ServerOptions
+from nvlm_trt.host.ports import Ports
+from nvlm_trt.host.process import TritonProcess
+from nvlm_trt.host.supervisor import CrashedError, Fault
 from nvlm_trt.loopback import LOOPBACK
-from nvlm_trt.serving.host import process
-from nvlm_trt.serving.host.command import ServerOptions
-from nvlm_trt.serving.host.ports import Ports
-from nvlm_trt.serving.host.process import TritonProcess
-from nvlm_trt.serving.host.supervisor import CrashedError, Fault
 
 SERVER = """#!{python}
 import http.server, os, signal, sys

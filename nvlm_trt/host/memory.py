@@ -10,7 +10,7 @@ from typing import Final
 import psutil
 
 from nvlm_trt.environment.memory import memory
-from nvlm_trt.serving.host.shm import region_bytes
+from nvlm_trt.host.shm import region_bytes
 
 MIB: Final = 1 << 20
 SHARE_OF_FREE: Final = 0.75

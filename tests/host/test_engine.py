@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from nvlm_trt.errors import EngineError
+from nvlm_trt.host.engine import ServedEngine
 from nvlm_trt.pipeline.digest import FileDigest
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.host.engine import ServedEngine
 from nvlm_trt.serving.package import write_repository
 
 

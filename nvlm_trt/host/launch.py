@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-GUARDED: Final = Path(__file__).parents[2] / "guarded.py"
+GUARDED: Final = Path(__file__).parents[1] / "guarded.py"
 """By its file: this program imports nothing of the package, which need not be on the path."""
 
 STACK_BYTES: Final = 64 * 1024 * 1024

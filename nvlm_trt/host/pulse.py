@@ -8,8 +8,8 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nvlm_trt.host.selftest import echo_works
 from nvlm_trt.loopback import DIRECT
-from nvlm_trt.serving.host.selftest import echo_works
 
 PULSE_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 10.0

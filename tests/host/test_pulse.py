@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nvlm_trt.serving.host import pulse as pulses
+from nvlm_trt.host import pulse as pulses
 
 
 class Living(service_pb2_grpc.GRPCInferenceServiceServicer):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nvlm_trt.serving.host import log
-from nvlm_trt.serving.host.log import LogFile, last_words
+from nvlm_trt.host import log
+from nvlm_trt.host.log import LogFile, last_words
 
 LINE = b"2026-11-30T07:28:25.382Z INFO nvlm_trt answered\n"
 

@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from nvlm_trt.environment.memory import Memory
-from nvlm_trt.serving.host import memory
-from nvlm_trt.serving.host.condition import Condition
-from nvlm_trt.serving.host.memory import Leak
-from nvlm_trt.serving.host.shm import region_bytes
-from nvlm_trt.serving.host.supervisor import Fault
+from nvlm_trt.host import memory
+from nvlm_trt.host.condition import Condition
+from nvlm_trt.host.memory import Leak
+from nvlm_trt.host.shm import region_bytes
+from nvlm_trt.host.supervisor import Fault
 from nvlm_trt.serving.silence import Silence
 
 GROWS = """

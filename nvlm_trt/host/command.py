@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm_trt.errors import EngineError
+from nvlm_trt.host.environment import Installation
+from nvlm_trt.host.nodes import Nodes
+from nvlm_trt.host.ports import Ports
 from nvlm_trt.loopback import LOOPBACK
-from nvlm_trt.serving.host.environment import Installation
-from nvlm_trt.serving.host.nodes import Nodes
-from nvlm_trt.serving.host.ports import Ports
 
 RESTRICTED_APIS = "model-repository,shared-memory,logging,trace"
 ADMIN_HEADER = "nvlm-admin"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nvlm_trt.host.command import ADMIN_HEADER, ServerOptions, server_command
+from nvlm_trt.host.environment import IMAGE, ImageTriton, Installation, Triton
 from nvlm_trt.loopback import LOOPBACK
-from nvlm_trt.serving.host.command import ADMIN_HEADER, ServerOptions, server_command
-from nvlm_trt.serving.host.environment import IMAGE, ImageTriton, Installation, Triton
 
 ADMIN_KEY: Final = "ADMIN_KEY"
 SHM_PREFIX: Final = "nvlm_trt_"
