@@ -20,6 +20,7 @@ from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.request import DecodeRequest, FinishReason, SamplingParams
 from nvlm_trt.decoder.request_handle import RequestHandle
 from nvlm_trt.decoder.stopping import AnswerText
+from nvlm_trt.engine_files import DECODER_CPU, ENGINE_FILES, RECIPE, TOKENIZER, VISION_CPU
 from nvlm_trt.errors import EngineError, RequestError, ServerError
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import read_image
@@ -28,7 +29,6 @@ from nvlm_trt.model.tiling import tile_image, tile_tags
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.turns import Turns
-from nvlm_trt.verify.files import ENGINE_FILES
 from nvlm_trt.vision.encoder import TileEncoder
 from nvlm_trt.vision.runner import VisionRunner
 
@@ -184,8 +184,8 @@ class LocalEngine:
     """
 
     def __init__(self, engine_dir: Path) -> None:
-        _check_complete(engine_dir, "recipe.yaml")
-        self.recipe = load_recipe(engine_dir / "recipe.yaml")
+        _check_complete(engine_dir, RECIPE)
+        self.recipe = load_recipe(engine_dir / RECIPE)
         if self.recipe.target != "cpu":
             raise EngineError(
                 "an engine of the gpu target answers through its server",
@@ -194,14 +194,14 @@ class LocalEngine:
             )
         _check_complete(engine_dir, *ENGINE_FILES)
         self.config = load_config(engine_dir)
-        self.tokenizer = NvlmTokenizer.load(engine_dir / "tokenizer")
+        self.tokenizer = NvlmTokenizer.load(engine_dir / TOKENIZER)
         with tempfile.TemporaryDirectory(prefix="nvlm-trt-") as directory:
             seeing, decoding = self._turns = Turns(Path(directory)), Turns(Path(directory))
-        runner = VisionRunner(engine_dir / "vision" / "cpu", threads=self.recipe.cpu_threads, turns=seeing)
+        runner = VisionRunner(engine_dir / VISION_CPU, threads=self.recipe.cpu_threads, turns=seeing)
         self.vision = TileEncoder(runner, cache_bytes=self.recipe.cpu_engine.vision_cache_mib << 20)
         fields = self.recipe.cpu_engine
         cache = KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse)
-        decoder = engine_dir / "decoder" / "cpu"
+        decoder = engine_dir / DECODER_CPU
         self.decoder = DecoderEngine.load(decoder, threads=self.recipe.cpu_threads, cache=cache, turns=decoding)
         self._limits = self.recipe.image_limits.limits()
         self._names = itertools.count()

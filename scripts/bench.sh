@@ -69,11 +69,10 @@ case " ${engines[*]} " in *"/$served "*) ;; *) served=${engines[0]##*/} ;; esac
     python - "${engines[@]}" <<'PYTHON'
 import sys
 from pathlib import Path
-from nvlm_trt.pipeline.manifest import REPOSITORY
-from nvlm_trt.recipe import load_recipe
+from nvlm_trt.engine_files import REPOSITORY, engine_recipe
 from nvlm_trt.serving.package import write_repository
 for engine in map(Path, sys.argv[1:]):
-    write_repository(engine, engine / REPOSITORY, load_recipe(engine / "recipe.yaml"))
+    write_repository(engine, engine / REPOSITORY, engine_recipe(engine))
 PYTHON
     ;;
 esac

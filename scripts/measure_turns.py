@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.request import DecodeRequest, SamplingParams, TokenEvent
+from nvlm_trt.engine_files import DECODER_CPU, VISION_CPU
 from nvlm_trt.turns import Turns
 from nvlm_trt.vision.runner import VisionRunner
 
@@ -60,8 +61,8 @@ class Marked(Turns):
 def measure_tile(engine_dir: Path, rounds: int, threads: int) -> Times:
     """Print what slices cost; returns the longest one: [clock, processor] ms."""
     marked = Marked()
-    whole = VisionRunner(engine_dir / "vision" / "cpu", threads=threads)
-    sliced = VisionRunner(engine_dir / "vision" / "cpu", threads=threads, turns=marked)
+    whole = VisionRunner(engine_dir / VISION_CPU, threads=threads)
+    sliced = VisionRunner(engine_dir / VISION_CPU, threads=threads, turns=marked)
     side = whole.tile_size
     tile = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     pieces: list[Times] = []
@@ -91,7 +92,7 @@ def measure_step(engine_dir: Path, streams: int, threads: int) -> Times:
     random = np.random.default_rng(1)
     prompts = [random.integers(0, 256, PROMPT_TOKENS).astype(np.int32) for _ in range(streams)]
     moments: list[list[Moment]] = [[] for _ in prompts]
-    with DecoderEngine.load(engine_dir / "decoder" / "cpu", threads=threads) as engine:
+    with DecoderEngine.load(engine_dir / DECODER_CPU, threads=threads) as engine:
         for place, (prompt, came) in enumerate(zip(prompts, moments, strict=True)):
             request = DecodeRequest(str(place), prompt, None, SamplingParams(ANSWER_TOKENS))
             engine.submit(request, partial(note, came))

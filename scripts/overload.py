@@ -44,8 +44,9 @@ import skimage.data
 from overload_probe import Probed, Report, note_lag
 from PIL import Image
 
+from nvlm_trt.engine_files import engine_recipe
 from nvlm_trt.gateway.settings import Limits
-from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.recipe import BuildRecipe
 
 REFUSED_MS: Final = 50.0
 RECOVERED_SECONDS: Final = 5.0
@@ -104,7 +105,7 @@ def main() -> int:
     parser.add_argument("--limit", action="append", default=[], help="of the gateway, NAME=VALUE; repeatable")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     asked = parser.parse_args()
-    recipe = load_recipe(asked.engine_dir / "recipe.yaml")
+    recipe = engine_recipe(asked.engine_dir)
     limits = Limits.of(recipe).changed(asked.limit)
     with serving(asked.engine_dir, asked.limit) as (address, server):
         figures = asyncio.run(measure(address, server, recipe, limits, asked))

@@ -10,10 +10,11 @@ from uuid import uuid4
 from nvlm_trt import __version__
 from nvlm_trt.bench.record import AccuracyRecord
 from nvlm_trt.bench.subjects import EngineSubject, OpenedEngine, ReferenceSubject, ServerSubject, Subject
+from nvlm_trt.engine_files import RECIPE, engine_recipe
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
-from nvlm_trt.eval.subject import computed_with, engine_recipe
+from nvlm_trt.eval.subject import computed_with
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
@@ -57,7 +58,7 @@ def _identity(subject: Subject) -> str:
     who = subject.model_dump(mode="json", exclude={"name", "engine", "checkpoint"})
     if isinstance(subject, ServerSubject):
         return digest_json({**who, "run": uuid4().hex})
-    cache, parts = DigestCache(subject.engine), ["recipe.yaml"]
+    cache, parts = DigestCache(subject.engine), [RECIPE]
     if isinstance(subject, ReferenceSubject):
         who["checkpoint"] = identify(subject.checkpoint, cache).fingerprint
     else:

@@ -12,7 +12,7 @@ from typing import Protocol
 from nvlm_trt.bench.load import Asker
 from nvlm_trt.bench.memory import forget_peak, peak_bytes, resident_bytes
 from nvlm_trt.bench.subjects import EngineSubject, PeerSubject, ReferenceSubject, ServerSubject, Subject, Transport
-from nvlm_trt.eval.subject import engine_recipe
+from nvlm_trt.engine_files import engine_recipe
 
 
 class ClosingAsker(Asker, Protocol):

@@ -24,6 +24,7 @@ from nvlm_trt.bench.subjects import (
     choose_subjects,
 )
 from nvlm_trt.bench.workload import Question, Workload
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.errors import ImageRejected, UserError
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.image import read_image
@@ -224,7 +225,7 @@ def _lengths(engine: OpenedEngine, questions: Sequence[Question], workload: Work
         UserError: the engine cuts a made picture into another grid than the one asked for.
     """
     recipe, config = engine.recipe, engine.config
-    tokenizer = NvlmTokenizer.load(engine.directory / "tokenizer")
+    tokenizer = NvlmTokenizer.load(engine.directory / TOKENIZER)
     limits = recipe.image_limits.limits()
     for number, question in enumerate(questions):
         tiles = []

@@ -13,24 +13,17 @@ from nvlm_trt.bench.peers.engines import PEERS, PeerName
 from nvlm_trt.bench.record import Device, Frozen
 from nvlm_trt.bench.work import REFERENCE_DTYPES
 from nvlm_trt.client.address import check_address
+from nvlm_trt.engine_files import SERVED_FILES, engine_recipe
 from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.errors import EngineError, UserError
-from nvlm_trt.eval.subject import engine_recipe
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import NvlmConfig, load_config
 from nvlm_trt.pipeline.manifest import load_manifest, recorded_checkpoint
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.serving.config_gpu import ENGINE_PATH, PLAN
 
 Transport = Literal["local", "grpc", "http"]
 Dtype = Literal["bf16", "fp32"]
 Kind = Literal["engine", "server", "reference", "peer"]
-
-ENGINE_PARTS: dict[str, tuple[str, ...]] = {
-    "cpu": ("config.json", "tokenizer", "vision/cpu", "decoder/cpu"),
-    "gpu": ("config.json", "tokenizer", f"vision/{PLAN}", ENGINE_PATH),
-}
-"""What serving reads of an engine directory, besides its model repository."""
 
 NO_BASELINE: Final = "leave the baseline out with --baseline none"
 GPU_ROOM_BYTES: Final = 4 << 30
@@ -139,7 +132,7 @@ class OpenedEngine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.recipe: BuildRecipe = engine_recipe(directory)
-        self.parts = ENGINE_PARTS[self.recipe.target]
+        self.parts = SERVED_FILES[self.recipe.target]
         missing = [name for name in self.parts if not (directory / name).exists()]
         if missing:
             raise EngineError(

@@ -29,6 +29,7 @@ from nvlm_trt.bench.record import Device, Frozen, PeerRecord, Rate, RoundRecord
 from nvlm_trt.bench.scenarios import Bounds, Scene, play
 from nvlm_trt.bench.subjects import PeerSubject, ServerSubject, Subject
 from nvlm_trt.bench.workload import Workload
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.errors import NvlmTrtError
 
 TOLD: Final = 3
@@ -190,7 +191,7 @@ def _on_gpu(subject: Subject) -> bool:
 def _peers(job: RoundJob, url: str) -> tuple[PeerRecord, ...]:
     """Every tool at every concurrency, right after our own waves, with requests of negative numbers: nobody else's."""
     records = []
-    tokenizer = None if isinstance(job.subject, ServerSubject) else job.subject.engine / "tokenizer"
+    tokenizer = None if isinstance(job.subject, ServerSubject) else job.subject.engine / TOKENIZER
     asked = sum(map(job.workload.count, job.workload.levels)) * len(job.tools)
     numbers = itertools.count(-1 - job.number * asked, -1)
     for name in job.tools:

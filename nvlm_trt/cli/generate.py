@@ -33,8 +33,8 @@ def generate(
     from nvlm_trt.cli.conversation import open_image, read_bytes, read_history
     from nvlm_trt.cli.output import print_json
     from nvlm_trt.decoder.request import SamplingParams
+    from nvlm_trt.engine_files import engine_recipe
     from nvlm_trt.errors import UserError
-    from nvlm_trt.eval.subject import engine_recipe
     from nvlm_trt.local import LocalEngine
 
     if stream and json:

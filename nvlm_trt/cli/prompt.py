@@ -28,6 +28,7 @@ def prompt(
     """
     from nvlm_trt.cli.conversation import open_image, read_history
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.engine_files import RECIPE, TOKENIZER
     from nvlm_trt.model.config import load_config
     from nvlm_trt.model.image import ImageLimits
     from nvlm_trt.model.prompt import build_prompt
@@ -36,11 +37,11 @@ def prompt(
     from nvlm_trt.recipe import load_recipe
 
     config = load_config(checkpoint)
-    inside = checkpoint / "tokenizer"
+    inside = checkpoint / TOKENIZER
     tokenizer = NvlmTokenizer.load(inside if inside.is_dir() else checkpoint)
     limits, upright, most = ImageLimits(), True, config.max_tiles
-    if (checkpoint / "recipe.yaml").is_file():
-        recipe = load_recipe(checkpoint / "recipe.yaml")
+    if (checkpoint / RECIPE).is_file():
+        recipe = load_recipe(checkpoint / RECIPE)
         limits = recipe.image_limits.limits()
         upright, most = recipe.exif_orientation, recipe.max_tiles
     tiles = []

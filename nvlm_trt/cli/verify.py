@@ -46,18 +46,16 @@ def verify(
     Exit code 0: every gate passed; 1: one failed.
     """
     from nvlm_trt.cli.output import print_json, print_table
+    from nvlm_trt.engine_files import engine_recipe
     from nvlm_trt.environment.threads import let_waiting_threads_sleep
-    from nvlm_trt.errors import EngineError
     from nvlm_trt.pipeline.manifest import recorded_checkpoint
     from nvlm_trt.pipeline.progress import reporter_for
-    from nvlm_trt.recipe import load_recipe, parse_recipe
+    from nvlm_trt.recipe import parse_recipe
     from nvlm_trt.verify.plot import leave_plot
     from nvlm_trt.verify.report import short
 
     let_waiting_threads_sleep()
-    if not (engine_dir / "recipe.yaml").is_file():
-        raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
-    recipe = load_recipe(engine_dir / "recipe.yaml")
+    recipe = engine_recipe(engine_dir)
     fields = recipe.model_dump(mode="json")
     asked = {"verify_prompts": prompts, "verify_tokens": tokens}
     fields |= {name: value for name, value in asked.items() if value is not None}
@@ -130,12 +128,12 @@ def _kept_answers(engine: Path, checkpoint: Path, recipe: BuildRecipe, reporter:
         UserError: the task or the checkpoint cannot be read; nothing was digested for it.
     """
     from nvlm_trt.durable import remove
+    from nvlm_trt.engine_files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
     from nvlm_trt.model.checkpoint import Checkpoint
     from nvlm_trt.pipeline.code_digest import CodeDigests
     from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
     from nvlm_trt.pipeline.fingerprint import identify, tool_versions
     from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
-    from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
     from nvlm_trt.verify.task import task_samples
 
     if recipe.gates.task is None:

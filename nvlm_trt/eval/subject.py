@@ -14,6 +14,7 @@ import torch
 
 from nvlm_trt import __version__
 from nvlm_trt.decoder.precision import PRECISIONS, Precision, precision_of
+from nvlm_trt.engine_files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION, engine_recipe
 from nvlm_trt.errors import EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.emulate import emulated_decoder
@@ -25,9 +26,8 @@ from nvlm_trt.pipeline.fingerprint import identify, tool_versions
 from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
-from nvlm_trt.recipe import BuildRecipe, load_recipe
+from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
-from nvlm_trt.verify.files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION
 
 if TYPE_CHECKING:
     from nvlm_trt.client import NvlmClient
@@ -191,17 +191,6 @@ def _measured(recipe: BuildRecipe, target: Precision) -> list[str]:
     """The calibrations that an emulation takes its scales from."""
     vision = [] if vision_quantization(recipe) is None else [VISION_CALIBRATION]
     return [*vision, DECODER_CALIBRATION] if target.needs_calibration else vision
-
-
-def engine_recipe(engine_dir: Path) -> BuildRecipe:
-    """The recipe of an engine directory.
-
-    Raises:
-        EngineError: this is none.
-    """
-    if not (engine_dir / "recipe.yaml").is_file():
-        raise EngineError("this is no engine directory", seen=engine_dir, expected="a directory made by nvlm-trt build")
-    return load_recipe(engine_dir / "recipe.yaml")
 
 
 def _who(engine_dir: Path, recipe: BuildRecipe, source: Checkpoint) -> dict[str, object]:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from nvlm_trt import __version__
+from nvlm_trt.engine_files import RECIPE
 from nvlm_trt.errors import NvlmTrtError
 from nvlm_trt.gateway.admission import Admission
 from nvlm_trt.gateway.door import Door
@@ -84,7 +85,7 @@ def make_app(served: Served, settings: GatewaySettings, fetcher: Fetcher | None 
         fetcher: Fetches images; None for one of the settings' domains.
     """
     limits, upstream = settings.limits, served.upstream
-    recipe = served.engine_dir and load_recipe(served.engine_dir / "recipe.yaml")
+    recipe = served.engine_dir and load_recipe(served.engine_dir / RECIPE)
     plans = Plans(served.engine_dir, recipe) if served.engine_dir and recipe else None
     batch = recipe.max_batch_size if recipe else None
     admission = Admission(limits, batch, is_ready=served.is_ready, is_ending=served.is_ending)

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from nvlm_trt.decoder.request import check_length
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.errors import ImageRejected, RequestError
 from nvlm_trt.model.image import read_size
 from nvlm_trt.model.prompt import Turn, build_prompt, check_prompt_length
@@ -85,7 +86,7 @@ class Planner:
         Raises:
             CheckpointError: its configuration or its tokenizer cannot be read.
         """
-        return cls(ServingSpec.of(engine_dir, recipe), NvlmTokenizer.load(engine_dir / "tokenizer"))
+        return cls(ServingSpec.of(engine_dir, recipe), NvlmTokenizer.load(engine_dir / TOKENIZER))
 
     def plan(
         self,

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nvlm_trt.engine_files import DECODER_ENGINE, RECIPE, REPOSITORY, VISION_PLAN
 from nvlm_trt.errors import EngineError, listed
 from nvlm_trt.gateway.settings import Limits
 from nvlm_trt.host.command import ServerOptions
 from nvlm_trt.host.nodes import Nodes
 from nvlm_trt.host.ports import Ports
-from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY, Manifest, load_manifest
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, Manifest, load_manifest
 from nvlm_trt.recipe import BuildRecipe, load_recipe
-from nvlm_trt.serving.config_gpu import ENGINE_PATH, LOAD_ORDER, PLAN
+from nvlm_trt.serving.config_gpu import LOAD_ORDER
 from nvlm_trt.serving.package import outdated_models
 
 ADDED_ROOM: Final = 64 << 10
@@ -52,7 +53,7 @@ class ServedEngine:
         if not (directory / REPOSITORY).is_dir():
             raise EngineError("there is no packaged engine", seen=directory, fix="run nvlm-trt build first")
         _check_build(load_manifest(directory))
-        return cls(directory, load_recipe(directory / "recipe.yaml"))
+        return cls(directory, load_recipe(directory / RECIPE))
 
     @property
     def world_size(self) -> int:
@@ -125,12 +126,12 @@ class ServedEngine:
         """
         if self.recipe.target == "cpu":
             return
-        engines = [f"{ENGINE_PATH}/rank{rank}.engine" for rank in range(self.world_size)]
-        needed = [f"vision/{PLAN}", f"{ENGINE_PATH}/config.json", *engines]
+        engines = [f"{DECODER_ENGINE}/rank{rank}.engine" for rank in range(self.world_size)]
+        needed = [VISION_PLAN, f"{DECODER_ENGINE}/config.json", *engines]
         missing = [name for name in needed if not (self.directory / name).is_file()]
         if missing:
             raise EngineError(f"the engine directory is not complete:{listed(missing)}", fix="run nvlm-trt build again")
-        built = _world_size(self.directory / ENGINE_PATH / "config.json")
+        built = _world_size(self.directory / DECODER_ENGINE / "config.json")
         if built != self.world_size:
             raise EngineError(
                 "the decoder's engine is for another number of ranks",

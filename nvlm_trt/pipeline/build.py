@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvlm_trt import durable
+from nvlm_trt.engine_files import MANIFEST
 from nvlm_trt.errors import EngineError, UserError
 from nvlm_trt.pipeline.code_digest import CodeDigests
 from nvlm_trt.pipeline.digest import DigestCache
 from nvlm_trt.pipeline.fingerprint import CheckpointIdentity, peek_identity
 from nvlm_trt.pipeline.lock import locked
-from nvlm_trt.pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
+from nvlm_trt.pipeline.manifest import Manifest, load_manifest
 from nvlm_trt.pipeline.plan import Decision, Planner, Selection, departed, select
 from nvlm_trt.pipeline.progress import Reporter
 from nvlm_trt.pipeline.runner import Job, Runner
@@ -141,7 +142,7 @@ def _cannot_write(engine: Path, error: OSError) -> UserError:
 def _check_is_ours(engine: Path) -> None:
     """Refuse to build into a folder that holds something else: a build replaces what it finds under its names."""
     try:
-        if not engine.exists() or (engine / MANIFEST_NAME).is_file():
+        if not engine.exists() or (engine / MANIFEST).is_file():
             return
         is_ours = engine.is_dir() and all(path.name.startswith(".") for path in engine.iterdir())
     except OSError as error:  # a folder on the way, or this one, is nobody's to look into

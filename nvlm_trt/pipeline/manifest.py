@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nvlm_trt.durable import write_atomic
+from nvlm_trt.engine_files import MANIFEST, SYNTHETIC_CHECKPOINT
 from nvlm_trt.errors import EngineError
 from nvlm_trt.parsed import json_value
 from nvlm_trt.pipeline.digest import FileDigest, combined
 
-MANIFEST_NAME: Final = "manifest.json"
 SYNTH_STAGE: Final = "synth"
 """The stage that makes a synthetic checkpoint."""
 PACKAGE_STAGE: Final = "package"
 """The stage that writes the model repository; whoever serves it asks for its record."""
-REPOSITORY: Final = "triton_repo"
-"""Where in the engine directory that repository lies."""
-CHECKPOINT_FOLDER: Final = "checkpoint"
-"""Where in the engine directory a synthetic checkpoint lies."""
 FORMAT: Final = 1
 """Raised when a reader of the older layout could misread the newer one."""
 
@@ -98,7 +94,7 @@ class Manifest:
     def save(self, engine: Path) -> None:
         """Replace manifest.json of `engine` atomically."""
         body = {"format": FORMAT, **dataclasses.asdict(self)}
-        write_atomic(engine / MANIFEST_NAME, (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(engine / MANIFEST, (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_manifest(engine: Path) -> Manifest:
@@ -107,7 +103,7 @@ def load_manifest(engine: Path) -> Manifest:
     Raises:
         EngineError: the file is damaged or was written by a newer release.
     """
-    path = engine / MANIFEST_NAME
+    path = engine / MANIFEST
     try:
         body = json_value(path.read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
@@ -135,7 +131,7 @@ def recorded_checkpoint(engine: Path) -> Path:
     Raises:
         EngineError: the manifest cannot be read.
     """
-    manifest, made = load_manifest(engine), engine / CHECKPOINT_FOLDER
+    manifest, made = load_manifest(engine), engine / SYNTHETIC_CHECKPOINT
     return made if manifest.done(SYNTH_STAGE) else Path(str(manifest.checkpoint.get("path", made)))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.precision import Precision, precision_of
+from nvlm_trt.engine_files import SYNTHETIC_CHECKPOINT
 from nvlm_trt.environment.capability import refusals
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.miniature import shipped
@@ -13,7 +14,6 @@ from nvlm_trt.model.checkpoint import ITEM_BYTES, SINGLE_NAME, Checkpoint, Tenso
 from nvlm_trt.model.release import ReleaseSpec
 from nvlm_trt.model.synthetic import SIZES
 from nvlm_trt.model.tensors import expected_tensors
-from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER
 from nvlm_trt.recipe import SYNTHETIC_PREFIX, BuildRecipe, load_recipe
 
 RECIPE_FOLDER = Path("build") / "recipes"
@@ -114,7 +114,7 @@ def open_sources(recipe_path: Path, checkpoint: Path | None, engine: Path) -> So
     recipe = recipe.model_copy(update={"checkpoint": named, "gates": gates, "calibration": calibration})
     if named.startswith(SYNTHETIC_PREFIX):
         spec = _synthetic_spec(named)
-        return Sources(recipe, planned_checkpoint(engine / CHECKPOINT_FOLDER, spec), spec)
+        return Sources(recipe, planned_checkpoint(engine / SYNTHETIC_CHECKPOINT, spec), spec)
     return Sources(recipe, Checkpoint.open(shipped.resolve(named, shipped.FOLDER)), None)
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from nvlm_trt.engine_files import DECODER_ENGINE, PLAN_NAME
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_common import (
     ensemble,
@@ -43,7 +44,6 @@ from nvlm_trt.serving.decoder_tensors import (
 from nvlm_trt.serving.preprocessing import TILES
 from nvlm_trt.serving.spec import GpuSpec, ServingSpec
 
-PLAN: Final = "model.plan"
 TILE_PARALLEL: Final = "tile_parallel_vision"
 
 LOAD_ORDER: Final = ("vision_encoder", "ensemble", "selftest", "nvlm")
@@ -51,10 +51,6 @@ LOAD_ORDER: Final = ("vision_encoder", "ensemble", "selftest", "nvlm")
 encoder is first, because the C++ backend gives a share of the GPU memory that it finds free to the KV cache: vision
 encoders that came later would find too little. All others come with one ensemble: a second one would load the Python
 models again that it shares with the first (their folders have changed, as Python left its bytecode there)."""
-
-ENGINE_PATH: Final = "decoder/engine"
-"""The decoder's engine, as seen from the engine directory. The C++ backend opens it relative to the working directory,
-which `nvlm-trt serve` sets, so that an engine directory can be moved."""
 
 EXECUTOR_WORKER: Final = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
@@ -87,7 +83,7 @@ def vision_encoder(spec: ServingSpec, gpu: GpuSpec) -> ModelConfig:
     With several GPUs there is no dynamic batching: it puts the parts of one request, which come at the same moment,
     into one batch for one GPU again (seen with Triton 2.51, without any queue delay), and one part fills a GPU.
     """
-    config = ModelConfig(name="vision_encoder", backend="tensorrt", default_model_filename=PLAN)
+    config = ModelConfig(name="vision_encoder", backend="tensorrt", default_model_filename=PLAN_NAME)
     config.max_batch_size = gpu.vision_max_tiles
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=range(gpu.vision_gpus))
     if gpu.vision_gpus == 1:
@@ -149,7 +145,7 @@ def decoder_parameters(gpu: GpuSpec) -> dict[str, str]:
     """
     return {
         "gpt_model_type": "inflight_fused_batching",
-        "gpt_model_path": ENGINE_PATH,
+        "gpt_model_path": DECODER_ENGINE,
         "executor_worker_path": EXECUTOR_WORKER,  # read in orchestrator mode only; as in NVIDIA's configuration
         "max_beam_width": "1",  # the engine is built for greedy decoding and sampling
         "batch_scheduler_policy": "guaranteed_no_evict",  # an answer that has begun is never thrown away for another

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvlm_trt.engine_files import VISION
 from nvlm_trt.errors import BuildError, EngineError
 from nvlm_trt.recipe import BuildRecipe
 
@@ -98,4 +99,4 @@ def _link_plan(version_dir: Path, config: ModelConfig) -> None:
     """Link the TensorRT plan from the engine directory; relative, so that the directory can be moved."""
     link = version_dir / config.default_model_filename
     link.unlink(missing_ok=True)
-    os.symlink(Path("../../..", "vision", config.default_model_filename), link)
+    os.symlink(Path("../../..", VISION, config.default_model_filename), link)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.precision import UNQUANTIZED, Precision
+from nvlm_trt.engine_files import DECODER_CALIBRATION, DECODER_CHECKPOINT, VISION_CALIBRATION
 from nvlm_trt.eval.emulate import emulated_decoder
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.tasks import Sample
@@ -18,7 +19,6 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import Roundings
-from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.verify.golden import Golden, make_goldens
 from nvlm_trt.verify.layer_errors import LayerCost
 from nvlm_trt.verify.sensitivity import layer_costs
@@ -65,7 +65,7 @@ class EmulatedAnswers:
         """Figures of the parts `logits` and `canary`, of `task` where there are samples, and remarks."""
         log("answers: prompts with images, and with other images in their place, emulated")
         questions = asked.shown.questions(asked.goldens, asked.stop_id, asked.by_reference, asked.by_subject)
-        subject = RanksSubject(self._engine / "decoder" / "checkpoint", TIMEOUT)
+        subject = RanksSubject(self._engine / DECODER_CHECKPOINT, TIMEOUT)
         figures, remarks = judge_answers(subject, ReferenceSubject(self._reference), questions)
         if samples:
             log(f"task: {len(samples)} samples, each answered by the emulation and by the reference")

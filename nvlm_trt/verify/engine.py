@@ -10,6 +10,7 @@ from pathlib import Path
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
+from nvlm_trt.engine_files import DECODER_CPU, TOKENIZER, VISION_CALIBRATION, VISION_CPU
 from nvlm_trt.errors import EngineError
 from nvlm_trt.eval.answer import EngineAnswerer
 from nvlm_trt.eval.reference import ReferenceAnswerer
@@ -22,7 +23,6 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
-from nvlm_trt.verify.files import VISION_CALIBRATION
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,
@@ -90,8 +90,8 @@ def verify_engine(
         raise EngineError("only engines of the cpu target can be verified here", seen=recipe.target)
     samples = task_samples(recipe)
     checkpoint = Checkpoint.open(checkpoint_dir)
-    tokenizer = NvlmTokenizer.load(engine / "tokenizer")
-    run = _Run(engine, checkpoint, recipe, DecoderEngineConfig.read(engine / "decoder" / "cpu"))
+    tokenizer = NvlmTokenizer.load(engine / TOKENIZER)
+    run = _Run(engine, checkpoint, recipe, DecoderEngineConfig.read(engine / DECODER_CPU))
     shown = show(checkpoint.config, tokenizer, run.limits, recipe.verify_prompts, samples)
     faults = prompt_faults(checkpoint.config, tokenizer, shown.cases)
     remarks = [*faults]
@@ -126,7 +126,7 @@ def verify_engine(
             remarks += more
     log(f"sharded: {recipe.tp * recipe.pp} ranks over gloo")
     prompts = [(golden.ids, golden.table) for golden in own]
-    figures["sharded"] = precision_distance(checkpoint, engine / "decoder" / "checkpoint", prompts=prompts).figures()
+    figures["sharded"] = precision_distance(checkpoint, engine / DECODER_CHECKPOINT, prompts=prompts).figures()
     precisions = {"vision": recipe.vision_precision, "decoder": recipe.decoder_precision}
     checks = tuple(_judge_all(figures, recipe))
     report = VerifyReport(precisions, checks, figures, tuple(remarks), tuple(layers))
@@ -153,7 +153,7 @@ class _Run:
 
     def tables(self, blocks: Sequence[Tiles]) -> list[Floats | None]:
         """Prompt tables by the compiled vision encoder."""
-        runner = VisionRunner(self.engine / "vision" / "cpu", threads=self.recipe.cpu_threads)
+        runner = VisionRunner(self.engine / VISION_CPU, threads=self.recipe.cpu_threads)
         return [runner.encode(tiles).reshape(-1, runner.hidden_size) if len(tiles) else None for tiles in blocks]
 
     def compare_vision(self, shown: Shown, expected: Sequence[Tables | None], seen: Sequence[Tables | None]) -> Figures:
@@ -176,12 +176,12 @@ class _Run:
         """Of both engines, each layer given what enters it in the reference: on a prompt, and on one of its tiles."""
         golden = max(goldens, key=lambda each: len(each.case.tiles))
         embedded = reference.embed(golden.ids, golden.table)
-        directory, threads = self.engine / "decoder" / "cpu", self.recipe.cpu_threads
+        directory, threads = self.engine / DECODER_CPU, self.recipe.cpu_threads
         errors = decoder_layers(directory, self.decoder, self.checkpoint, embedded, threads)
         if not len(golden.case.tiles):
             return errors
         precision, tile = self.recipe.vision_precision, golden.case.tiles[:1]
-        return [*vision_layers(self.engine / "vision" / "cpu", precision, self.checkpoint, tile, threads), *errors]
+        return [*vision_layers(self.engine / VISION_CPU, precision, self.checkpoint, tile, threads), *errors]
 
     def costs(self, goldens: Sequence[Golden], stop_id: int, reference: DecoderReference) -> list[LayerCost]:
         """What each layer costs when it is quantised alone."""
@@ -203,7 +203,7 @@ class _Run:
         blocks = -(-longest // self.decoder.block_size)
         recipe = self.recipe
         kept = recipe.cpu_engine.kv_cache_precision
-        return DecoderSession(self.engine / "decoder" / "cpu", self.decoder, blocks, recipe.cpu_threads, kept)
+        return DecoderSession(self.engine / DECODER_CPU, self.decoder, blocks, recipe.cpu_threads, kept)
 
     def compare_decoder(self, session: DecoderSession, goldens: Sequence[Golden]) -> Figures:
         """Figures of the decoder by itself, given the reference's tables and tokens."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.precision import precision_of
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
+from nvlm_trt.engine_files import DECODER_CHECKPOINT, TOKENIZER, VISION_CALIBRATION
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -26,7 +27,6 @@ from nvlm_trt.verify.answers import Tables
 from nvlm_trt.verify.cases import Limits, prompt_faults
 from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.emulated import TIMEOUT, Asked, EmulatedAnswers
-from nvlm_trt.verify.files import VISION_CALIBRATION
 from nvlm_trt.verify.gates import (
     CACHE_GATES,
     COPY_GATES,
@@ -100,9 +100,9 @@ def verify_trtllm(
         raise EngineError("only engines of the gpu target are verified here", seen=recipe.target)
     samples = task_samples(recipe)
     checkpoint = Checkpoint.open(checkpoint_dir)
-    tokenizer = NvlmTokenizer.load(engine / "tokenizer")
+    tokenizer = NvlmTokenizer.load(engine / TOKENIZER)
     log("decoder: headers of every rank")
-    converted = TrtllmCheckpoint.open(engine / "decoder" / "checkpoint")
+    converted = TrtllmCheckpoint.open(engine / DECODER_CHECKPOINT)
     _check_contract(converted, recipe)
     reason = _too_large(checkpoint, converted)
     shown = show(checkpoint.config, tokenizer, _limits(checkpoint, recipe), recipe.verify_prompts, samples)

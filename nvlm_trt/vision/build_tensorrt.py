@@ -21,13 +21,13 @@ from typing import Any, Literal
 import onnx
 from google.protobuf.message import DecodeError
 
+from nvlm_trt.engine_files import PLAN_NAME
 from nvlm_trt.errors import BuildError, RecipeError, listed
 from nvlm_trt.progress import Log, Progress
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.vision.description import VisionDescription
 from nvlm_trt.vision.engine_tensorrt import (
     DESCRIPTION_NAME,
-    PLAN_NAME,
     GpuDescription,
     TensorrtEngineDescription,
     TileProfile,

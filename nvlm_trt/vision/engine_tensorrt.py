@@ -17,9 +17,6 @@ from nvlm_trt.vision.description import TensorDescription, VisionDescription
 from nvlm_trt.vision.tensorrt_api import data_type
 from nvlm_trt.vision.tensorrt_callbacks import Callbacks
 
-PLAN_NAME = "model.plan"
-"""What Triton's tensorrt backend looks for."""
-
 DESCRIPTION_NAME = "engine.json"
 """Not config.json: that is the export's, which may lie in the same folder."""
 

@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from nvlm_trt.engine_files import RECIPE
 from nvlm_trt.errors import NvlmTrtError, UserError
 from scripts.durations import duration
 
@@ -49,7 +50,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     asked = parser.parse_args()
-    if not (asked.engine / "recipe.yaml").is_file():
+    if not (asked.engine / RECIPE).is_file():
         parser.error(f"--engine is {asked.engine}; expected: an engine directory, as nvlm-trt build makes it")
     if (asked.http is None) != (asked.grpc is None):
         parser.error("--http and --grpc go together")

@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 import psutil
 
-from nvlm_trt.recipe import load_recipe
+from nvlm_trt.engine_files import engine_recipe
 
 from .ask import Asker
 from .bad import bad_requests
@@ -85,7 +85,7 @@ class Plan:
 async def soak(plan: Plan) -> Soaked:
     """Load a server for a long time with mixed requests; check every answer; watch memory, descriptors and threads."""
     say = Teller(quiet=plan.quiet)
-    recipe = load_recipe(plan.engine_dir / "recipe.yaml")
+    recipe = engine_recipe(plan.engine_dir)
     cases = make_cases(plan.seed, plan.cases)
     say("taking references: 0 answers")
     taken = iter(range(1, 2 * len(cases) + 1))

@@ -21,6 +21,7 @@ from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
 from nvlm_trt.decoder.calibrate import calibrate_decoder
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import decoder_precision
+from nvlm_trt.engine_files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.environment.memory import Memory
 from nvlm_trt.errors import CheckpointError, EngineError
 from nvlm_trt.eval.reference import ReferenceAnswerer
@@ -31,7 +32,6 @@ from nvlm_trt.pipeline.stages import calibrate
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.recipe import BuildRecipe, parse_recipe
 from nvlm_trt.verify import sharded, trtllm
-from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.verify.sharded import Prompt
 from nvlm_trt.verify.trtllm import verify_trtllm
 from nvlm_trt.vision.quantize import calibrate_vision

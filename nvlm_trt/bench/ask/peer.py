@@ -15,8 +15,8 @@ from nvlm_trt.bench.peers.process import PeerProcess
 from nvlm_trt.bench.record import RequestRecord
 from nvlm_trt.bench.subjects import PeerSubject
 from nvlm_trt.bench.workload import Question
+from nvlm_trt.engine_files import TOKENIZER, engine_recipe
 from nvlm_trt.errors import FaultError, UserError
-from nvlm_trt.eval.subject import engine_recipe
 from nvlm_trt.model.config import load_config
 from nvlm_trt.model.image import read_image
 from nvlm_trt.model.prompt import IMAGE_PLACEHOLDER, build_prompt
@@ -50,7 +50,7 @@ class PeerAsker:
     def __init__(self, subject: PeerSubject, max_tokens: int) -> None:
         self._peer, self._max_tokens = PEERS[subject.peer], max_tokens
         self._recipe, self._config = engine_recipe(subject.engine), load_config(subject.engine)
-        self._tokenizer = NvlmTokenizer.load(subject.engine / "tokenizer")
+        self._tokenizer = NvlmTokenizer.load(subject.engine / TOKENIZER)
         self._limits = self._recipe.image_limits.limits()
         self._numbers = itertools.count()
         job: dict[str, Any] = {

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, Sample, read_samples
+from nvlm_trt.engine_files import DECODER_CALIBRATION, VISION_CALIBRATION
 from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.verify.files import DECODER_CALIBRATION, VISION_CALIBRATION
 
 if TYPE_CHECKING:
     from nvlm_trt.calibration.prompts import CalibrationPrompt

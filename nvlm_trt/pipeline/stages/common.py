@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nvlm_trt.engine_files import VERIFY_REPORT
 from nvlm_trt.pipeline.manifest import SYNTH_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import StageContext
@@ -33,5 +34,5 @@ def leave_report(context: StageContext, report: VerifyReport) -> None:
     """
     for line in report.lines():
         context.log(line)
-    (context.out / "verify.json").write_bytes(report.encoded())
+    (context.out / VERIFY_REPORT).write_bytes(report.encoded())
     report.require_ok()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvlm_trt.engine_files import DECODER_CHECKPOINT, DECODER_CPU, VERIFY_REPORT, VISION_CPU, VISION_GRAPH
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
@@ -17,8 +18,8 @@ def vision_compile(sources: Sources) -> Stage:
     def run(context: StageContext) -> None:
         from nvlm_trt.vision.build_cpu import build_vision_cpu
 
-        onnx = context.engine / "vision" / "vision.onnx"
-        build_vision_cpu(onnx, folder(context, "vision/cpu"), precision=precision, progress=context.progress)
+        onnx = context.engine / VISION_GRAPH
+        build_vision_cpu(onnx, folder(context, VISION_CPU), precision=precision, progress=context.progress)
 
     def estimated() -> Estimate:
         size = exported_bytes(sources)
@@ -27,7 +28,7 @@ def vision_compile(sources: Sources) -> Stage:
     return Stage(
         name="vision-compile",
         inputs=("vision-export",),
-        outputs=("vision/cpu",),
+        outputs=(VISION_CPU,),
         parts={"precision": precision},
         modules=("nvlm_trt.vision.build_cpu",),
         tools=("openvino",),
@@ -51,8 +52,8 @@ def decoder_compile(sources: Sources) -> Stage:
         from nvlm_trt.decoder.build_cpu import build_decoder_cpu
 
         build_decoder_cpu(
-            context.engine / "decoder" / "checkpoint",
-            folder(context, "decoder/cpu"),
+            context.engine / DECODER_CHECKPOINT,
+            folder(context, DECODER_CPU),
             precision=recipe.decoder_precision,
             max_batch_size=recipe.max_batch_size,
             max_seq_len=sources.max_seq_len,
@@ -70,7 +71,7 @@ def decoder_compile(sources: Sources) -> Stage:
     return Stage(
         name="decoder-compile",
         inputs=("decoder-convert",),
-        outputs=("decoder/cpu",),
+        outputs=(DECODER_CPU,),
         parts=limits,
         modules=("nvlm_trt.decoder.build_cpu",),
         tools=("openvino", "torch", "numpy"),
@@ -94,7 +95,7 @@ def verify(sources: Sources) -> Stage:
     return Stage(
         name="verify",
         inputs=("inspect", *calibrated, "vision-compile", "decoder-convert", "decoder-compile"),
-        outputs=("verify.json",),
+        outputs=(VERIFY_REPORT,),
         parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.engine",),
         tools=("openvino", *VERIFY_TOOLS),

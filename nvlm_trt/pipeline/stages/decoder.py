@@ -5,12 +5,12 @@ from __future__ import annotations
 from nvlm_trt.decoder.convert import converted_bytes
 from nvlm_trt.decoder.precision import STORED_DTYPES, Precision
 from nvlm_trt.decoder.trtllm_layout import check_parallelism
+from nvlm_trt.engine_files import DECODER_CALIBRATION, DECODER_CHECKPOINT
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.calibrate import needs_decoder_calibration
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
-from nvlm_trt.verify.files import DECODER_CALIBRATION
 
 CPU_DTYPES = {"fp32": "float32"}
 """Values of the checkpoint by decoder precision of the cpu target; every other one starts from bfloat16."""
@@ -38,7 +38,7 @@ def decoder_convert(sources: Sources) -> Stage:
 
         convert_decoder(
             Checkpoint.open(sources.checkpoint.path),
-            folder(context, "decoder/checkpoint"),
+            folder(context, DECODER_CHECKPOINT),
             tp=recipe.tp,
             pp=recipe.pp,
             gpus_per_node=recipe.gpus_per_node,
@@ -58,7 +58,7 @@ def decoder_convert(sources: Sources) -> Stage:
     return Stage(
         name="decoder-convert",
         inputs=(*source_of(sources), "decoder-calibrate") if calibrated else source_of(sources),
-        outputs=("decoder/checkpoint",),
+        outputs=(DECODER_CHECKPOINT,),
         parts=parts,
         modules=("nvlm_trt.decoder.convert",),
         tools=("torch", "numpy"),

@@ -7,7 +7,8 @@ from hashlib import sha256
 from typing import Final
 
 from nvlm_trt.durable import write_atomic
-from nvlm_trt.pipeline.manifest import PACKAGE_STAGE, REPOSITORY
+from nvlm_trt.engine_files import REPOSITORY, VERIFY_REPORT
+from nvlm_trt.pipeline.manifest import PACKAGE_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, leave_report
@@ -44,7 +45,7 @@ def judge(context: StageContext, report: VerifyReport) -> None:
     from nvlm_trt.verify.plot import leave_plot
 
     if not report.ok:
-        write_atomic(context.engine / "verify.json", report.encoded())
+        write_atomic(context.engine / VERIFY_REPORT, report.encoded())
         for line in leave_plot(report, context.engine):
             context.log(line)
     leave_report(context, report)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nvlm_trt.decoder.trtllm_build_command import HOST_COPIES, PROGRAM, engine_settings, refuse, workers_that_fit
+from nvlm_trt.engine_files import DECODER_CHECKPOINT, DECODER_ENGINE, PLAN_NAME, VERIFY_REPORT, VISION, VISION_GRAPH
 from nvlm_trt.environment.built_with import BUILT_WITH, BuiltWith, HardwareCompatibility
 from nvlm_trt.environment.gpus import find_gpus
 from nvlm_trt.environment.memory import memory
@@ -27,7 +28,7 @@ from nvlm_trt.pipeline.stages.decoder import stored_bytes
 from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS, gate_parts, judge
 from nvlm_trt.pipeline.stages.vision import exported_bytes
 
-VISION_FILES = ("model.plan", "engine.json", "inspector.json", "build.log", BUILT_WITH)
+VISION_FILES = (PLAN_NAME, "engine.json", "inspector.json", "build.log", BUILT_WITH)
 
 
 def vision_compile(sources: Sources) -> Stage:
@@ -43,15 +44,15 @@ def vision_compile(sources: Sources) -> Stage:
 
         _check_machine(sources)
         build_vision_tensorrt(
-            context.engine / "vision" / "vision.onnx",
-            folder(context, "vision"),
+            context.engine / VISION_GRAPH,
+            folder(context, VISION),
             settings=settings,
             timing_cache=_timing_cache(context, "vision"),
             log=context.log,
             progress=context.progress,
         )
         compatibility = sources.recipe.vision_engine.hardware_compatibility
-        _record(context.out / "vision", BuiltWith.of(look(), tensorrt_llm=False, hardware_compatibility=compatibility))
+        _record(context.out / VISION, BuiltWith.of(look(), tensorrt_llm=False, hardware_compatibility=compatibility))
 
     def estimated() -> Estimate:
         size = exported_bytes(sources)
@@ -60,7 +61,7 @@ def vision_compile(sources: Sources) -> Stage:
     return Stage(
         name="vision-compile",
         inputs=("vision-export",),
-        outputs=tuple(f"vision/{name}" for name in VISION_FILES),
+        outputs=tuple(f"{VISION}/{name}" for name in VISION_FILES),
         parts=dataclasses.asdict(settings) | _built_for(settings.hardware_compatibility),
         modules=("nvlm_trt.vision.build_tensorrt",),
         tools=("tensorrt",),
@@ -91,22 +92,22 @@ def decoder_compile(sources: Sources) -> Stage:
         available = memory().available
         workers = recipe.decoder_engine.workers or workers_that_fit(rank_bytes, available, ranks, gpus)
         build_decoder_tensorrt_llm(
-            context.engine / "decoder" / "checkpoint",
-            folder(context, "decoder/engine"),
+            context.engine / DECODER_CHECKPOINT,
+            folder(context, DECODER_ENGINE),
             settings=settings,
             workers=workers,
             timing_cache=_timing_cache(context, "decoder"),
             work_dir=context.work,
             log=context.log,
             progress=context.progress,
-            table_dtype=VisionDescription.load(context.engine / "vision").output.dtype,
+            table_dtype=VisionDescription.load(context.engine / VISION).output.dtype,
         )
-        _record(context.out / "decoder" / "engine", BuiltWith.of(look(), tensorrt_llm=True))
+        _record(context.out / DECODER_ENGINE, BuiltWith.of(look(), tensorrt_llm=True))
 
     return Stage(
         name="decoder-compile",
         inputs=("vision-export", "decoder-convert"),
-        outputs=("decoder/engine",),
+        outputs=(DECODER_ENGINE,),
         parts=dataclasses.asdict(settings) | _built_for("none"),
         modules=("nvlm_trt.decoder.build_tensorrt_llm",),
         tools=("tensorrt_llm", "tensorrt"),
@@ -144,7 +145,7 @@ def verify(sources: Sources) -> Stage:
     return Stage(
         name="verify",
         inputs=("inspect", *calibrated, "decoder-convert"),
-        outputs=("verify.json",),
+        outputs=(VERIFY_REPORT,),
         parts={"prompts": recipe.verify_prompts, "tokens": recipe.verify_tokens, **gate_parts(recipe)},
         modules=("nvlm_trt.verify.trtllm",),
         tools=VERIFY_TOOLS,

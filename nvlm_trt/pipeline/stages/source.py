@@ -8,11 +8,12 @@ from pathlib import Path
 
 import yaml
 
+from nvlm_trt.engine_files import CONFIG, RECIPE, SYNTHETIC_CHECKPOINT, TOKENIZER
 from nvlm_trt.errors import CheckpointError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.mini_tokenizer import MERGES_FILE
 from nvlm_trt.model.tokenizer import FILES as TOKENIZER_FILES
-from nvlm_trt.pipeline.manifest import CHECKPOINT_FOLDER, SYNTH_STAGE
+from nvlm_trt.pipeline.manifest import SYNTH_STAGE
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, source_of
@@ -26,12 +27,12 @@ def synth(sources: Sources) -> Stage:
     def run(context: StageContext) -> None:
         from nvlm_trt.model.synthetic import write_synthetic
 
-        write_synthetic(context.out / CHECKPOINT_FOLDER, spec, progress=context.progress)
+        write_synthetic(context.out / SYNTHETIC_CHECKPOINT, spec, progress=context.progress)
 
     return Stage(
         name=SYNTH_STAGE,
         inputs=(),
-        outputs=(CHECKPOINT_FOLDER,),
+        outputs=(SYNTHETIC_CHECKPOINT,),
         parts={"spec": dataclasses.asdict(spec), "seed": 0},
         modules=("nvlm_trt.model.release", "nvlm_trt.model.synthetic"),
         tools=("torch",),
@@ -48,16 +49,16 @@ def inspect(sources: Sources) -> Stage:
     def run(context: StageContext) -> None:
         checkpoint = Checkpoint.open(sources.checkpoint.path)
         checkpoint.check_dummy_heads()
-        (context.out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        shutil.copyfile(checkpoint.path / "config.json", context.out / "config.json")
-        _copy_tokenizer(checkpoint, context.out / "tokenizer")
+        (context.out / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        shutil.copyfile(checkpoint.path / "config.json", context.out / CONFIG)
+        _copy_tokenizer(checkpoint, context.out / TOKENIZER)
         for remark in sources.remarks():
             context.log(remark)
 
     return Stage(
         name="inspect",
         inputs=source_of(sources),
-        outputs=("recipe.yaml", "config.json", "tokenizer"),
+        outputs=(RECIPE, CONFIG, TOKENIZER),
         parts={"recipe": recipe},
         modules=("nvlm_trt.model.checkpoint", "nvlm_trt.model.tokenizer", "nvlm_trt.recipe"),
         tools=("PyYAML",),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from nvlm_trt.engine_files import VISION, VISION_CALIBRATION, VISION_EXPORT
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.sources import Sources
 from nvlm_trt.pipeline.stage import Estimate, Stage, StageContext
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.common import BASE_BYTES, folder, source_of
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.verify.files import VISION_CALIBRATION
 
 
 def export_precision(recipe: BuildRecipe) -> str:
@@ -31,7 +31,7 @@ def vision_export(sources: Sources) -> Stage:
         scales = VisionScales.load(calibration, kind, checkpoint.config, weight_limit=limit) if kind else None
         export_vision(
             checkpoint,
-            folder(context, "vision"),
+            folder(context, VISION),
             precision=precision,
             output_dtype=table,
             quantization=scales,
@@ -42,7 +42,7 @@ def vision_export(sources: Sources) -> Stage:
     return Stage(
         name="vision-export",
         inputs=source_of(sources) if kind is None else (*source_of(sources), "vision-calibrate"),
-        outputs=("vision/vision.onnx", "vision/vision.onnx.data", "vision/config.json"),
+        outputs=VISION_EXPORT,
         parts={"precision": precision, "table": table, "quantization": kind},
         modules=("nvlm_trt.vision.export",),
         tools=("onnx", "torch", "numpy", "ml_dtypes"),

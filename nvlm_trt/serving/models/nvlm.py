@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.logs import fields
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.config_common import MULTIMODAL_DECODER
@@ -110,7 +111,7 @@ class TritonPythonModel(Model):
 
     def load(self) -> None:
         """Load the tokenizer and start the event loop."""
-        self.tokenizer = NvlmTokenizer.load(self.engine_dir / "tokenizer")
+        self.tokenizer = NvlmTokenizer.load(self.engine_dir / TOKENIZER)
         self.tasks: dict[asyncio.Task[None], Any] = {}
         self.turned, self.turns = threading.Event(), 0
         self.thread = threading.Thread(target=asyncio.run, args=(self._main(),), name="nvlm-loop", daemon=True)

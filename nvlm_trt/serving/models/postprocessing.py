@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.models.base import Model
 from nvlm_trt.serving.models.tensors import inputs_of, response, texts
@@ -18,7 +19,7 @@ class TritonPythonModel(Model):
 
     def load(self) -> None:
         """Load the tokenizer."""
-        self.tokenizer = NvlmTokenizer.load(self.engine_dir / "tokenizer")
+        self.tokenizer = NvlmTokenizer.load(self.engine_dir / TOKENIZER)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Decode answers, each by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nvlm_trt.engine_files import TOKENIZER
 from nvlm_trt.model.pixels import keep_image_memory
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.serving.fields import REQUEST_FIELDS, refuse_unknown
@@ -18,7 +19,7 @@ class TritonPythonModel(Model):
 
     def load(self) -> None:
         """Load the tokenizer; this process has nothing else to do than to read images and text."""
-        self.preprocessor = Preprocessor(self.spec, NvlmTokenizer.load(self.engine_dir / "tokenizer"))
+        self.preprocessor = Preprocessor(self.spec, NvlmTokenizer.load(self.engine_dir / TOKENIZER))
         keep_image_memory(self.preprocessor.threads, self.spec.max_image_pixels)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

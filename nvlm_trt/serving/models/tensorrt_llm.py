@@ -10,6 +10,7 @@ import numpy as np
 from nvlm_trt.decoder.engine import DecoderEngine
 from nvlm_trt.decoder.kv_memory import KvCacheSettings
 from nvlm_trt.decoder.stages import Stages
+from nvlm_trt.engine_files import DECODER_CPU
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.decoder_tensors import CACHED_TOKENS, LOG_PROBS
 from nvlm_trt.serving.heartbeat import Heartbeat, Progress, shared_directory
@@ -88,7 +89,7 @@ class TritonPythonModel(Model):
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
         self.turns = Turns(shared_directory())
         self.engine = DecoderEngine.load(
-            self.engine_dir / "decoder" / "cpu",
+            self.engine_dir / DECODER_CPU,
             threads=self.spec.cpu_threads,
             cache=KvCacheSettings(fields.kv_cache_mib, fields.kv_cache_precision, fields.kv_cache_reuse),
             turns=self.turns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nvlm_trt.engine_files import VISION_CPU
 from nvlm_trt.errors import EngineError
 from nvlm_trt.serving.config_parts import TABLE
 from nvlm_trt.serving.decoder_tensors import STOP
@@ -44,7 +45,7 @@ class TritonPythonModel(Model):
         if self.spec.cpu is None:
             raise EngineError("the repository is of the gpu target", fix="package the engine again")
         self.turns = Turns(shared_directory())
-        runner = VisionRunner(self.engine_dir / "vision" / "cpu", threads=self.spec.cpu_threads, turns=self.turns)
+        runner = VisionRunner(self.engine_dir / VISION_CPU, threads=self.spec.cpu_threads, turns=self.turns)
         self.encoder = TileEncoder(runner, cache_bytes=self.spec.cpu.vision_cache_mib << 20)
         status = self.metrics.status(VISION_CACHE_COUNTERS, VISION_CACHE_GAUGES)
         status.report(self.encoder.status())  # the bound is shown before the first request
