@@ -14,10 +14,11 @@ import torch
 
 from nvlm_trt import __version__
 from nvlm_trt.decoder.precision import PRECISIONS, Precision, precision_of
+from nvlm_trt.emulation.decoder import emulated_decoder
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.engine_files import DECODER_CALIBRATION, ENGINE_FILES, VISION_CALIBRATION, engine_recipe
 from nvlm_trt.errors import EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import Answerer, AnswerOptions, EngineAnswerer, ServerAnswerer
-from nvlm_trt.eval.emulate import emulated_decoder
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.pipeline.code_digest import CodeDigests
@@ -27,7 +28,6 @@ from nvlm_trt.pipeline.manifest import recorded_checkpoint
 from nvlm_trt.pipeline.stages.calibrate import vision_quantization
 from nvlm_trt.pipeline.stages.finish import VERIFY_TOOLS
 from nvlm_trt.recipe import BuildRecipe
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 
 if TYPE_CHECKING:
     from nvlm_trt.client import NvlmClient
@@ -170,7 +170,7 @@ def _emulation(
     measured = DigestCache(engine_dir).digest_outputs(engine_dir, _measured(recipe, target))
     who = _who(engine_dir, recipe, source) | {"precision": precision, "calibrations": combined(measured)}
     who["vision"] = recipe.vision_precision
-    who |= computed_with("nvlm_trt.eval.reference", "nvlm_trt.eval.emulate", "nvlm_trt.verify.emulate_vision")
+    who |= computed_with("nvlm_trt.eval.reference", "nvlm_trt.emulation.decoder", "nvlm_trt.emulation.vision")
     with tempfile.TemporaryDirectory(prefix="nvlm-trt-emulate-") as work:
         decoder = emulated_decoder(
             source,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvlm_trt.decoder.precision import UNQUANTIZED, Precision
+from nvlm_trt.emulation.decoder import emulated_decoder
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.engine_files import DECODER_CALIBRATION, DECODER_CHECKPOINT, VISION_CALIBRATION
-from nvlm_trt.eval.emulate import emulated_decoder
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.tasks import Sample
 from nvlm_trt.model.checkpoint import Checkpoint
@@ -17,7 +18,6 @@ from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.progress import Log
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import Roundings
 from nvlm_trt.verify.golden import Golden, make_goldens
 from nvlm_trt.verify.layer_errors import LayerCost

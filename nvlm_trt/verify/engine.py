@@ -10,7 +10,8 @@ from pathlib import Path
 from nvlm_trt.decoder.engine_config import DecoderEngineConfig
 from nvlm_trt.decoder.request import SamplingParams
 from nvlm_trt.decoder.session_cpu import DecoderSession
-from nvlm_trt.engine_files import DECODER_CPU, TOKENIZER, VISION_CALIBRATION, VISION_CPU
+from nvlm_trt.emulation.vision import VisionArithmetic
+from nvlm_trt.engine_files import DECODER_CHECKPOINT, DECODER_CPU, TOKENIZER, VISION_CALIBRATION, VISION_CPU
 from nvlm_trt.errors import EngineError
 from nvlm_trt.eval.answer import EngineAnswerer
 from nvlm_trt.eval.reference import ReferenceAnswerer
@@ -22,7 +23,6 @@ from nvlm_trt.progress import Log
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.answers import Tables, judge_answers
 from nvlm_trt.verify.cases import Limits, Tiles, prompt_faults
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.gates import (
     ANSWER_GATES,
     DECODER_GATES,

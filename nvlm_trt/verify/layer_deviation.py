@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own short name
 
 from nvlm_trt.decoder.calibration_layer import KV
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
-from nvlm_trt.verify.emulate import COMPUTE, Linear, Plain, RankTensors, cached, linear
+from nvlm_trt.emulation.arithmetic import COMPUTE, Linear, Plain, RankTensors, cached, linear
 from nvlm_trt.verify.fake_quant import Roundings
 
 CACHE = "attention.kv_cache"

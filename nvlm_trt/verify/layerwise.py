@@ -23,12 +23,12 @@ from nvlm_trt.decoder.calibration_layer import DecoderLayer
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import padded_vocab, stage_layers
+from nvlm_trt.emulation.arithmetic import BLOCK_VALUES, COMPUTE, RankTensors
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.config import DecoderConfig
 from nvlm_trt.model.reference.layer_stream import weight_bytes
 from nvlm_trt.model.tensors import DECODER_EMBEDDING, DECODER_HEAD, DECODER_NORM, DECODER_PREFIX, decoder_layer
 from nvlm_trt.progress import Progress
-from nvlm_trt.verify.emulate import BLOCK_VALUES, COMPUTE, RankTensors
 from nvlm_trt.verify.fake_quant import Roundings
 from nvlm_trt.verify.layer_deviation import ConvertedLayer, Deviation, SourceLayer
 from nvlm_trt.verify.layer_errors import LayerError

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify.cases import Case
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.fake_quant import OneLayerQuantized, Roundings
 from nvlm_trt.verify.gates import cost_ratio, failed_costs
 from nvlm_trt.verify.golden import Golden

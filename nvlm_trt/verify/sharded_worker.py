@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Rank
-from nvlm_trt.verify.emulate import COMPUTE
-from nvlm_trt.verify.sharded_model import RankDecoder
+from nvlm_trt.emulation.arithmetic import COMPUTE
+from nvlm_trt.emulation.rank import RankDecoder
 
 JOB_NAME = "job.json"
 PROMPTS_NAME = "prompts.safetensors"

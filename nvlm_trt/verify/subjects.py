@@ -75,7 +75,7 @@ class SessionSubject:
 
 @dataclass(frozen=True, slots=True)
 class RanksSubject:
-    """A converted decoder, all of its ranks together in the arithmetic of its precision (nvlm_trt/verify/emulate.py).
+    """A converted decoder, all of its ranks together in the arithmetic of its precision (nvlm_trt/emulation).
 
     An emulation: what TensorRT-LLM's kernels round beyond that is left out.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.precision import precision_of
 from nvlm_trt.decoder.trtllm_checkpoint import TrtllmCheckpoint
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.engine_files import DECODER_CHECKPOINT, TOKENIZER, VISION_CALIBRATION
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.errors import EngineError
@@ -25,7 +26,6 @@ from nvlm_trt.recipe import BuildRecipe
 from nvlm_trt.verify import layerwise
 from nvlm_trt.verify.answers import Tables
 from nvlm_trt.verify.cases import Limits, prompt_faults
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.emulated import TIMEOUT, Asked, EmulatedAnswers
 from nvlm_trt.verify.gates import (
     CACHE_GATES,

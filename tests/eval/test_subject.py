@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.errors import CheckpointError, EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import AnswerOptions
 from nvlm_trt.eval.reference import ReferenceAnswerer
 from nvlm_trt.eval.subject import engine_subject, server_subject, torch_subject
 from nvlm_trt.model.checkpoint import Checkpoint
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.vision.scales import linear_names
 
 MakeEngine = Callable[..., Path]

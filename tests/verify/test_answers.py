@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.errors import EngineError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
@@ -18,7 +19,6 @@ from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.recipe import parse_recipe
 from nvlm_trt.verify.answers import Canary, ImageQuestion, Tables, canary_figures, judge_answers
 from nvlm_trt.verify.cases import Limits
-from nvlm_trt.verify.emulate_vision import VisionArithmetic
 from nvlm_trt.verify.gates import answer_gates, judge_parts
 from nvlm_trt.verify.golden import make_goldens
 from nvlm_trt.verify.shown import Shown, right_tables, show

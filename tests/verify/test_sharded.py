@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import FP32, STORED_DTYPES, Precision
+from nvlm_trt.emulation.rank import RankDecoder
 from nvlm_trt.errors import CheckpointError, FaultError
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
 from nvlm_trt.verify.gates import SHARDED_GATES, judge
 from nvlm_trt.verify.sharded import Prompt, precision_distance, run_sharded
-from nvlm_trt.verify.sharded_model import RankDecoder
 from nvlm_trt.verify.sharded_report import PromptAgreement, ShardedReport
 from nvlm_trt.verify.sharded_worker import Job, run_rank
 

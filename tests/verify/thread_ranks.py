@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
+from nvlm_trt.emulation.rank import RankDecoder
 from nvlm_trt.verify.sharded import Prompt
-from nvlm_trt.verify.sharded_model import RankDecoder
 
 
 class Meeting:

@@ -12,8 +12,8 @@ from nvlm_trt.calibration.prompts import build_prompts
 from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
 from nvlm_trt.decoder.calibrate import calibrate_decoder
 from nvlm_trt.decoder.precision import BF16, decoder_precision
+from nvlm_trt.emulation.decoder import EmulatedDecoder, emulated_decoder
 from nvlm_trt.errors import RecipeError
-from nvlm_trt.eval.emulate import EmulatedDecoder, emulated_decoder
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference
 from nvlm_trt.model.tokenizer import NvlmTokenizer

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from nvlm_trt.decoder.precision import KvCacheAlgo, QuantAlgo, Quantization
+from nvlm_trt.emulation import arithmetic
+from nvlm_trt.emulation.arithmetic import COMPUTE, Awq, Plain, RankTensors, WeightOnly, cached, e4m3, int8, linear
 from nvlm_trt.errors import CheckpointError
-from nvlm_trt.verify import emulate
-from nvlm_trt.verify.emulate import COMPUTE, Awq, Plain, RankTensors, WeightOnly, cached, e4m3, int8, linear
 
 NAN = float("nan")
 
@@ -23,7 +23,7 @@ def rank(folder: Path, tensors: dict[str, torch.Tensor]) -> RankTensors:
     return RankTensors(folder / "rank0.safetensors", torch.bfloat16)
 
 
-def weight_of(layer: emulate.Linear, inputs: int) -> torch.Tensor:
+def weight_of(layer: arithmetic.Linear, inputs: int) -> torch.Tensor:
     """What a layer multiplies by, [out, in], where it leaves its inputs alone."""
     return layer(torch.eye(inputs, dtype=COMPUTE)).T
 
@@ -110,7 +110,7 @@ def test_a_weight_that_is_widened_in_parts_is_the_same_weight(monkeypatch: pytes
     weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
     x = torch.randn(3, 5, dtype=COMPUTE, generator=torch.Generator().manual_seed(4))
     whole = Plain(weight)(x)
-    monkeypatch.setattr(emulate, "BLOCK_VALUES", 10)
+    monkeypatch.setattr(arithmetic, "BLOCK_VALUES", 10)
     torch.testing.assert_close(Plain(weight)(x), whole, rtol=1e-15, atol=1e-15)
 
 

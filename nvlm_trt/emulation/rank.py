@@ -3,7 +3,7 @@
 Deliberately independent of the code that cuts the ranks: it knows names and shapes from TensorRT-LLM's model code
 (models/qwen/model.py, layers/attention.py, layers/mlp.py, layers/embedding.py) and nothing about sources or pieces, so
 that a mistake made in cutting cannot cancel itself. Weights stay in the file's dtype and are widened where they are
-used; what is rounded on the way, and where, is said in `emulate`. In between TensorRT-LLM computes in the model's
+used; what is rounded on the way, and where, is said in `arithmetic`. In between TensorRT-LLM computes in the model's
 dtype: that rounding is left out.
 """
 
@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own short name
 from nvlm_trt.decoder.convert import rank_file
 from nvlm_trt.decoder.trtllm_config import TrtllmConfig
 from nvlm_trt.decoder.trtllm_layout import Rank, padded_vocab, stage_layers
+from nvlm_trt.emulation.arithmetic import COMPUTE, Plain, RankTensors, cached, linear
 from nvlm_trt.model.reference.decoder import rope_table, rotate
-from nvlm_trt.verify.emulate import COMPUTE, Plain, RankTensors, cached, linear
 
 
 class Collectives(Protocol):

@@ -1,8 +1,8 @@
 """A decoder in a precision of the gpu target, run in torch: what the precision costs in answers, without a GPU.
 
 The decoder is converted as for TensorRT-LLM, with the scales of a calibration, and the converted file is run in the
-arithmetic of its precision (nvlm_trt/verify/emulate.py). What TensorRT's kernels round beyond that is not emulated; the
-vision encoder has an emulation of its own (nvlm_trt/verify/emulate_vision.py).
+arithmetic of its precision (nvlm_trt/emulation/arithmetic.py). What TensorRT's kernels round beyond that is not
+emulated; the vision encoder has an emulation of its own (nvlm_trt/emulation/vision.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from nvlm_trt.decoder.convert import convert_decoder
 from nvlm_trt.decoder.precision import Precision
+from nvlm_trt.emulation.rank import RankDecoder
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.reference.decoder import DecoderReference, Ids, Table
-from nvlm_trt.verify.sharded_model import RankDecoder
 
 
 def emulated_decoder(

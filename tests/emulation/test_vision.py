@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvlm_trt.emulation.vision import VisionArithmetic, weight_of
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.verify.cases import Limits, make_case
-from nvlm_trt.verify.emulate_vision import VisionArithmetic, weight_of
 from nvlm_trt.verify.golden import Floats, closeness
 from nvlm_trt.vision.quantize import calibrate_vision
 from nvlm_trt.vision.scales import linear_names, read_amax
