@@ -185,7 +185,7 @@ class GateFields(RecipeFields):
 class BuildRecipe(RecipeFields):
     """What to build. Lengths are in tokens, visual tokens included; batch sizes in requests.
 
-    `gpu` names the GPU model that the engines are for (a file of nvlm_trt/plan/hardware), so that what it cannot do is
+    `gpu` names the GPU model that the engines are for (a file of nvlm_trt/datasheets), so that what it cannot do is
     refused before anything is built; None asks nothing before the build. `exclude_layers` are layers of the decoder
     that stay bf16 where weights are quantised; of the cpu target only. `gpus_per_node` matters where ranks run on
     several nodes: TensorRT-LLM gives rank r GPU r modulo this (WorldConfig), and its own default is 8.

@@ -34,6 +34,7 @@ import torch
 
 from nvlm_trt.calibration.prompts import build_prompts
 from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, read_samples
+from nvlm_trt.datasheets.datasheet import Corrections, Datasheet, known_gpus, load_gpu
 from nvlm_trt.decoder.calibrate import CalibrationSettings, calibrate_decoder
 from nvlm_trt.decoder.precision import decoder_precision
 from nvlm_trt.errors import NvlmTrtError, UserError
@@ -45,7 +46,6 @@ from nvlm_trt.model.synthetic import like_72b, tiny_spec, write_synthetic
 from nvlm_trt.model.tensors import PROJECTOR_PREFIX, VISION_PREFIX, decoder_layer
 from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.plan.flops import layer_elements, vision_flops_per_tile
-from nvlm_trt.plan.gpus import Corrections, Gpu, known_gpus, load_gpu
 from nvlm_trt.vision.export import export_vision
 
 PARTS = ("vision", "products", "calibration")
@@ -74,7 +74,7 @@ class Run:
     """
 
     device: torch.device
-    gpu: Gpu | None
+    gpu: Datasheet | None
     seconds: float = 0.3
     calls: int = 20
     cold: int = 1 << 29
@@ -287,7 +287,7 @@ def calibration_rows(run: Run, checkpoint: Checkpoint, work: Path, count: int) -
         }
 
 
-def corrections(parts: dict[str, list[Row]], config: NvlmConfig, gpu: Gpu, label: str) -> Corrections:
+def corrections(parts: dict[str, list[Row]], config: NvlmConfig, gpu: Datasheet, label: str) -> Corrections:
     """Shares for `nvlm-trt plan`: of torch, onnxruntime and cuBLAS in bf16, not of an engine, and their sources say so.
 
     Args:

@@ -12,13 +12,13 @@ from nvlm_trt.bench.report import read_report
 from nvlm_trt.cli.conversation import read_history
 from nvlm_trt.client.batch_ids import BatchIds
 from nvlm_trt.client.batch_input import BatchInput
+from nvlm_trt.datasheets.datasheet import load_gpu
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.adapters.folder import read_json, read_jsonl
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.model.config import load_config
 from nvlm_trt.parsed import json_value, yaml_value
 from nvlm_trt.pipeline.manifest import load_manifest
-from nvlm_trt.plan.gpus import load_gpu
 from nvlm_trt.recipe import load_recipe
 
 DEEP = "[" * 100_000

@@ -37,11 +37,11 @@ def plan(
     Needs no GPU and no weights. Times are rooflines of datasheet figures: bounds, not promises.
     """
     from nvlm_trt.cli.output import print_json
+    from nvlm_trt.datasheets.datasheet import known_gpus, load_gpu
     from nvlm_trt.plan import facts, sheet
     from nvlm_trt.plan.choices import cheaper, cheapest, choices, remedies
     from nvlm_trt.plan.costs import build_costs
     from nvlm_trt.plan.deployment import Assumptions, Deployment
-    from nvlm_trt.plan.gpus import known_gpus, load_gpu
     from nvlm_trt.plan.verdict import judge
     from nvlm_trt.plan.workload import Workload
 
@@ -105,8 +105,8 @@ def _recipe(name: str | None) -> BuildRecipe:
 
 
 def _gpu_name(given: str | None, recipe: BuildRecipe) -> str:
+    from nvlm_trt.datasheets.datasheet import known_gpus
     from nvlm_trt.errors import UserError
-    from nvlm_trt.plan.gpus import known_gpus
 
     name = given or recipe.gpu
     if name is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from nvlm_trt.datasheets.datasheet import known_gpus, load_gpu
 from nvlm_trt.decoder.trtllm_build_command import PAGED_CONTEXT_FIELDS, pages_context
 from nvlm_trt.plan.deployment import Deployment
-from nvlm_trt.plan.gpus import known_gpus, load_gpu
 from nvlm_trt.plan.verdict import Verdict, judge
 from nvlm_trt.plan.workload import Workload
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvlm_trt.datasheets.datasheet import Datasheet
 from nvlm_trt.decoder.precision import Precision
 from nvlm_trt.decoder.trtllm_build_command import max_num_tokens
 from nvlm_trt.decoder.trtllm_build_command import refusals as build_refusals
@@ -13,7 +14,6 @@ from nvlm_trt.decoder.trtllm_layout import Rank
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.model.config import DecoderConfig, NvlmConfig
 from nvlm_trt.pipeline.sources import Sources
-from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.shapes import planned_shapes
 from nvlm_trt.plan.sizes import prompt_table_bytes
 from nvlm_trt.recipe import BuildRecipe
@@ -43,11 +43,11 @@ class Deployment:
     """
 
     sources: Sources
-    gpu: Gpu
+    gpu: Datasheet
     assumptions: Assumptions = Assumptions()
 
     @classmethod
-    def of(cls, recipe: BuildRecipe, checkpoint: Path | None, gpu: Gpu, assumptions: Assumptions) -> Deployment:
+    def of(cls, recipe: BuildRecipe, checkpoint: Path | None, gpu: Datasheet, assumptions: Assumptions) -> Deployment:
         """The deployment of a recipe; of a checkpoint directory only config.json is read, None is the release.
 
         Raises:

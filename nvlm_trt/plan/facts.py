@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nvlm_trt.datasheets.datasheet import Datasheet
 from nvlm_trt.plan.costs import BuildCosts
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.flops import attention_flops, prefill_flops, vision_flops_per_tile
-from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.memory import GpuMemory
 from nvlm_trt.plan.roofline import Bound
 from nvlm_trt.plan.sizes import tile_tensor_bytes
@@ -77,7 +77,7 @@ def model_facts(deployment: Deployment) -> dict[str, object]:
     }
 
 
-def gpu_facts(gpu: Gpu) -> dict[str, object]:
+def gpu_facts(gpu: Datasheet) -> dict[str, object]:
     """The GPU model's figures and their sources."""
     return {
         "name": gpu.name,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nvlm_trt.datasheets.datasheet import ShareCorrection
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.flops import decode_flops, layer_elements, prefill_flops, vision_flops_per_tile
-from nvlm_trt.plan.gpus import ShareCorrection
 from nvlm_trt.plan.sizes import kv_bytes_per_token, rank_weights, vision_engine_bytes
 
 ALL_REDUCES_PER_LAYER = 2

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from nvlm_trt.datasheets.datasheet import Datasheet
 from nvlm_trt.pipeline.preflight import in_words
 from nvlm_trt.plan.costs import BuildCosts
 from nvlm_trt.plan.deployment import Deployment
 from nvlm_trt.plan.facts import METHOD
 from nvlm_trt.plan.flops import prefill_flops, vision_flops_per_tile
-from nvlm_trt.plan.gpus import Gpu
 from nvlm_trt.plan.roofline import Bound
 from nvlm_trt.plan.sizes import tile_tensor_bytes
 from nvlm_trt.plan.verdict import Capacity, Verdict
@@ -222,7 +222,7 @@ def cost_table(costs: BuildCosts) -> Table:
     return Table("build", ("stage", "disk", "host memory", "time at best"), tuple(rows), notes)
 
 
-def gpu_table(gpus: Sequence[Gpu]) -> Table:
+def gpu_table(gpus: Sequence[Datasheet]) -> Table:
     """GPU models side by side."""
     rows = []
     for gpu in gpus:
@@ -241,7 +241,7 @@ def gpu_table(gpus: Sequence[Gpu]) -> Table:
             )
         )
     header = ("name", "SM", "GB", "GB/s", "bf16 TFLOP/s", "fp8 TFLOP/s", "int8 TOP/s", "link GB/s", "")
-    return Table("GPU models", header, tuple(rows), ("dense peaks; sources in nvlm_trt/plan/hardware",))
+    return Table("GPU models", header, tuple(rows), ("dense peaks; sources in nvlm_trt/datasheets",))
 
 
 def _bound(bound: Bound) -> tuple[str, str]:

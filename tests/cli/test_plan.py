@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nvlm_trt.plan.gpus import known_gpus, load_gpu
+from nvlm_trt.datasheets.datasheet import known_gpus, load_gpu
 
 Run = Callable[..., Any]
 RECIPES = Path(__file__).parents[2] / "build" / "recipes"

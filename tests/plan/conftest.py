@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from nvlm_trt.datasheets.datasheet import load_gpu
 from nvlm_trt.plan.deployment import Assumptions, Deployment
-from nvlm_trt.plan.gpus import load_gpu
 from nvlm_trt.plan.workload import Workload
 from nvlm_trt.recipe import parse_recipe
 

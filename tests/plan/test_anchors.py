@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nvlm_trt.datasheets.datasheet import load_gpu
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.tensors import vision_tensors
 from nvlm_trt.plan.deployment import Deployment
@@ -22,7 +23,6 @@ from nvlm_trt.plan.flops import (
     projector_flops_per_tile,
     vision_flops_per_tile,
 )
-from nvlm_trt.plan.gpus import load_gpu
 from nvlm_trt.plan.memory import GpuMemory, kv_tokens
 from nvlm_trt.plan.roofline import Roofline
 from nvlm_trt.plan.sizes import (

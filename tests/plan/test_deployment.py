@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from nvlm_trt.datasheets.datasheet import load_gpu
 from nvlm_trt.errors import RecipeError
 from nvlm_trt.plan.deployment import Assumptions, Deployment
-from nvlm_trt.plan.gpus import load_gpu
 from nvlm_trt.plan.memory import gpu_memory
 from nvlm_trt.recipe import parse_recipe
 

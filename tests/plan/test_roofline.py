@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvlm_trt.datasheets.datasheet import Corrections
 from nvlm_trt.plan.deployment import Deployment
-from nvlm_trt.plan.gpus import Corrections
 from nvlm_trt.plan.roofline import Bound, Roofline
 
 Deploy = Callable[..., Deployment]

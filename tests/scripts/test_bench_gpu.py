@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
+from nvlm_trt.datasheets.datasheet import Datasheet, load_gpu
 from nvlm_trt.errors import UserError
 from nvlm_trt.model.config import NvlmConfig
 from nvlm_trt.model.synthetic import like_72b
 from nvlm_trt.plan.flops import layer_elements
-from nvlm_trt.plan.gpus import Gpu, load_gpu
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,11 @@ def test_products_are_those_of_plain_numbers(bench: ModuleType, precision: str) 
 
 
 @pytest.fixture
-def gpu() -> Gpu:
+def gpu() -> Datasheet:
     return load_gpu("h100-sxm")
 
 
-def measured(bench: ModuleType, config: NvlmConfig, gpu: Gpu) -> dict[str, list[dict[str, Any]]]:
+def measured(bench: ModuleType, config: NvlmConfig, gpu: Datasheet) -> dict[str, list[dict[str, Any]]]:
     """A GPU that reaches half of its peak with 512 rows and a quarter of its bandwidth with one."""
     products = []
     for matrix, (outputs, inputs) in bench.shapes_of(config, 1).items():
@@ -134,7 +134,7 @@ def measured(bench: ModuleType, config: NvlmConfig, gpu: Gpu) -> dict[str, list[
     return {"vision": [*vision, {"precision": "bf16", "not_run": "a reason"}], "products": products}
 
 
-def test_corrections_are_shares_that_a_plan_takes_with_where_they_come_from(bench: ModuleType, gpu: Gpu) -> None:
+def test_corrections_are_shares_that_a_plan_takes_with_where_they_come_from(bench: ModuleType, gpu: Datasheet) -> None:
     config = like_72b(1).config
     found = bench.corrections(measured(bench, config, gpu), config, gpu, "H100, one day").applied()
     assert {name: each.value for name, each in found.items()} == {
@@ -146,7 +146,7 @@ def test_corrections_are_shares_that_a_plan_takes_with_where_they_come_from(benc
     assert "matrix products of a decoder layer alone" in found["prefill_share_of_peak"].source
 
 
-def test_without_measurements_there_are_no_corrections(bench: ModuleType, gpu: Gpu) -> None:
+def test_without_measurements_there_are_no_corrections(bench: ModuleType, gpu: Datasheet) -> None:
     config = like_72b(1).config
     assert bench.corrections({}, config, gpu, "x").applied() == {}
     failed = {"vision": [{"precision": "bf16", "not_run": "a reason"}], "products": []}
@@ -154,7 +154,7 @@ def test_without_measurements_there_are_no_corrections(bench: ModuleType, gpu: G
 
 
 def test_the_page_holds_corrections_as_the_file_of_a_gpu_model_takes_them(
-    bench: ModuleType, gpu: Gpu, tmp_path: Path
+    bench: ModuleType, gpu: Datasheet, tmp_path: Path
 ) -> None:
     config = like_72b(1).config
     parts = measured(bench, config, gpu)

@@ -161,7 +161,7 @@ def _refuse_gpu(sources: Sources) -> None:
     Raises:
         RecipeError: with every reason.
     """
-    from nvlm_trt.plan.gpus import load_gpu
+    from nvlm_trt.datasheets.datasheet import load_gpu
 
     if sources.recipe.gpu is None:
         return

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nvlm_trt.datasheets.datasheet import COMPUTE_DTYPES, known_gpus, load_gpu
 from nvlm_trt.errors import UserError
-from nvlm_trt.plan.gpus import COMPUTE_DTYPES, known_gpus, load_gpu
 from nvlm_trt.recipe import BuildRecipe
 
 NEEDED = {

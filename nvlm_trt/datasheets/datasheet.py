@@ -1,4 +1,4 @@
-"""GPU models as data: one YAML file each in `hardware/`, every figure with its source.
+"""GPU models as data: one YAML file each beside this module, every figure with its source.
 
 Peaks are dense (no sparsity), memory is decimal as sold. `corrections` turn a roofline into an estimate: each is a
 factor with the measurement it comes from. The files shipped here have none, so their plans are pure rooflines.
@@ -106,7 +106,7 @@ class Sources(_Data):
     interconnect: Text
 
 
-class Gpu(_Data):
+class Datasheet(_Data):
     """One GPU model.
 
     Attributes:
@@ -166,7 +166,7 @@ def known_gpus() -> tuple[str, ...]:
     return tuple(sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml")))
 
 
-def load_gpu(name: str) -> Gpu:
+def load_gpu(name: str) -> Datasheet:
     """The GPU model of that name, or of the YAML file at that path.
 
     Raises:
@@ -188,10 +188,10 @@ def load_gpu(name: str) -> Gpu:
 
 
 def _folder() -> Traversable:
-    return files("nvlm_trt.plan") / "hardware"
+    return files("nvlm_trt.datasheets")
 
 
-def _parse(source: Path | Traversable, name: str) -> Gpu:
+def _parse(source: Path | Traversable, name: str) -> Datasheet:
     try:
         raw = yaml_value(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -199,7 +199,7 @@ def _parse(source: Path | Traversable, name: str) -> Gpu:
     if not isinstance(raw, dict):
         raise UserError("a GPU model is a mapping of figures", seen=f"{source}: {type(raw).__name__}")
     try:
-        return Gpu.model_validate({"name": name, **raw})
+        return Datasheet.model_validate({"name": name, **raw})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise UserError(f"GPU model {name}: {faults}", fix="see nvlm_trt/plan/hardware/h100-sxm.yaml") from None
+        raise UserError(f"GPU model {name}: {faults}", fix="see nvlm_trt/datasheets/h100-sxm.yaml") from None

@@ -1,0 +1,1 @@
+"""What NVIDIA says of GPU models, as data."""
