@@ -14,10 +14,10 @@ from nvlm_trt.engine_files import RECIPE, engine_recipe
 from nvlm_trt.errors import UserError
 from nvlm_trt.eval.answer import Answerer, EngineAnswerer, ServerAnswerer
 from nvlm_trt.eval.run import run_eval
-from nvlm_trt.eval.subject import computed_with
 from nvlm_trt.eval.tasks import read_tasks
 from nvlm_trt.pipeline.digest import DigestCache, combined, digest_json
 from nvlm_trt.pipeline.fingerprint import identify
+from nvlm_trt.subjects import computed_with
 
 CONCURRENCY: Final = 8
 """Questions asked at a time of whoever can answer several."""

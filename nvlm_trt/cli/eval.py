@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from nvlm_trt.eval.adapters.datasets import Published
     from nvlm_trt.eval.answer import AnswerOptions
     from nvlm_trt.eval.records import Record
-    from nvlm_trt.eval.subject import Subject
     from nvlm_trt.eval.summary import Score, Summary
     from nvlm_trt.eval.tasks import Sample
+    from nvlm_trt.subjects import Subject
 
 Tags = Literal["kept", "removed", "shuffled"]
 
@@ -108,7 +108,7 @@ def _subject(
 ) -> AbstractContextManager[Subject]:
     """Who is asked: checked at once, opened when it is entered."""
     from nvlm_trt.errors import UserError
-    from nvlm_trt.eval.subject import engine_subject, server_subject, torch_subject
+    from nvlm_trt.subjects import engine_subject, server_subject, torch_subject
 
     if (engine_dir is None) == (url is None):
         raise UserError(

@@ -88,7 +88,7 @@ def test_answers_of_other_code_are_not_taken_over(
     reference: ReferenceSubject, task: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for digest, asked in (("this", 4), ("this", 0), ("other", 4)):
-        monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _, digest=digest: digest)
+        monkeypatch.setattr("nvlm_trt.subjects._code", lambda _, digest=digest: digest)
         answerer = Answerer()
         put(reference, task, answerer, monkeypatch)
         assert len(answerer.asked) == asked

@@ -90,7 +90,7 @@ def test_ablations_are_asked_anew_beside_the_answers_that_are_there(nvlm_trt, sm
 def test_answers_of_other_code_are_not_taken_over(nvlm_trt, small_engine, task, tmp_path, monkeypatch):
     words = ("eval", small_engine, "--task", task, "--limit", "1", "--output", tmp_path / "out")
     for digest in ("this", "this", "other"):
-        monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _, digest=digest: digest)
+        monkeypatch.setattr("nvlm_trt.subjects._code", lambda _, digest=digest: digest)
         assert nvlm_trt(*words).code == 0
     assert len(records(tmp_path / "out")) == 2
 

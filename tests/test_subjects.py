@@ -14,8 +14,8 @@ from nvlm_trt.emulation.vision import VisionArithmetic
 from nvlm_trt.errors import CheckpointError, EngineError, RequestError, UserError
 from nvlm_trt.eval.answer import AnswerOptions
 from nvlm_trt.eval.reference import ReferenceAnswerer
-from nvlm_trt.eval.subject import engine_subject, server_subject, torch_subject
 from nvlm_trt.model.checkpoint import Checkpoint
+from nvlm_trt.subjects import engine_subject, server_subject, torch_subject
 from nvlm_trt.vision.scales import linear_names
 
 MakeEngine = Callable[..., Path]
@@ -94,9 +94,9 @@ def test_other_code_or_other_tools_are_another_subject(engine, checkpoint, monke
 
     before = identity()
     assert identity() == before
-    monkeypatch.setattr("nvlm_trt.eval.subject._code", lambda _: "other code")
+    monkeypatch.setattr("nvlm_trt.subjects._code", lambda _: "other code")
     other = identity()
-    monkeypatch.setattr("nvlm_trt.eval.subject.tool_versions", lambda _: {"torch": "99"})
+    monkeypatch.setattr("nvlm_trt.subjects.tool_versions", lambda _: {"torch": "99"})
     assert len({before, other, identity()}) == 3
 
 
