@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from nvlm_trt.pipeline.finding import Finding
+    from nvlm_trt.doctor.finding import Finding
 
 
 def doctor(
@@ -25,9 +25,9 @@ def doctor(
     from dataclasses import asdict
 
     from nvlm_trt.cli.output import print_json, print_table
+    from nvlm_trt.doctor.diagnosis import findings, hindrances, usable
+    from nvlm_trt.doctor.finding import EVERYTHING
     from nvlm_trt.errors import UserError
-    from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
-    from nvlm_trt.pipeline.finding import EVERYTHING
 
     for option, directory in (("--checkpoint", checkpoint), ("--engine", engine)):
         if directory is not None and not directory.is_dir():

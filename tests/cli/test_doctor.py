@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from nvlm_trt.doctor import diagnosis
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.seen import Seen
-from nvlm_trt.pipeline import diagnosis
 from nvlm_trt.pipeline.manifest import Manifest, StageRecord
 from nvlm_trt.recipe import load_recipe
 from nvlm_trt.serving.package import write_repository

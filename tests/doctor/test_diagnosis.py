@@ -10,16 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from nvlm_trt.doctor import diagnosis, diagnosis_gpu
+from nvlm_trt.doctor.diagnosis import findings, hindrances, usable
+from nvlm_trt.doctor.diagnosis_gpu import gpu_findings
+from nvlm_trt.doctor.finding import EVERYTHING
 from nvlm_trt.environment.gpus import Gpu, GpuReport
 from nvlm_trt.environment.processor import Processor
 from nvlm_trt.environment.seen import Seen
 from nvlm_trt.errors import EngineError
 from nvlm_trt.host.environment import ImageTriton
 from nvlm_trt.model import resize_kernel
-from nvlm_trt.pipeline import diagnosis, diagnosis_gpu
-from nvlm_trt.pipeline.diagnosis import findings, hindrances, usable
-from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
-from nvlm_trt.pipeline.finding import EVERYTHING
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 90, "GPU-1")
 IMAGE = Seen("10.14.1.48", "1.2.1", "26.04", GpuReport((H100,) * 2, "580.65.06", "13.0"))

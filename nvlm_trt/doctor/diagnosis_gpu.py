@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Final
 
+from nvlm_trt.doctor.finding import GPU, Finding, Goal
 from nvlm_trt.environment.capability import remark
 from nvlm_trt.environment.gpus import GpuReport
 from nvlm_trt.environment.seen import Seen
@@ -19,7 +20,6 @@ from nvlm_trt.environment.versions import (
     check_versions,
 )
 from nvlm_trt.errors import EngineError
-from nvlm_trt.pipeline.finding import GPU, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words
 
 BUILDER: Final = "trtllm-build"

@@ -13,12 +13,12 @@ from typing import Final
 
 import psutil
 
+from nvlm_trt.doctor.diagnosis_gpu import gpu_findings
+from nvlm_trt.doctor.finding import BUILD, CPU, EVERYTHING, GPU, SERVE, Finding, Goal
 from nvlm_trt.environment.memory import memory
 from nvlm_trt.environment.processor import processor
 from nvlm_trt.environment.seen import installed, look
 from nvlm_trt.errors import CheckpointError, UserError, installing
-from nvlm_trt.pipeline.diagnosis_gpu import gpu_findings
-from nvlm_trt.pipeline.finding import BUILD, CPU, EVERYTHING, GPU, SERVE, Finding, Goal
 from nvlm_trt.pipeline.preflight import in_words, nearest
 
 LEAST_MEMORY_BYTES = 2 << 30
