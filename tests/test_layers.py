@@ -16,6 +16,7 @@ ROOT: Final = Path(nvlm_trt.__file__).parent
 
 LAYERS: Final = (
     "errors",
+    "error_codes",
     "logs",
     "guarded",
     "loopback",
@@ -28,11 +29,11 @@ LAYERS: Final = (
     "triton_streams",
     "jsonl",
     "growing_file",
-    "recipe",
-    "engine_files",
     "datasheets",
     "environment",
     "model",
+    "recipe",
+    "engine_files",
     "calibration",
     "miniature",
     "decoder",
