@@ -85,7 +85,10 @@ def test_figures_and_the_deep_probe_are_not_for_the_public(proxy: Proxy) -> None
 
 @needs_nginx
 def test_grpc_passes_both_ways_at_once_for_clients_with_a_certificate(tmp_path: Path) -> None:
-    def echo(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+    headers: set[str] = set()
+
+    def echo(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        headers.update(name for name, _ in context.invocation_metadata())
         yield from requests
 
     handlers = {"ModelStreamInfer": grpc.stream_stream_rpc_method_handler(echo)}
@@ -103,8 +106,11 @@ def test_grpc_passes_both_ways_at_once_for_clients_with_a_certificate(tmp_path: 
                     yield word
 
             with proxy.channel() as channel:
-                answers = channel.stream_stream(f"{CALL}ModelStreamInfer")(requests(), timeout=30)
+                sent = (("triton_grpc_error", "true"), ("x-other", "1"))
+                answers = channel.stream_stream(f"{CALL}ModelStreamInfer")(requests(), timeout=30, metadata=sent)
                 assert next(answers) == b"first", "while the client still has something to say"
+                assert "x-other" in headers
+                assert "triton_grpc_error" not in headers, "tritonserver can die of what it asks for"
                 more.release()
                 assert len(next(answers)) == 2_000_000
                 with pytest.raises(grpc.RpcError) as refused:
