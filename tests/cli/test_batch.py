@@ -143,14 +143,11 @@ class Held:
 
 
 def started(source: Path, output: Path, url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "nvlm_trt.cli.main", "batch", str(source), str(output), "--url", url]
-
-    def heed_interrupts() -> None:  # what a shell starts in the background ignores them, and so would the child
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    # A shell starts what is in the background with interrupts ignored, and so would be what is started from there. A
+    # preexec_fn would have Python fork, and what forks while gRPC's threads run may abort.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "nvlm_trt.cli.main", "batch"]
+    command += [str(source), str(output), "--url", url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def stopped_by(kind: signal.Signals, source: Path, output: Path, *, after: int, hangs: bool = False) -> tuple[int, str]:

@@ -39,7 +39,7 @@ def test_options_of_serve_exist():
 
 
 def test_messages_are_those_of_the_code():
-    sources = "".join(path.read_text() for path in (ROOT / "nvlm_trt" / "serving" / "host").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "nvlm_trt" / "host").glob("*.py"))
     for message in re.findall(r"^\| `([^`]+)` \|", PAGE.partition("When it does not start")[2], re.MULTILINE):
         if "(" not in message:
             text = message.replace("ensemble", "{name}")
