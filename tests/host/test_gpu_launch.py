@@ -121,6 +121,7 @@ def test_what_the_gateway_lets_through_is_within_the_server_s_limit(image, gpu_e
     asked = 2 * recipes
     complete(gpu_engine)
     seen = []
+    monkeypatch.setattr("nvlm_trt.host.server.require_launcher", lambda options: seen.append(options))
     TritonServer(gpu_engine, gateway=GatewaySettings(Limits(max_body=asked)), installation=image)
     TritonServer(gpu_engine, with_gateway=False, installation=image)
     assert [options.max_body_bytes for options in seen] == [asked + ADDED_ROOM, recipes]
