@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nvlm_trt.calibration.samples import Sample
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.config import NvlmConfig
-from nvlm_trt.model.image import read_image
+from nvlm_trt.model.image import DEFAULT_LIMITS, ImageLimits, read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -48,11 +48,13 @@ class CalibrationPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How images are cut into tiles; see nvlm_trt.model.tiling."""
+    """How images are read and cut into tiles; see nvlm_trt.model.image and nvlm_trt.model.tiling."""
 
     max_tiles: int
     tile_size: int
     use_thumbnail: bool
+    limits: ImageLimits
+    exif_orientation: bool
 
     def tiles(self, image: Path) -> npt.NDArray[np.uint8]:
         """The tiles of an image file: uint8 [n, s, s, 3], thumbnail last.
@@ -62,7 +64,7 @@ class Cut:
         """
         try:
             return tile_image(
-                read_image(image.read_bytes()),
+                read_image(image.read_bytes(), self.limits, exif_orientation=self.exif_orientation),
                 max_tiles=self.max_tiles,
                 tile_size=self.tile_size,
                 use_thumbnail=self.use_thumbnail,
@@ -87,7 +89,14 @@ class PromptTiles:
 
 
 def build_prompts(
-    samples: Sequence[Sample], tokenizer: NvlmTokenizer, config: NvlmConfig, *, max_tokens: int, max_tiles: int
+    samples: Sequence[Sample],
+    tokenizer: NvlmTokenizer,
+    config: NvlmConfig,
+    *,
+    max_tokens: int,
+    max_tiles: int,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    exif_orientation: bool = True,
 ) -> list[CalibrationPrompt]:
     """Tokenise samples as requests are: the released template, dynamic tiling, tile tags.
 
@@ -99,11 +108,13 @@ def build_prompts(
         config: The checkpoint's configuration.
         max_tokens: Tokens of a prompt at most; longer ones are cut at the end.
         max_tiles: Tiles of an image's grid at most.
+        limits: What an image may be at most.
+        exif_orientation: Turn images upright as their EXIF says.
 
     Raises:
-        ImageRejected: an image cannot be read; the message names the line.
+        ImageRejected: an image cannot be read, or is beyond the limits; the message names the line.
     """
-    cut = Cut(max_tiles, config.tile_size, config.use_thumbnail)
+    cut = Cut(max_tiles, config.tile_size, config.use_thumbnail, limits, exif_orientation)
     return [_prompt(sample, tokenizer, config, cut, max_tokens) for sample in samples]
 
 

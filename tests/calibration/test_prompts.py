@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from nvlm_trt.calibration.prompts import PromptTiles, build_prompts
 from nvlm_trt.calibration.samples import SHIPPED_SAMPLES, Sample, read_samples
 from nvlm_trt.errors import ImageRejected
 from nvlm_trt.model.config import NvlmConfig, load_config
-from nvlm_trt.model.image import read_image
+from nvlm_trt.model.image import ImageLimits, read_image
 from nvlm_trt.model.prompt import build_prompt
 from nvlm_trt.model.tiling import tile_image
 from nvlm_trt.model.tokenizer import NvlmTokenizer
@@ -101,6 +102,25 @@ def test_a_picture_that_cannot_be_read_names_the_line(
     for name, complaint in (("broken.png", "not an image"), ("absent.png", "cannot be read")):
         with pytest.raises(ImageRejected, match=f"samples.jsonl line 7: .*{complaint}"):
             build_prompts([sample("a", None, tmp_path / name)], tokenizer, config, max_tokens=64, max_tiles=1)
+
+
+def test_pictures_are_read_as_a_server_of_the_recipe_reads_them(
+    config: NvlmConfig, tokenizer: NvlmTokenizer, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = tmp_path / "turned.jpg"
+    Image.open(COFFEE).resize((400, 100)).save(picture, exif=exif)
+
+    def tiles(**asked: Any) -> int:
+        (prompt,) = build_prompts(
+            [sample("a", None, picture)], tokenizer, config, max_tokens=4096, max_tiles=6, **asked
+        )
+        return hash(prompt.tiles().tobytes())
+
+    assert tiles() == tiles(exif_orientation=True) != tiles(exif_orientation=False)
+    with pytest.raises(ImageRejected, match="too many pixels"):
+        tiles(limits=ImageLimits(max_pixels=39_999))
 
 
 def test_the_shipped_set_has_prompts_of_many_lengths(config: NvlmConfig, tokenizer: NvlmTokenizer) -> None:

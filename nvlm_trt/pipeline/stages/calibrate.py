@@ -145,7 +145,8 @@ def _parts(recipe: BuildRecipe) -> dict[str, object]:
         for image in sample.images:
             digest.update(sha256(image.read_bytes()).digest())
     settings = recipe.calibration.model_dump(mode="json", exclude={"samples"})
-    return {"calibration": settings, "samples": digest.hexdigest(), "max_tiles": recipe.max_tiles}
+    images = recipe.model_dump(mode="json", include={"max_tiles", "image_limits", "exif_orientation"})
+    return {"calibration": settings, "samples": digest.hexdigest(), **images}
 
 
 def _prompts(sources: Sources) -> Sequence[CalibrationPrompt]:
@@ -164,4 +165,6 @@ def _prompts(sources: Sources) -> Sequence[CalibrationPrompt]:
         sources.checkpoint.config,
         max_tokens=recipe.calibration.max_tokens,
         max_tiles=recipe.max_tiles,
+        limits=recipe.image_limits.limits(),
+        exif_orientation=recipe.exif_orientation,
     )
