@@ -17,6 +17,7 @@ import PIL.Image
 from tritonclient.grpc import InferInput
 
 from nvlm_trt.errors import ImageRejected, RequestError
+from nvlm_trt.model.image import TURNS
 from nvlm_trt.parsed import is_whole
 from nvlm_trt.serving.fields import MAX_FP32, NVLM_FIELDS, Field
 
@@ -26,9 +27,6 @@ Image = str | os.PathLike[str] | bytes | PIL.Image.Image
 """An image: the path of a file, a file's bytes, or a PIL image (sent as PNG)."""
 
 Turn = tuple[str, str]
-
-TURNS: Final = range(2, 9)
-"""Orientations of EXIF that are not upright."""
 
 _INTEGERS: Final[dict[str, type[np.integer[Any]]]] = {"INT32": np.int32, "UINT64": np.uint64}
 
