@@ -13,7 +13,9 @@ import skimage.data
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
+from nvlm_trt.model.tokenizer import NvlmTokenizer
 
 # How long an example takes says nothing on a shared machine.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,6 +54,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
     write_synthetic(out, tiny_spec(tile_size=112, decoder_layers=3))
     return out
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_checkpoint: Path) -> Checkpoint:
+    """The tiny checkpoint."""
+    return Checkpoint.open(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_checkpoint: Path) -> NvlmTokenizer:
+    """Its tokenizer."""
+    return NvlmTokenizer.load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Fixtures for verification: a checkpoint and its tokenizer; narrow decoders, and what calibration sees in them."""
+"""Fixtures for verification: narrow decoders, and what calibration sees in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from nvlm_trt.model.checkpoint import Checkpoint
 from nvlm_trt.model.synthetic import tiny_spec, write_synthetic
-from nvlm_trt.model.tokenizer import NvlmTokenizer
 from nvlm_trt.verify.sharded import Prompt
 
 from .trtllm_writer import Observed
@@ -19,16 +18,6 @@ from .trtllm_writer import Observed
 VOCAB, HIDDEN = 203, 512
 
 Narrow = Callable[[int, int, int], Checkpoint]
-
-
-@pytest.fixture(scope="session")
-def opened(tiny_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(tiny_checkpoint)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tiny_checkpoint: Path) -> NvlmTokenizer:
-    return NvlmTokenizer.load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
